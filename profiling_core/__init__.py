@@ -1,0 +1,1 @@
+"""Plan and run feature caching for video diffusion transformers."""
