@@ -1,0 +1,304 @@
+"""The Wan2.1 diffusion transformer, with the parameter names of the official checkpoints.
+
+Under bf16 autocast the large linears and attention run in bf16; the residual stream, every norm,
+the modulation, the time embedding and the head stay in fp32. Shapes: B samples, L tokens
+(padded), D width, T text rows.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import attention
+from .rope import apply_rope, rotation
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """A region that computes in the types it is given; the meta device knows no autocast."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer in fp32, also when its weights were loaded as bf16; autocast must be off."""
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
+    """Cosines, then sines, of timesteps (B,) at dim / 2 frequencies; fp32 (B, dim)."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
+    angles = torch.outer(timesteps.double(), 10000.0**-exponents)
+    return torch.cat((angles.cos(), angles.sin()), dim=1).float()
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) over the whole width, rounded to x's type, then times the weight."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        full = x.float()
+        scale = torch.rsqrt(full.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (full * scale).to(x.dtype) * self.weight
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in fp32, returned in x's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Attention of all tokens to the first key_lens[b] tokens of their clip, with rope."""
+
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps) if qk_norm else nn.Identity()
+        self.norm_k = RMSNorm(dim, eps) if qk_norm else nn.Identity()
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))  # (B, L, heads, head_dim)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], key_lens: tuple[int, ...] | None
+    ) -> Tensor:
+        q = apply_rope(self.split_heads(self.norm_q(self.q(x))), *rope)
+        k = apply_rope(self.split_heads(self.norm_k(self.k(x))), *rope)
+        v = self.split_heads(self.v(x))
+        return self.o(attention(q, k, v, key_lens).flatten(2))
+
+
+class CrossAttention(SelfAttention):
+    """Attention of the tokens to all text rows, zero-padded ones included; no rope, no mask."""
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q = self.split_heads(self.norm_q(self.q(x)))
+        k = self.split_heads(self.norm_k(self.k(context)))
+        v = self.split_heads(self.v(context))
+        return self.o(attention(q, k, v).flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention and FFN, both modulated and gated by the timestep; cross-attention between."""
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        qk_norm: bool,
+        cross_attn_norm: bool,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(dim, num_heads, qk_norm, eps)
+        # the checkpoints call the norm before cross-attention norm3, the one before the FFN norm2
+        self.norm3 = LayerNorm(dim, eps) if cross_attn_norm else nn.Identity()
+        self.cross_attn = CrossAttention(dim, num_heads, qk_norm, eps)
+        self.norm2 = LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self,
+        x: Tensor,
+        e: Tensor,
+        context: Tensor,
+        rope: tuple[Tensor, Tensor],
+        key_lens: tuple[int, ...] | None,
+    ) -> Tensor:
+        """x (B, L, D); e (B, 6, D) fp32; context (B, T, D). Returns the updated x, fp32."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + e).chunk(6, dim=1)
+        x = x + self.self_attn(self.norm1(x) * (1 + scale1) + shift1, rope, key_lens) * gate1
+        x = x + self.cross_attn(self.norm3(x), context)
+        return x + self.ffn(self.norm2(x) * (1 + scale2) + shift2) * gate2
+
+
+class Head(nn.Module):
+    """Modulated norm and the linear back to patches, in fp32 throughout."""
+
+    def __init__(self, dim: int, patch_values: int, eps: float) -> None:
+        super().__init__()
+        self.norm = LayerNorm(dim, eps, elementwise_affine=False)
+        self.head = nn.Linear(dim, patch_values)
+        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """x (B, L, D), e (B, D) fp32. Returns fp32 (B, L, patch_values)."""
+        with no_autocast(x.device):
+            shift, scale = (self.modulation.float() + e[:, None]).chunk(2, dim=1)
+            return linear_fp32(self.head, self.norm(x) * (1 + scale) + shift)
+
+
+class WanModel(nn.Module):
+    """Velocity of noisy video latents, given the timestep and encoded text."""
+
+    def __init__(
+        self,
+        model_type: str = "t2v",
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        text_len: int = 512,
+        in_dim: int = 16,
+        dim: int = 2048,
+        ffn_dim: int = 8192,
+        freq_dim: int = 256,
+        text_dim: int = 4096,
+        out_dim: int = 16,
+        num_heads: int = 16,
+        num_layers: int = 32,
+        qk_norm: bool = True,
+        cross_attn_norm: bool = True,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if model_type != "t2v":
+            raise ValueError(f"model_type {model_type!r} is not supported yet; expected 't2v'")
+        if dim % num_heads or (dim // num_heads) % 2:
+            raise ValueError(f"dim {dim} does not split into {num_heads} heads of even width")
+        self.model_type, self.patch_size, self.text_len = model_type, tuple(patch_size), text_len
+        self.dim, self.num_heads, self.freq_dim = dim, num_heads, freq_dim
+        self.in_dim, self.out_dim, self.text_dim = in_dim, out_dim, text_dim
+
+        self.patch_embedding = nn.Conv3d(in_dim, dim, self.patch_size, self.patch_size)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(
+            Block(dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps) for _ in range(num_layers)
+        )
+        patch_values = out_dim * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
+        self.head = Head(dim, patch_values, eps)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Start of a training: Xavier linears, small embeddings, and a head that predicts zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        for embedding in (self.text_embedding, self.time_embedding):
+            nn.init.normal_(embedding[0].weight, std=0.02)
+            nn.init.normal_(embedding[2].weight, std=0.02)
+        nn.init.zeros_(self.head.head.weight)
+
+    def forward(
+        self,
+        x: list[Tensor],
+        t: Tensor,
+        context: list[Tensor],
+        seq_len: int,
+        clip_fea: Tensor | None = None,
+        y: list[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Predict the flow of every clip.
+
+        x: latents (C, F, H, W), one per sample; t: (B,) timesteps, int64 or float; context: text
+        embeddings (rows, text_dim), zero-padded here to text_len rows, all of them attended;
+        seq_len: tokens per sample after padding; y: channels joined to x, for image conditions.
+        Returns fp32 (out_dim, F, H, W) per sample. ValueError if a clip has more tokens than
+        seq_len, sizes that do not split into patches, or image features in a text-only model.
+        """
+        if clip_fea is not None:
+            raise ValueError("clip_fea was given, but this text-to-video model has no image branch")
+        if y is not None:
+            x = [torch.cat((latent, extra)) for latent, extra in zip(x, y, strict=True)]
+        x, grids = self.embed_patches(x, seq_len)  # (B, L, D)
+        e, e0 = self.embed_time(t)
+        kwargs = {
+            "e": e0,
+            "context": self.embed_text(context),
+            "rope": self.rope(grids, seq_len, x.device),
+            "key_lens": self.key_lens(grids, seq_len),
+        }
+        for block in self.blocks:
+            x = block(x, **kwargs)
+        return self.unpatchify(self.head(x, e), grids)
+
+    def embed_patches(
+        self, latents: list[Tensor], seq_len: int
+    ) -> tuple[Tensor, list[tuple[int, int, int]]]:
+        """Tokens (B, seq_len, D), zero rows after each clip's own, and the (f, h, w) grids."""
+        grids = [self.grid_of(latent, seq_len) for latent in latents]
+        # equal strides and kernel: a linear over patches, many times faster than a bf16 Conv3d
+        weight, bias = self.patch_embedding.weight.flatten(1), self.patch_embedding.bias
+        if len(set(grids)) == 1:
+            tokens = F.linear(self.patchify(torch.stack(latents)), weight, bias)  # (B, n, D)
+            return F.pad(tokens, (0, 0, 0, seq_len - tokens.shape[1])), grids
+        rows = [F.linear(self.patchify(latent[None]), weight, bias) for latent in latents]
+        return torch.cat([F.pad(r, (0, 0, 0, seq_len - r.shape[1])) for r in rows]), grids
+
+    def grid_of(self, latent: Tensor, seq_len: int) -> tuple[int, int, int]:
+        sizes = tuple(latent.shape[1:])
+        if any(size % patch for size, patch in zip(sizes, self.patch_size, strict=True)):
+            raise ValueError(f"latent of {sizes} does not split into patches of {self.patch_size}")
+        grid = tuple(size // patch for size, patch in zip(sizes, self.patch_size, strict=True))
+        if grid[0] * grid[1] * grid[2] > seq_len:
+            raise ValueError(f"a clip has {grid[0] * grid[1] * grid[2]} tokens, seq_len {seq_len}")
+        return grid
+
+    def patchify(self, latents: Tensor) -> Tensor:
+        """(B, C, F, H, W) to (B, f * h * w, C * pt * ph * pw), columns fastest among tokens."""
+        for axis, patch in zip((2, 4, 6), self.patch_size, strict=True):
+            latents = latents.unflatten(axis, (-1, patch))  # (B, C, f, pt, h, ph, w, pw)
+        return latents.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+
+    def unpatchify(self, x: Tensor, grids: list[tuple[int, int, int]]) -> list[Tensor]:
+        """(B, L, pt * ph * pw * C) to one (C, F, H, W) per sample; padding rows are dropped."""
+        clips = []
+        for rows, grid in zip(x, grids, strict=True):
+            rows = rows[: grid[0] * grid[1] * grid[2]].view(*grid, *self.patch_size, self.out_dim)
+            clip = rows.permute(6, 0, 3, 1, 4, 2, 5)  # (C, f, pt, h, ph, w, pw)
+            clips.append(clip.flatten(5, 6).flatten(3, 4).flatten(1, 2))
+        return clips
+
+    def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """e (B, D) for the head and e0 (B, 6, D) for the blocks, both fp32."""
+        with no_autocast(t.device):
+            first, last = self.time_embedding[0], self.time_embedding[2]
+            e = linear_fp32(last, F.silu(linear_fp32(first, sinusoid(t, self.freq_dim))))
+            return e, linear_fp32(self.time_projection[1], F.silu(e)).unflatten(1, (6, self.dim))
+
+    def embed_text(self, context: list[Tensor]) -> Tensor:
+        """(B, text_len, D); rows past a prompt's end are zero before the layers, not after."""
+        if max(rows.shape[0] for rows in context) > self.text_len:
+            raise ValueError(f"a prompt has more rows than text_len {self.text_len}")
+        padded = [F.pad(rows, (0, 0, 0, self.text_len - rows.shape[0])) for rows in context]
+        return self.text_embedding(torch.stack(padded).to(self.text_embedding[0].weight.dtype))
+
+    def rope(
+        self, grids: list[tuple[int, int, int]], seq_len: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Rotation factors (B or 1, L, 1, head_dim / 2), fp32; one row serves equal grids."""
+        head_dim = self.dim // self.num_heads
+        per_grid = {g: rotation(g, head_dim, seq_len, device) for g in set(grids)}
+        order = grids if len(per_grid) > 1 else grids[:1]
+        cos, sin = (torch.stack([per_grid[g][i] for g in order]) for i in (0, 1))
+        return cos, sin
+
+    def key_lens(self, grids: list[tuple[int, int, int]], seq_len: int) -> tuple[int, ...] | None:
+        """Tokens per clip where some clip is padded; None when there is nothing to hide."""
+        lens = tuple(f * h * w for f, h, w in grids)
+        return None if min(lens) == seq_len else lens
