@@ -1,0 +1,86 @@
+"""A plan on another grid of noise levels: another step count, shift or solver."""
+
+from __future__ import annotations
+
+from math import isclose
+
+from profiling_core.cost import expected_cost
+from profiling_core.plan import CachePlan, PlanError, Site
+
+
+def carry_over(
+    plan: CachePlan, sigmas: tuple[float, ...], *, solver: str, shift: float
+) -> CachePlan:
+    """The plan whose compute steps are those of `sigmas` nearest to the planned noise levels.
+
+    Steps are matched by sigma, never by index: a plan that computes at sigma 0.83 computes at the
+    level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
+    computed once; step 0 and every level outside the planned range are computed. Fitted weights
+    belong to their own levels and are refused on a grid where the steps do not match one to one.
+    `notes` of the result say what the user should know.
+    """
+    if len(sigmas) == plan.steps and all(
+        isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in zip(sigmas, plan.sigmas, strict=True)
+    ):
+        return plan
+    nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
+    one_to_one = nearest == list(range(len(sigmas)))
+    outside = _outside(plan.sigmas, sigmas)
+    sites = tuple(_carry_site(plan, site, nearest, one_to_one, outside) for site in plan.sites)
+    changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
+    wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
+    notes = [f"plan {plan.name!r} was made for {changed}; carried over by sigma to {wanted}"]
+    if outside and not one_to_one:
+        notes.append(
+            f"{len(outside)} noise levels lie outside the planned range {plan.sigmas[-1]:.4f} to "
+            f"{plan.sigmas[0]:.4f} and are computed"
+        )
+    fields = {
+        "format": plan.format,
+        "name": plan.name,
+        "model": plan.model,
+        "steps": len(sigmas),
+        "sigmas": sigmas,
+        "solver": solver,
+        "shift": float(shift),
+        "storage": plan.storage,
+        "storage_place": plan.storage_place,
+        "sites": sites,
+        "provenance": plan.provenance,
+        "notes": (*plan.notes, *notes),
+    }
+    try:
+        carried = CachePlan.model_validate(fields)
+    except ValueError as error:
+        raise PlanError(f"plan {plan.name!r} cannot be carried to {wanted}: {error}") from None
+    return carried.model_copy(update={"expected": expected_cost(carried)})
+
+
+def _nearest(sigma: float, sigmas: tuple[float, ...]) -> int:
+    return min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - sigma))
+
+
+def _outside(planned: tuple[float, ...], sigmas: tuple[float, ...]) -> set[int]:
+    """Steps beyond the planned range by more than half a planned step at that end."""
+    if len(planned) == 1:
+        return {step for step in range(len(sigmas)) if step != _nearest(planned[0], sigmas)}
+    high = planned[0] + max(planned[0] - planned[1], 1e-3) / 2
+    low = planned[-1] - (planned[-2] - planned[-1]) / 2
+    return {step for step, sigma in enumerate(sigmas) if not low <= sigma <= high}
+
+
+def _carry_site(
+    plan: CachePlan, site: Site, nearest: list[int], one_to_one: bool, outside: set[int]
+) -> Site:
+    if site.skip == "weights" and not one_to_one:
+        raise PlanError(
+            f"plan {plan.name!r} has weights fitted to its own {plan.steps} noise levels; on other "
+            "levels take a plan that forecasts 'hold' or 'linear', or search one for this grid"
+        )
+    if one_to_one:
+        return site
+    steps = {
+        branch: tuple(sorted({0, *outside, *(nearest[step] for step in computed)}))
+        for branch, computed in site.compute_steps.items()
+    }
+    return site.model_copy(update={"compute_steps": steps})

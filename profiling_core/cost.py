@@ -1,0 +1,217 @@
+"""What a plan costs and holds, known before the run: block runs, FLOPs, anchors, bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from profiling_core.plan import CachePlan, Expected, IntervalSite, Site
+
+PREDICTION_ITEMSIZE = 4  # predictions are fp32 in every tree
+
+
+@dataclass(frozen=True)
+class HeldAnchors:
+    """Anchors alive at the same time, at the worst moment of a run."""
+
+    deltas: int  # each tokens x width elements
+    predictions: int  # each as large as the latent
+
+    def formula(self, width: int) -> str:
+        return f"{self.deltas} x tokens x {width} + {self.predictions} x latent"
+
+
+def block_runs(plan: CachePlan) -> int:
+    """Blocks that run in one clip, over all steps and branches."""
+    return sum(_runs_per_list(plan).values())
+
+
+def block_runs_full(plan: CachePlan) -> int:
+    """The same without a cache."""
+    return plan.steps * len(plan.branches) * sum(plan.model.block_lists.values())
+
+
+def speedup_flops(plan: CachePlan) -> float:
+    """Block FLOPs of a full run over block FLOPs of the plan: the ideal speed-up of the blocks."""
+    cost = plan.model.cost_of
+    full = sum(cost(name) * length for name, length in plan.model.block_lists.items())
+    spent = sum(cost(name) * runs for name, runs in _runs_per_list(plan).items())
+    return plan.steps * len(plan.branches) * full / spent
+
+
+def block_share(plan: CachePlan, step: int, branch: str) -> float:
+    """Share of one model call's block FLOPs that is computed at this step, 0 to 1."""
+    full = spent = 0.0
+    prediction = plan.prediction
+    called = prediction is None or step in plan.computes(prediction, branch)
+    for name, length in plan.model.block_lists.items():
+        skipped = sum(
+            site.blocks
+            for site in plan.interval_sites
+            if site.block_list == name and step not in plan.computes(site, branch)
+        )
+        full += plan.model.cost_of(name) * length
+        spent += plan.model.cost_of(name) * (length - skipped if called else 0)
+    return spent / full
+
+
+def held_anchors(plan: CachePlan) -> HeldAnchors:
+    """The largest number of anchors alive at once; an anchor dies with the last step it serves."""
+    calls = plan.steps * len(plan.branches)
+    deltas, predictions = [0] * (calls + 1), [0] * (calls + 1)
+    for site in plan.sites:
+        for order, branch in enumerate(plan.branches):
+            for born, dies in anchor_lifetimes(plan, site, branch).items():
+                alive = predictions if site.kind == "prediction" else deltas
+                weight = len(site.intervals) if isinstance(site, IntervalSite) else 1
+                alive[born * len(plan.branches) + order] += weight
+                alive[dies * len(plan.branches) + order + 1] -= weight
+    # the worst moment is judged by deltas first: one is thousands of times larger than a prediction
+    now_deltas = now_predictions = 0
+    best = HeldAnchors(0, 0)
+    for call in range(calls):
+        now_deltas += deltas[call]
+        now_predictions += predictions[call]
+        if (now_deltas, now_predictions) > (best.deltas, best.predictions):
+            best = HeldAnchors(now_deltas, now_predictions)
+    return best
+
+
+def anchor_lifetimes(plan: CachePlan, site: Site, branch: str) -> dict[int, int]:
+    """For every compute step that is stored: the last step that reuses it."""
+    last_use: dict[int, int] = {}
+    for step, forecast in sorted(plan.forecasts(site, branch).items()):
+        for anchor, _ in forecast:
+            last_use[anchor] = step
+    return last_use
+
+
+def bytes_held(plan: CachePlan, *, tokens: int, stream_itemsize: int, latent_numel: int) -> int:
+    """Bytes of anchors at the worst moment; tokens and latent_numel are those of one process."""
+    held = held_anchors(plan)
+    itemsize = 2 if plan.storage == "bfloat16" else stream_itemsize
+    deltas = held.deltas * tokens * plan.model.width * itemsize
+    prediction_itemsize = 2 if plan.storage == "bfloat16" else PREDICTION_ITEMSIZE
+    return deltas + held.predictions * latent_numel * prediction_itemsize
+
+
+def expected_cost(plan: CachePlan, predicted_error: float | None = None) -> Expected:
+    """The figures that a plan file carries in 'expected'."""
+    return Expected(
+        block_runs=block_runs(plan),
+        block_runs_full=block_runs_full(plan),
+        speedup_flops=round(speedup_flops(plan), 4),
+        anchors=held_anchors(plan).formula(plan.model.width),
+        predicted_error=predicted_error,
+    )
+
+
+def summary_lines(
+    plan: CachePlan,
+    *,
+    tokens: int | None = None,
+    stream_itemsize: int = 4,
+    latent_numel: int | None = None,
+) -> list[str]:
+    """What the plan computes, costs and holds, in a few lines for a log."""
+    runs, full = block_runs(plan), block_runs_full(plan)
+    lines = [
+        f"plan {plan.name!r} for {plan.model.name}: {plan.provenance.source}",
+        f"computes {runs} of {full} block runs ({100 * runs / full:.1f} %), "
+        f"ideal speed-up of the blocks {speedup_flops(plan):.2f}x",
+        *(f"  {line}" for line in site_lines(plan)),
+    ]
+    if tokens is not None and latent_numel is not None:
+        held = bytes_held(
+            plan, tokens=tokens, stream_itemsize=stream_itemsize, latent_numel=latent_numel
+        )
+        lines.append(
+            f"holds at most {format_bytes(held)} of anchors in {plan.storage_place} memory "
+            f"({held_anchors(plan).formula(plan.model.width)})"
+        )
+    else:
+        lines.append(f"holds at most {held_anchors(plan).formula(plan.model.width)} elements")
+    return lines
+
+
+def site_lines(plan: CachePlan) -> list[str]:
+    """One line per site: what is reused, how often it is computed, how the rest is met."""
+    lines = []
+    for site in plan.sites:
+        counts = [str(len(plan.computes(site, branch))) for branch in plan.branches]
+        computed = counts[0] if len(set(counts)) == 1 else "/".join(counts)
+        if isinstance(site, IntervalSite):
+            runs = " ".join(_run(a, b) for a, b in site.intervals)
+            what = f"{site.block_list} {runs} ({site.blocks} blocks)"
+        else:
+            what = "the whole prediction"
+        lines.append(
+            f"{what}: computed at {computed} of {plan.steps} steps, others {_SKIP[site.skip]}"
+        )
+    return lines or ["every step computes everything"]
+
+
+_SKIP = {
+    "hold": "reuse the last one",
+    "linear": "forecast linearly in sigma",
+    "weights": "forecast with the plan's weights",
+    "jump": "stepped over by the solver",
+}
+
+
+def picture(plan: CachePlan) -> list[str]:
+    """A step-by-site picture: '#' computed and kept, '+' computed, '.' reused, '>' jumped."""
+    rows: list[tuple[str, str]] = []
+    for site in plan.sites:
+        marks = {branch: _marks(plan, site, branch) for branch in plan.branches}
+        alike = len(set(marks.values())) == 1
+        for element in _element_names(site):
+            if alike:
+                rows.append((element, marks[plan.branches[0]]))
+            else:
+                rows += [(f"{element} {branch}", marks[branch]) for branch in plan.branches]
+    margin = max((len(name) for name, _ in rows), default=0)
+    tens = "".join(f"{step:<10}" for step in range(0, plan.steps, 10))[: plan.steps]
+    key = "# computed and kept   + computed   . reused   > stepped over by the solver"
+    return [f"{'step':<{margin}}  {tens}", *(f"{n:<{margin}}  {m}" for n, m in rows), "", key]
+
+
+def _marks(plan: CachePlan, site: Site, branch: str) -> str:
+    computed = plan.computes(site, branch)
+    kept = anchor_lifetimes(plan, site, branch)
+    skipped = ">" if site.skip == "jump" else "."
+    return "".join(
+        "#" if step in kept else "+" if step in computed else skipped for step in range(plan.steps)
+    )
+
+
+def _element_names(site: Site) -> list[str]:
+    if not isinstance(site, IntervalSite):
+        return ["prediction"]
+    return [f"{site.block_list} {_run(a, b)}" for a, b in site.intervals]
+
+
+def _run(first: int, last: int) -> str:
+    return f"{first}-{last}" if first != last else f"{first}"
+
+
+def format_bytes(count: int) -> str:
+    """Bytes with a binary unit, three significant digits."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def _runs_per_list(plan: CachePlan) -> dict[str, int]:
+    runs = dict.fromkeys(plan.model.block_lists, 0)
+    for branch in plan.branches:
+        prediction = plan.prediction
+        calls = plan.computes(prediction, branch) if prediction else range(plan.steps)
+        for name, length in plan.model.block_lists.items():
+            runs[name] += length * len(calls)
+        for site in plan.interval_sites:
+            reused = len(plan.forecasts(site, branch))
+            runs[site.block_list] -= site.blocks * reused
+    return runs

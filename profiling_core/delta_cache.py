@@ -1,0 +1,324 @@
+"""DeltaCache: runs a plan on a model from outside; attach, begin, follow, detach.
+
+Two seams, both a change of class that is undone by `detach`:
+
+- the model: calling it goes through the cache first, so that a reuse step of the prediction does
+  not run it at all (no hooks, no all-gather, no offload transfer);
+- the block list: the same registered ModuleList, but iterating over it *while a call of the model
+  is under way* gives one callable per block, of which those of a reused interval pass on what the
+  first of them forecast. At any other time, and for indices, `len` and `+`, it is the plain list.
+
+On a compute step that a later reuse needs, the first block of an interval remembers its input and
+the last stores output minus input (equation 9); on a reuse step the first adds the weighted deltas
+of the plan's anchors to its input, out of place (equations 13 and 14 for a weight of 1).
+Whether a step computes follows from the plan and the told position alone: no norm, no host read,
+no collective, the same on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from profiling_core.anchors import forecast_prediction, keep, tensors_of
+from profiling_core.block_walk import (
+    CACHE,
+    WALK,
+    BlockWalk,
+    Schedule,
+    Store,
+    attached_class,
+    walked_class,
+)
+from profiling_core.cost import block_runs_full, block_share, format_bytes
+from profiling_core.follow import Follower
+from profiling_core.plan import CachePlan, IntervalSite, PlanError
+
+# names of the same block lists in other code bases
+_ALIASES = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
+
+
+@dataclass
+class Report:
+    """What really happened in the last run: counted, not planned."""
+
+    block_runs: int = 0
+    block_runs_full: int = 0
+    model_calls: int = 0
+    reused_calls: int = 0  # model calls answered without running the model
+    reused_intervals: int = 0
+    peak_bytes: int = 0
+    bytes_held: int = 0
+
+    def lines(self) -> list[str]:
+        """For the log after the run."""
+        share = 100 * self.block_runs / max(1, self.block_runs_full)
+        return [
+            f"ran {self.block_runs} of {self.block_runs_full} blocks ({share:.1f} %), "
+            f"reused {self.reused_intervals} interval deltas and {self.reused_calls} predictions",
+            f"anchors: at most {format_bytes(self.peak_bytes)}, "
+            f"now {format_bytes(self.bytes_held)}",
+        ]
+
+
+class DeltaCache:
+    """Runs `plan` on a model.
+
+        cache = DeltaCache(plan).attach(model)
+        for step, t in enumerate(timesteps):
+            cache.begin(step, "cond")
+            ...model(...)...
+        cache.detach()
+
+    `lists` maps block list names of the plan to attribute paths of the model where they differ.
+    Raises PlanError (a ValueError) when plan and model do not fit.
+    """
+
+    def __init__(self, plan: CachePlan, *, lists: dict[str, str] | None = None) -> None:
+        self.plan = plan
+        self.report = Report()
+        self._lists = dict(lists or {})
+        self._model: nn.Module | None = None
+        self._walks: list[BlockWalk] = []
+        self._prediction: Store | None = None
+        self._position: tuple[int, str] | None = None
+        self._last_step = -1
+        self._follower: Follower | None = None
+
+    # -- attach and detach
+
+    def attach(self, model: nn.Module) -> DeltaCache:
+        """Put the cache in front of `model`; after FSDP, compile or offload wrapping."""
+        if self._model is not None or CACHE in model.__dict__:
+            raise ValueError("a cache is attached already: detach it first")
+        inner = _unwrapped(model)
+        found = {name: self._block_list(inner, name) for name in self.plan.model.block_lists}
+        lengths = {name: len(found[name]) for name in found if found[name] is not None}
+        self.plan.check_model(lengths, _hidden_width(inner))
+        self._build_stores(found)
+        self._model = model
+        model.__dict__[CACHE] = self
+        model.__class__ = attached_class(type(model))
+        for walk in self._walks:
+            walk.blocks.__dict__[WALK] = walk
+            walk.blocks.__class__ = walked_class(type(walk.blocks))
+        self.clear()
+        self.report = Report(block_runs_full=block_runs_full(self.plan))
+        return self
+
+    def detach(self) -> None:
+        """Free every anchor and give model and lists their own classes back."""
+        self.clear()
+        if self._follower is not None:
+            self._follower.restore()
+            self._follower = None
+        for walk in self._walks:
+            walk.blocks.__dict__.pop(WALK, None)
+            _give_class_back(walk.blocks, walked_class)
+        self._walks = []
+        if self._model is not None:
+            self._model.__dict__.pop(CACHE, None)
+            _give_class_back(self._model, attached_class)
+            self._model = None
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[DeltaCache]:
+        """`attach` for a with block; detached at its end, exceptions included."""
+        self.attach(model)
+        try:
+            yield self
+        finally:
+            self.detach()
+
+    def clear(self) -> None:
+        """Free every anchor and forget the position: the next call starts a new video."""
+        for store in self._stores():
+            store.anchors.clear()
+        for walk in self._walks:
+            walk.inputs = None
+        self._position = None
+        self._last_step = -1
+        self.report.bytes_held = 0
+        if self._follower is not None:
+            self._follower.forget()
+
+    # -- position
+
+    def begin(self, step: int, branch: str = "cond") -> None:
+        """Say which step (0-based, of the plan's grid) and branch the next model call belongs to.
+
+        Steps past the planned count compute everything. A step below the last one starts a new
+        video. ValueError for a negative step, an unknown branch, or a step that the plan jumps.
+        """
+        if step < 0:
+            raise ValueError(f"step {step} is negative: steps count from 0")
+        if branch not in self.plan.branches:
+            known = ", ".join(self.plan.branches)
+            raise ValueError(f"plan {self.plan.name!r} has no branch {branch!r}: it has {known}")
+        if step < self._last_step:
+            self.clear()
+        if self.plan.jumps and step < self.plan.steps and step not in self.plan.solver_steps:
+            raise ValueError(
+                f"plan {self.plan.name!r} jumps over step {step}: give the solver only the noise "
+                "levels of plan.solver_steps"
+            )
+        self._position = (step, branch)
+        self._last_step = step
+
+    def follow(self, owner: Any = None, call: str | None = None, **options: Any) -> DeltaCache:
+        """Derive step and branch from the model calls of a loop that is not ours; see Follower.
+
+        `owner.call` (a pipeline's `generate`, say) is wrapped so that a run starts clean and frees
+        everything at its end, exceptions included.
+        """
+        if self.plan.jumps:
+            raise PlanError(
+                f"plan {self.plan.name!r} lets the solver jump, but this loop's solver visits all "
+                "of its own noise levels: take a plan that holds or forecasts ('linear')"
+            )
+        if self._follower is not None:
+            raise ValueError("this cache follows a loop already: detach it first")
+        self._follower = Follower(self.plan, self.clear, owner, call, **options)
+        return self
+
+    def is_compute(self, step: int, branch: str = "cond") -> bool:
+        """Do all blocks run at this step?"""
+        return step >= self.plan.steps or block_share(self.plan, step, branch) == 1.0
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of all anchors alive now."""
+        return sum(a.nbytes for store in self._stores() for a in store.anchors.values())
+
+    # -- the model's call
+
+    def call(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer one call of the model, `run` being its own call."""
+        try:
+            if self._follower is not None:
+                self.begin(*self._follower.position(args, kwargs))
+            if self._position is None:
+                raise ValueError(
+                    "the model was called without a position: call begin(step, branch) before "
+                    "every model call, or follow the loop"
+                )
+            step, branch = self._position
+            self._position = None
+            output = self._answer(run, args, kwargs, step, branch)
+        except BaseException:
+            self.clear()
+            raise
+        self._account(step, branch)
+        return output
+
+    def _answer(
+        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: str
+    ) -> Any:
+        store = self._prediction
+        if store is not None and step in store.schedules[branch].forecasts:
+            self.report.reused_calls += 1
+            return forecast_prediction(store.needed(branch, step))
+        output = self._run(run, args, kwargs, step, branch)
+        if store is not None and step in store.schedules[branch].last_use:
+            place = self.plan.storage_place
+            store.anchors[branch, step] = keep(
+                output, (t.detach().clone() for t in tensors_of(output)), self.plan.storage, place
+            )
+        return output
+
+    def _run(
+        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: str
+    ) -> Any:
+        self.report.model_calls += 1
+        for walk in self._walks:
+            walk.start(step, branch)
+        try:
+            output = run(*args, **kwargs)
+        finally:
+            for walk in self._walks:
+                walk.position = None
+        for walk in self._walks:
+            walk.check_walked()
+        walked = {walk.name for walk in self._walks}
+        self.report.block_runs += sum(walk.runs for walk in self._walks)
+        self.report.reused_intervals += sum(walk.reused for walk in self._walks)
+        self.report.block_runs += sum(
+            length for name, length in self.plan.model.block_lists.items() if name not in walked
+        )
+        return output
+
+    def _account(self, step: int, branch: str) -> None:
+        self.report.peak_bytes = max(self.report.peak_bytes, self.bytes_held)
+        for store in self._stores():
+            store.drop_after(branch, step)
+        self.report.bytes_held = self.bytes_held
+
+    def _stores(self) -> Iterator[Store]:
+        if self._prediction is not None:
+            yield self._prediction
+        for walk in self._walks:
+            yield from walk.stores.values()
+
+    def _build_stores(self, found: dict[str, nn.ModuleList]) -> None:
+        self._walks = []
+        self._prediction = None
+        for site in self.plan.sites:
+            schedules = {b: Schedule.of(self.plan, site, b) for b in self.plan.branches}
+            if not isinstance(site, IntervalSite):
+                self._prediction = Store("prediction", schedules)
+                continue
+            walk = next((w for w in self._walks if w.name == site.block_list), None)
+            if walk is None:
+                walk = BlockWalk(site.block_list, found[site.block_list], self.plan)
+                self._walks.append(walk)
+            for first, last in site.intervals:
+                label = f"{site.block_list} {first}-{last}"
+                walk.stores[first, last] = Store(label, schedules)
+
+    def _block_list(self, inner: nn.Module, name: str) -> nn.ModuleList | None:
+        paths = [self._lists[name]] if name in self._lists else [name, _ALIASES.get(name, name)]
+        for path in paths:
+            found: Any = inner
+            for part in path.split("."):
+                found = getattr(found, part, None)
+            if found is not None:
+                if not isinstance(found, nn.ModuleList):
+                    raise PlanError(f"{path} of the model is no ModuleList: cannot walk its blocks")
+                return found
+        return None
+
+
+def _give_class_back(module: nn.Module, changed: Callable[[type], type]) -> None:
+    """Undo the class change; a class put on top of it since then is left alone and inert."""
+    plain = type(module).__mro__[1]
+    if type(module) is changed(plain):
+        module.__class__ = plain
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module under torch.compile, DDP and FSDP1 wrappers."""
+    while True:
+        children = model.__dict__.get("_modules", {})
+        names = ("_orig_mod", "_fsdp_wrapped_module")
+        if type(model).__name__ == "DistributedDataParallel":
+            names = ("module",)
+        inner = next((children[name] for name in names if name in children), None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def _hidden_width(model: nn.Module) -> int | None:
+    """The model's hidden width where it says it; None where it does not."""
+    for name in ("dim", "hidden_size", "inner_dim"):
+        width = getattr(model, name, None)
+        if isinstance(width, int):
+            return width
+    config = getattr(model, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    head_dim = getattr(config, "attention_head_dim", None)
+    return heads * head_dim if isinstance(heads, int) and isinstance(head_dim, int) else None

@@ -1,0 +1,146 @@
+"""Step and branch of the model calls of a loop that is not ours, without reading the device."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+from profiling_core.plan import CachePlan
+
+_STEP_COUNTS = ("sampling_steps", "num_inference_steps", "infer_steps")
+_TIMESTEPS = ("t", "timestep", "timesteps")
+
+
+class Follower:
+    """Recovers the position of each model call.
+
+    The step is the identity of the timestep tensor: loops make a new tensor object per step and
+    hand the same one to both guidance calls, while its *values* may repeat (integer timesteps do).
+    The branch is the order of the calls within a step. A strong reference to the last tensor is
+    kept, so that its identity cannot be taken by another.
+
+    A new video is recognised when the step count is reached, when the timestep of a CPU tensor runs
+    against the direction seen so far (device tensors are never read), or, safest, by wrapping
+    `owner.call`: then every run starts clean, its step count is compared with the plan's, a call
+    too many is an error, and everything is freed when it returns or raises.
+    """
+
+    def __init__(
+        self,
+        plan: CachePlan,
+        clear: Callable[[], None],
+        owner: Any = None,
+        call: str | None = None,
+        *,
+        timestep: int | str | None = None,
+    ) -> None:
+        if (owner is None) != (call is None):
+            raise ValueError("follow needs both the owner of the loop and the name of its call")
+        self.plan, self._clear, self._timestep = plan, clear, timestep
+        self._owner, self._call = owner, call
+        self.forget()
+        if owner is not None:
+            self._wrap(owner, call)
+
+    def forget(self) -> None:
+        """The next call starts a new video."""
+        self._last: torch.Tensor | None = None
+        self._step, self._order, self._direction = -1, 0, 0
+
+    def position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, str]:
+        """Step and branch of this call of the model."""
+        t = self._find_timestep(args, kwargs)
+        if t is self._last:
+            self._order += 1
+            if self._order >= len(self.plan.branches):
+                raise ValueError(
+                    f"{self._order + 1} model calls with one timestep, but plan "
+                    f"{self.plan.name!r} has {len(self.plan.branches)} branches"
+                )
+        else:
+            self._next_step(t)
+        return self._step, self.plan.branches[self._order]
+
+    def restore(self) -> None:
+        """Give the owner its own call back."""
+        if self._owner is None:
+            return
+        if self._had_own:
+            setattr(self._owner, self._call, self._original)
+        else:
+            delattr(self._owner, self._call)
+        self._owner = None
+
+    def _next_step(self, t: torch.Tensor) -> None:
+        step = self._step + 1
+        turned = self._turned(t)
+        if step >= self.plan.steps and self._owner is not None:
+            raise ValueError(
+                f"model call number {step + 1} with a new timestep, but plan {self.plan.name!r} "
+                f"has {self.plan.steps} steps; a loop that makes a new timestep tensor for every "
+                "call cannot be followed: call begin(step, branch) in it instead"
+            )
+        if step >= self.plan.steps or turned:
+            self._clear()  # a new video; this calls forget
+            step = 0
+        self._last, self._step, self._order = t, step, 0
+
+    def _turned(self, t: torch.Tensor) -> bool:
+        if self._last is None or t.device.type != "cpu":
+            return False
+        change = float(t.flatten()[0]) - float(self._last.flatten()[0])
+        if change == 0:
+            return False
+        direction = 1 if change > 0 else -1
+        if self._direction == 0:
+            self._direction = direction
+        return direction != self._direction
+
+    def _find_timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        if isinstance(self._timestep, int):
+            t = args[self._timestep] if len(args) > self._timestep else None
+        elif self._timestep is not None:
+            t = kwargs.get(self._timestep)
+        else:
+            named = (kwargs[name] for name in _TIMESTEPS if name in kwargs)
+            t = next(named, args[1] if len(args) > 1 else None)
+        if not isinstance(t, torch.Tensor):
+            raise ValueError(
+                f"follow found no timestep tensor in the model call (found {type(t).__name__}); "
+                "it looks for a keyword t, timestep or timesteps, then the second argument: "
+                "name another with follow(timestep=...)"
+            )
+        return t
+
+    def _wrap(self, owner: Any, call: str) -> None:
+        original = getattr(owner, call)
+        self._original, self._had_own = original, call in vars(owner)
+
+        @wraps(original)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._clear()
+            try:
+                self._check_steps(original, args, kwargs)
+                return original(*args, **kwargs)
+            finally:
+                self._clear()
+
+        setattr(owner, call, run)
+
+    def _check_steps(self, original: Callable, args: tuple, kwargs: dict) -> None:
+        try:
+            bound = inspect.signature(original).bind(*args, **kwargs)
+        except TypeError:  # the call itself will say what is wrong with its arguments
+            return
+        bound.apply_defaults()
+        for name in _STEP_COUNTS:
+            count = bound.arguments.get(name)
+            if isinstance(count, int) and count != self.plan.steps:
+                raise ValueError(
+                    f"{name} is {count}, plan {self.plan.name!r} is made for {self.plan.steps} "
+                    "steps: use as many, or carry the plan over with plan.at(sigmas, ...)"
+                )

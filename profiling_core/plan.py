@@ -1,0 +1,367 @@
+"""CachePlan: what is computed and what is reused, for every step, branch and site. No torch.
+
+A plan is data: JSON on disk, frozen models in memory. Loading checks everything that can be known
+without the model; the model itself is checked by `check_model` and again when a cache is attached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from profiling_core.plan_checks import check_combination, check_expected, check_grid, check_sites
+
+FORMAT = 1
+BRANCHES = ("cond", "uncond")
+LARGEST_FILE = 16 * 2**20  # bytes; a plan of 1,000 steps is below one megabyte
+MOST_STEPS = 10_000
+
+Branch = Literal["cond", "uncond"]
+Step = Annotated[int, Field(ge=0, lt=MOST_STEPS)]
+Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+Steps = tuple[Step, ...]
+Forecast = tuple[tuple[int, float], ...]  # (anchor step, weight), newest anchor first
+
+
+class PlanError(ValueError):
+    """A plan that cannot be used, with the place and the way out."""
+
+
+class Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelFingerprint(Checked):
+    """The model a plan is for; compared with the real one at attach."""
+
+    family: str  # "wan2.1", "hunyuan-video"
+    name: str  # "wan2.1-t2v-14B"
+    block_lists: dict[str, Annotated[int, Field(ge=1, le=10_000)]]
+    width: Annotated[int, Field(ge=1)]
+    # relative FLOPs of one block of a list; lists that are not named count 1
+    block_cost: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+
+    def cost_of(self, block_list: str) -> float:
+        return self.block_cost.get(block_list, 1.0)
+
+
+class Site(Checked):
+    """What prediction and intervals share: compute steps per branch, and how the others are met."""
+
+    compute_steps: dict[Branch, Steps]
+    weights: dict[Branch, dict[str, tuple[Weight, ...]]] | None = None
+
+    @model_validator(mode="after")
+    def _weights_belong_to_reuse_steps(self) -> Site:
+        if (self.weights is not None) != (self.skip == "weights"):
+            raise ValueError("'weights' go with skip 'weights', and only with it")
+        for branch, per_step in (self.weights or {}).items():
+            if branch not in self.compute_steps:
+                raise ValueError(f"weights for branch {branch!r} without its compute_steps")
+            for step, weights in per_step.items():
+                if not re.fullmatch(r"0|[1-9][0-9]{0,4}", step):
+                    raise ValueError(f"weights.{branch}: {step!r} is not a step number")
+                if not 1 <= len(weights) <= 3:
+                    raise ValueError(f"weights.{branch}.{step}: give 1 to 3, newest anchor first")
+        return self
+
+
+class PredictionSite(Site):
+    """The model's whole prediction: on a reuse step the model is not run at all."""
+
+    kind: Literal["prediction"]
+    skip: Literal["hold", "linear", "weights", "jump"]
+
+
+class IntervalSite(Site):
+    """Runs of consecutive blocks of one list, reused together; [first, last] are inclusive."""
+
+    kind: Literal["intervals"]
+    block_list: str
+    intervals: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...]
+    skip: Literal["hold", "linear", "weights"]
+
+    @model_validator(mode="after")
+    def _intervals_are_sorted(self) -> IntervalSite:
+        if not self.intervals:
+            raise ValueError("no intervals: leave the site out instead")
+        for first, last in self.intervals:
+            if last < first:
+                raise ValueError(f"interval [{first}, {last}] ends before it starts")
+        for (_, end), (start, _) in pairwise(self.intervals):
+            if start <= end:
+                raise ValueError(f"intervals must be sorted and apart: {start} follows {end}")
+        return self
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks in all intervals together."""
+        return sum(last - first + 1 for first, last in self.intervals)
+
+
+class Provenance(Checked):
+    """How the plan was made."""
+
+    made_by: str
+    source: str
+    profile_sha256: str | None = None
+    settings: dict[str, str | int | float | bool | None] = {}
+
+
+class Expected(Checked):
+    """What the plan costs, known before the run; recomputed and compared on load."""
+
+    block_runs: int
+    block_runs_full: int
+    speedup_flops: float
+    anchors: str
+    predicted_error: float | None = None
+
+
+class CachePlan(Checked):
+    """Sites, compute steps and forecast weights for one model and one grid of noise levels."""
+
+    format: Literal[1]
+    name: str
+    model: ModelFingerprint
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)]
+    sigmas: tuple[Sigma, ...]
+    solver: str
+    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    storage: Literal["stream", "bfloat16"] = "stream"
+    storage_place: Literal["device", "host"] = "device"
+    sites: tuple[Annotated[PredictionSite | IntervalSite, Field(discriminator="kind")], ...]
+    provenance: Provenance
+    expected: Expected | None = None
+    notes: Annotated[tuple[str, ...], Field(exclude=True)] = ()  # what a carry-over has to say
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CachePlan:
+        check_grid(self)
+        check_sites(self)
+        check_combination(self)
+        check_expected(self)
+        return self
+
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """The guidance branches this plan knows, in the order of the calls."""
+        named = self.sites[0].compute_steps if self.sites else BRANCHES
+        return tuple(branch for branch in BRANCHES if branch in named)
+
+    @property
+    def prediction(self) -> PredictionSite | None:
+        return next((site for site in self.sites if site.kind == "prediction"), None)
+
+    @property
+    def interval_sites(self) -> tuple[IntervalSite, ...]:
+        return tuple(site for site in self.sites if site.kind == "intervals")
+
+    @property
+    def jumps(self) -> bool:
+        """Does the solver itself step over the skipped noise levels?"""
+        return self.prediction is not None and self.prediction.skip == "jump"
+
+    @property
+    def solver_steps(self) -> tuple[int, ...]:
+        """The steps that the solver visits: all, or the computed ones of a plan that jumps."""
+        if self.prediction is not None and self.jumps:
+            return self.prediction.compute_steps[self.branches[0]]
+        return tuple(range(self.steps))
+
+    def computes(self, site: Site, branch: str) -> frozenset[int]:
+        """Steps at which `site` really runs: its own, where the prediction is computed."""
+        own = frozenset(site.compute_steps[branch])
+        prediction = self.prediction
+        if prediction is None or site is prediction:
+            return own
+        return own & frozenset(prediction.compute_steps[branch])
+
+    def forecasts(self, site: Site, branch: str) -> dict[int, Forecast]:
+        """For every reuse step of `site`: the anchors that are summed and their weights."""
+        if site.skip == "jump":
+            return {}
+        computed = self.computes(site, branch)
+        visited = self.computes(self.prediction, branch) if self.prediction else None
+        anchors: list[int] = []
+        found: dict[int, Forecast] = {}
+        for step in range(self.steps):
+            if step in computed:
+                anchors.append(step)
+            elif site is self.prediction or visited is None or step in visited:
+                found[step] = self._forecast(site, branch, step, anchors)
+        return found
+
+    def _forecast(self, site: Site, branch: str, step: int, anchors: list[int]) -> Forecast:
+        if site.skip == "weights":
+            weights = site.weights[branch][str(step)]
+            return tuple(zip(reversed(anchors[-len(weights) :]), weights, strict=True))
+        if site.skip == "hold" or len(anchors) == 1:
+            return ((anchors[-1], 1.0),)
+        older, newest = anchors[-2:]
+        slope = (self.sigmas[step] - self.sigmas[newest]) / (
+            self.sigmas[newest] - self.sigmas[older]
+        )
+        return ((newest, 1.0 + slope), (older, -slope))
+
+    def check_model(self, block_lists: dict[str, int], width: int | None = None) -> None:
+        """Refuse a model whose block counts or hidden width differ from the plan's."""
+        for name, planned in self.model.block_lists.items():
+            found = block_lists.get(name)
+            if found != planned:
+                has = "none" if found is None else found
+                raise PlanError(
+                    f"plan {self.name!r} for {self.model.name} has {planned} {name}, this model "
+                    f"{has}: take a plan that was made for this model"
+                )
+        if width is not None and width != self.model.width:
+            raise PlanError(
+                f"plan {self.name!r} for {self.model.name} has hidden width {self.model.width}, "
+                f"this model {width}: take a plan that was made for this model"
+            )
+
+    def at(self, sigmas: tuple[float, ...], *, solver: str, shift: float) -> CachePlan:
+        """This plan on another grid of noise levels; see `carry_over`."""
+        from profiling_core.carry_over import carry_over
+
+        return carry_over(self, tuple(float(s) for s in sigmas), solver=solver, shift=shift)
+
+    def summary_lines(self, **sizes: int) -> list[str]:
+        """What the plan computes, costs and holds; see `cost.summary_lines` for the sizes."""
+        from profiling_core.cost import summary_lines
+
+        return summary_lines(self, **sizes)
+
+    @classmethod
+    def build(cls, **fields: Any) -> CachePlan:
+        """A checked plan from Python values, its expected cost filled in."""
+        from profiling_core.cost import expected_cost
+
+        error = fields.pop("predicted_error", None)
+        plan = cls.from_dict({"format": FORMAT, **_plain(fields)})
+        expected = expected_cost(plan, predicted_error=error)
+        return plan.model_copy(update={"expected": expected})
+
+    @classmethod
+    def from_dict(cls, document: Any, source: str = "plan") -> CachePlan:
+        """A checked plan from decoded JSON; PlanError names the place of the first mistake."""
+        if not isinstance(document, dict):
+            raise PlanError(f"{source}: expected a JSON object, found {type(document).__name__}")
+        if document.get("format") != FORMAT or isinstance(document.get("format"), bool):
+            raise PlanError(
+                f"{source}: plan format {document.get('format')!r} is not known here; "
+                f"this version reads format {FORMAT}"
+            )
+        if "notes" in document:
+            raise PlanError(f"{source}: notes: unknown key")
+        try:
+            return cls.model_validate_json(json.dumps(document))
+        except ValidationError as error:
+            raise PlanError(f"{source}: {_first_mistake(error)}") from None
+
+    @classmethod
+    def loads(cls, text: str | bytes, source: str = "plan") -> CachePlan:
+        """A checked plan from JSON text."""
+        try:
+            document = json.loads(
+                text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant
+            )
+        except RecursionError:
+            raise PlanError(f"{source}: not a plan: nested too deeply") from None
+        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError and ours are ValueErrors
+            raise PlanError(f"{source}: not JSON: {error}") from None
+        return cls.from_dict(document, source)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CachePlan:
+        """Read and check a plan file; PlanError when it is missing, unreadable or wrong."""
+        path = Path(path)
+        try:
+            size = path.stat().st_size
+            if path.is_file() and size > LARGEST_FILE:
+                raise PlanError(f"plan file {path}: {size} bytes is too large for a plan")
+            text = path.read_bytes()
+        except OSError as error:
+            raise PlanError(f"plan file {path}: {error.strerror or error}") from None
+        return cls.loads(text, f"plan file {path}")
+
+    def dumps(self) -> str:
+        """JSON text: one key a line, number lists on one line, so that two plans diff well."""
+        document = self.model_dump(mode="json", exclude_none=True)
+        document["sites"] = [{"kind": site.pop("kind"), **site} for site in document["sites"]]
+        return _short_lists(json.dumps(document, indent=1, ensure_ascii=False)) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan atomically: a temporary file in the same folder, then a rename."""
+        path = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.dumps())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _plain(value: Any) -> Any:
+    """Python values as JSON would hold them (models, tuples and integer keys resolved)."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _short_lists(text: str) -> str:
+    """Lists of numbers, and lists of such lists, on one line each.
+
+    The patterns need a line break, which JSON strings never hold: texts stay as they are.
+    """
+    number = r"[\d.,eE+\s-]"
+    for pattern in (rf"\[\n{number}*\]", rf"\[\n(?:\s*\[{number}*\],?)+\s*\]"):
+        text = re.sub(pattern, lambda m: "[" + re.sub(r"\s+", " ", m[0][1:-1]).strip() + "]", text)
+    return text
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} twice")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number that a plan may hold")
+
+
+def _first_mistake(error: ValidationError) -> str:
+    mistakes = error.errors(include_url=False, include_input=True)
+    first = mistakes[0]
+    place = ""
+    for part in first["loc"]:
+        if part in ("prediction", "intervals") and place.endswith("]") and len(place) < 12:
+            continue  # the discriminator's tag is no key of the file
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif first["type"] == "missing":
+        message = "missing"
+    elif first["type"] not in ("value_error",):
+        message += f", found {str(first['input'])[:60]!r}"
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{place}: {message}{more}" if place else f"{message}{more}"
