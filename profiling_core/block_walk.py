@@ -163,9 +163,8 @@ class _Reuse:
 
 def _plain_reduce(module: nn.Module, plain: type, key: str, protocol: int) -> Any:
     """How copies and pickles see an attached object: as the plain one."""
-    function, args, state, *rest = plain.__reduce_ex__(module, protocol)
-    args = tuple(plain if argument is type(module) else argument for argument in args)
-    return (function, args, {k: v for k, v in state.items() if k != key}, *rest)
+    _, _, state, *rest = plain.__reduce_ex__(module, protocol)
+    return (object.__new__, (plain,), {k: v for k, v in state.items() if k != key}, *rest)
 
 
 @cache
