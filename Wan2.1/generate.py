@@ -1,0 +1,220 @@
+"""Wan2.1 text to video and text to image: the official command line, plus `--delta_cache`."""
+
+import argparse
+import os
+import random
+import sys
+from datetime import datetime
+from math import isfinite
+from pathlib import Path
+from typing import NoReturn
+
+from loguru import logger
+from wan.checkpoint import check_folder
+from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
+from wan.errors import InputError
+from wan.sigmas import SOLVERS, sigma_grid
+from wan.video import check_target, default_name, save_image, save_video
+
+from profiling_core.options import add_delta_cache_option, resolve_plan
+from profiling_core.plan import CachePlan, PlanError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without the usage text: an error is one line, as every other user error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def bool_text(text: str) -> bool:
+    """yes/true/t/y/1 or no/false/f/n/0 in any case."""
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All official options with their defaults; None means: decided per task."""
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--task", default="t2v-14B", choices=[*CONFIGS, *ABSENT_TASKS])
+    add("--size", choices=SIZES, help="width*height; default 1280*720, or the task's own")
+    add("--frame_num", type=int, help="4n+1; default 81, 1 for t2i, 33 for t2v-mini")
+    add("--ckpt_dir", help="checkpoint folder; t2v-mini has one bundled")
+    add("--offload_model", type=bool_text, help="parts not at work leave the GPU; default true")
+    add("--ulysses_size", type=int, default=1, help="only 1 so far")
+    add("--ring_size", type=int, default=1, help="only 1 so far")
+    add("--t5_fsdp", action="store_true", help="not available so far")
+    add("--t5_cpu", action="store_true", help="keep the text encoder on the CPU")
+    add("--dit_fsdp", action="store_true", help="not available so far")
+    add("--save_file", help="output path; default: a name made of task, size, prompt and time")
+    add("--src_video", help="for vace tasks")
+    add("--src_mask", help="for vace tasks")
+    add("--src_ref_images", help="for vace tasks")
+    add("--prompt", help="default: an example")
+    add("--use_prompt_extend", action="store_true", help="not available")
+    add("--prompt_extend_method", default="local_qwen", choices=["dashscope", "local_qwen"])
+    add("--prompt_extend_model")
+    add("--prompt_extend_target_lang", default="zh", choices=["zh", "en"])
+    add("--base_seed", type=int, default=-1, help="negative: one is drawn and logged")
+    add("--image", help="for i2v tasks")
+    add("--first_frame", help="for flf2v tasks")
+    add("--last_frame", help="for flf2v tasks")
+    add("--sample_solver", default="unipc", choices=SOLVERS)
+    add("--sample_steps", type=int, help="default 50")
+    add("--sample_shift", type=float, help="default 5.0")
+    add("--sample_guide_scale", type=float, help="default 5.0")
+    add_delta_cache_option(parser)
+    return parser
+
+
+def check_supported(args: argparse.Namespace) -> None:
+    """InputError for what the official command line can and this tree cannot do."""
+    if args.task in ABSENT_TASKS:
+        raise InputError(f"task {args.task} is not there yet: take one of {', '.join(CONFIGS)}")
+    if args.use_prompt_extend:
+        raise InputError(
+            "--use_prompt_extend is not available: write the longer text into --prompt yourself"
+        )
+    several = {
+        f"--ulysses_size {args.ulysses_size}": args.ulysses_size != 1,
+        f"--ring_size {args.ring_size}": args.ring_size != 1,
+        "--dit_fsdp": args.dit_fsdp,
+        "--t5_fsdp": args.t5_fsdp,
+        f"WORLD_SIZE {os.getenv('WORLD_SIZE')}": int(os.getenv("WORLD_SIZE") or 1) > 1,
+    }
+    for what, given in several.items():
+        if given:
+            raise InputError(
+                f"{what}: runs of several processes are not there yet, leave it out and start one"
+            )
+
+
+def fill_defaults(args: argparse.Namespace, config: WanConfig) -> None:
+    """Replace every absent value by the task's own."""
+    if args.size is None:
+        args.size = config.default_size
+        logger.info(f"size is not specified, {args.task} takes {args.size}")
+    if args.offload_model is None:
+        args.offload_model = True
+        logger.info("offload_model is not specified, set to True")
+    if args.prompt is None:
+        args.prompt = config.example_prompt
+        logger.info("prompt is not specified, taking an example")
+    if args.base_seed < 0:
+        args.base_seed = random.randint(0, sys.maxsize)
+        logger.info(f"drew base_seed {args.base_seed}")
+    for name in ("frame_num", "sample_steps", "sample_shift", "sample_guide_scale", "ckpt_dir"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(config, name))
+    if args.save_file is None:
+        args.save_file = default_name(
+            args.task,
+            args.size,
+            args.ulysses_size,
+            args.ring_size,
+            args.prompt,
+            still=config.still,
+            now=datetime.now(),
+        )
+
+
+def check_values(args: argparse.Namespace, config: WanConfig) -> None:
+    """InputError for values that cannot work; needs no weights."""
+    if args.size not in config.sizes:
+        raise InputError(
+            f"size {args.size} is not one of task {args.task}: take {', '.join(config.sizes)}"
+        )
+    if config.still and args.frame_num != 1:
+        raise InputError(f"frame_num {args.frame_num}: task {args.task} makes one image, take 1")
+    check_frame_num(args.frame_num, config.vae_stride[0])
+    if not args.prompt.strip():
+        raise InputError("the prompt is empty: say in --prompt what is to be seen")
+    if not isfinite(args.sample_guide_scale):
+        raise InputError(f"sample_guide_scale {args.sample_guide_scale} is not a finite number")
+    sigma_grid(args.sample_solver, args.sample_steps, args.sample_shift)
+    check_target(Path(args.save_file), still=config.still)
+    if args.ckpt_dir is None:
+        raise InputError(f"--ckpt_dir is missing: task {args.task} needs its checkpoint folder")
+    check_folder(Path(args.ckpt_dir), config)
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Check everything that needs no weights, then load, sample and save."""
+    check_supported(args)
+    config = CONFIGS[args.task]
+    fill_defaults(args, config)
+    check_values(args, config)
+    plan = resolve_plan(args.delta_cache, config.plan_model)
+    logger.info(f"arguments: {vars(args)}")
+    logger.info(f"configuration: {config}")
+    logger.info(f"prompt: {args.prompt}")
+    run(args, config, plan)
+    logger.info("finished")
+
+
+def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> None:
+    """Sample one clip and save it."""
+    # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
+    import torch
+    from wan.memory import out_of_memory_as_input_error
+    from wan.text2video import WanT2V, check_plan
+
+    if plan is not None:
+        plan = check_plan(
+            plan, Path(args.ckpt_dir), args.sample_solver, args.sample_steps, args.sample_shift
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with out_of_memory_as_input_error(device):
+        logger.info(f"loading {args.ckpt_dir}")
+        pipeline = WanT2V(config, args.ckpt_dir, device, t5_cpu=args.t5_cpu)
+        logger.info(f"generating {'an image' if config.still else 'a video'}")
+        video = pipeline.generate(
+            args.prompt,
+            size=parse_size(args.size),
+            frame_num=args.frame_num,
+            shift=args.sample_shift,
+            sample_solver=args.sample_solver,
+            sampling_steps=args.sample_steps,
+            guide_scale=args.sample_guide_scale,
+            seed=args.base_seed,
+            offload_model=args.offload_model,
+            plan=plan,
+        )
+    path = Path(args.save_file)
+    logger.info(f"saving {path}")
+    if config.still:
+        save_image(video, path)
+    else:
+        save_video(video, path, config.sample_fps)
+
+
+def init_logging() -> None:
+    """Rank 0 tells what it does on standard output, other ranks only what goes wrong."""
+    level = "INFO" if int(os.getenv("RANK") or 0) == 0 else "ERROR"
+    logger.remove()
+    logger.add(sys.stdout, level=level, format="[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 2 for a user error, 130 when interrupted."""
+    init_logging()
+    try:
+        generate(build_parser().parse_args(argv))
+    except (InputError, PlanError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted, nothing was written\n")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What belongs to a task and not to its checkpoint: sizes, defaults, file names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+
+TREE = Path(__file__).resolve().parents[1]  # the folder of generate.py
+VIDEO_SIZES = ("720*1280", "1280*720", "480*832", "832*480")
+
+# Part of the model: the text that official checkpoints were tuned to be guided away from.
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
+    "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+EXAMPLE_PROMPT = (
+    "A red fox trots along a snowy forest path at dawn, its breath visible in the cold air, "
+    "the camera following at its height."
+)
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """One task: what it may be asked for and where its checkpoint keeps what."""
+
+    task: str
+    plan_model: str  # whose cache plans fit
+    sizes: tuple[str, ...]  # width*height
+    default_size: str
+    example_prompt: str
+    frame_num: int = 81
+    sample_steps: int = 50
+    sample_shift: float = 5.0
+    sample_guide_scale: float = 5.0
+    sample_fps: int = 16
+    sample_neg_prompt: str = NEGATIVE_PROMPT
+    still: bool = False  # one frame, written as an image
+    ckpt_dir: Path | None = None  # None: the user has to name it
+    num_train_timesteps: int = 1000
+    latent_channels: int = 16
+    vae_stride: tuple[int, int, int] = (4, 8, 8)  # frames, rows, columns
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    text_len: int = 512  # a checkpoint's config.json may say otherwise
+    vae_checkpoint: str = "Wan2.1_VAE.pth"
+    t5_checkpoint: str = "models_t5_umt5-xxl-enc-bf16.pth"
+    t5_tokenizer: str = "google/umt5-xxl"
+
+    def __post_init__(self) -> None:
+        if self.default_size not in self.sizes:
+            raise ValueError(f"{self.task}: default size {self.default_size} not in {self.sizes}")
+        check_frame_num(self.frame_num, self.vae_stride[0])
+
+    def latent_shape(self, size: tuple[int, int], frame_num: int) -> tuple[int, int, int, int]:
+        """(channels, frames, rows, columns) of the latent of a clip of (width, height) pixels."""
+        frames, rows, columns = self.vae_stride
+        latent_frames = (frame_num - 1) // frames + 1
+        return self.latent_channels, latent_frames, size[1] // rows, size[0] // columns
+
+    def tokens(self, latent_shape: tuple[int, ...]) -> int:
+        """Number of DiT tokens of one clip."""
+        count = 1
+        for size, patch in zip(latent_shape[1:], self.patch_size, strict=True):
+            count *= size // patch
+        return count
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """'832*480' to (832, 480): width, height."""
+    width, height = size.split("*")
+    return int(width), int(height)
+
+
+def check_frame_num(frame_num: int, stride: int = 4) -> None:
+    """A clip has stride * n + 1 frames; InputError names the two nearest valid numbers."""
+    if frame_num >= 1 and frame_num % stride == 1:
+        return
+    below = max(0, (frame_num - 1) // stride) * stride + 1
+    nearest = f"{below} or {below + stride}" if frame_num > 1 else "1"
+    raise InputError(f"frame_num {frame_num} is not {stride}n+1: take {nearest}")
+
+
+CONFIGS = {
+    config.task: config
+    for config in (
+        WanConfig("t2v-14B", "wan2.1-t2v-14B", VIDEO_SIZES, "1280*720", EXAMPLE_PROMPT),
+        WanConfig("t2v-1.3B", "wan2.1-t2v-1.3B", ("480*832", "832*480"), "832*480", EXAMPLE_PROMPT),
+        WanConfig(
+            "t2i-14B",
+            "wan2.1-t2v-14B",
+            (*VIDEO_SIZES, "1024*1024"),
+            "1280*720",
+            "A portrait of an old fisherman in soft window light",
+            frame_num=1,
+            still=True,
+        ),
+        # bundled; its small text encoder knows the words of its own grammar and no Chinese
+        WanConfig(
+            "t2v-mini",
+            "wan2.1-t2v-mini",
+            ("128*128",),
+            "128*128",
+            "red circle moving right over blue stripes",
+            frame_num=33,
+            sample_neg_prompt="",
+            ckpt_dir=TREE / "ckpts" / "Wan2.1-T2V-mini",
+        ),
+    )
+}
+
+# official tasks that the command line knows and this tree does not run yet
+ABSENT_TASKS = ("i2v-14B", "flf2v-14B", "vace-1.3B", "vace-14B")
+SIZES = (*VIDEO_SIZES, "1024*1024", "128*128")

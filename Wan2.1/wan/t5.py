@@ -1,0 +1,110 @@
+"""The UMT5 text encoder: official weight file, transformers' model."""
+
+import html
+import re
+from pathlib import Path
+
+import ftfy
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+from .checkpoint import read_json
+from .errors import InputError
+from .weights import assign, read_torch_file
+
+OFFICIAL_SIZES = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 256384,
+}
+FIXED = {
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "feed_forward_proj": "gated-gelu",
+    "layer_norm_epsilon": 1e-6,
+}
+# official names inside `blocks.<i>.` -> names inside `encoder.block.<i>.`
+BLOCK_NAMES = {
+    "norm1.weight": "layer.0.layer_norm.weight",
+    **{f"attn.{x}.weight": f"layer.0.SelfAttention.{x}.weight" for x in "qkvo"},
+    "pos_embedding.embedding.weight": "layer.0.SelfAttention.relative_attention_bias.weight",
+    "norm2.weight": "layer.1.layer_norm.weight",
+    "ffn.gate.0.weight": "layer.1.DenseReluDense.wi_0.weight",
+    "ffn.fc1.weight": "layer.1.DenseReluDense.wi_1.weight",
+    "ffn.fc2.weight": "layer.1.DenseReluDense.wo.weight",
+}
+
+
+def convert_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Official names to those of UMT5EncoderModel; names that are not official stay."""
+    converted = {}
+    for name, tensor in state.items():
+        block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+        if name == "token_embedding.weight":
+            # both: releases of transformers differ in whether the second is tied to the first
+            converted["shared.weight"] = converted["encoder.embed_tokens.weight"] = tensor
+        elif name == "norm.weight":
+            converted["encoder.final_layer_norm.weight"] = tensor
+        elif block and block[2] in BLOCK_NAMES:
+            converted[f"encoder.block.{block[1]}.{BLOCK_NAMES[block[2]]}"] = tensor
+        else:
+            converted[name] = tensor
+    return converted
+
+
+def clean(text: str) -> str:
+    """Repair mojibake, resolve HTML entities (also doubled ones), collapse white space."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def umt5_config(checkpoint: Path) -> UMT5Config:
+    """Sizes from the JSON file beside the checkpoint, or the official XXL's when there is none."""
+    sizes = checkpoint.with_suffix(".json")
+    given = read_json(sizes) if sizes.exists() else OFFICIAL_SIZES
+    return UMT5Config(**{**FIXED, **given})
+
+
+class TextEncoder:
+    """Prompts to embeddings, bf16 throughout as the official encoder."""
+
+    def __init__(self, checkpoint: Path, tokenizer: Path, text_len: int) -> None:
+        """Load on the CPU; InputError when the weights or the tokenizer folder are unusable."""
+        self.text_len = text_len
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"tokenizer folder {tokenizer} is not usable: {reason}") from None
+        config = umt5_config(checkpoint)
+        self.dim = config.d_model
+        with torch.device("meta"):
+            # eager attention equals the official bf16 results bit by bit, SDPA does not
+            self.model = UMT5EncoderModel._from_config(config, attn_implementation="eager")
+        state = {k: v.to(torch.bfloat16) for k, v in read_torch_file(checkpoint).items()}
+        assign(self.model, convert_names(state), checkpoint)
+
+    def to(self, device: torch.device | str) -> None:
+        self.model.to(device)
+
+    @torch.no_grad()
+    def __call__(self, text: str) -> Tensor:
+        """Embedding (rows, dim), bf16, of one prompt's own tokens, on the encoder's device.
+
+        The prompt is padded to text_len inside the encoder, with the padding masked.
+        """
+        tokens = self.tokenizer(
+            clean(text),
+            padding="max_length",
+            truncation=True,
+            max_length=self.text_len,
+            add_special_tokens=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        hidden = self.model(tokens.input_ids, attention_mask=tokens.attention_mask)
+        return hidden.last_hidden_state[0, : int(tokens.attention_mask.sum())]

@@ -1,0 +1,336 @@
+"""Text to video: encode the prompts, denoise a latent, decode it."""
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from loguru import logger
+from torch import Tensor
+from tqdm import tqdm
+
+from profiling_core.delta_cache import DeltaCache
+from profiling_core.plan import BRANCHES, CachePlan, PlanError
+
+from .attention import backend
+from .checkpoint import check_folder
+from .configs import WanConfig, check_frame_num
+from .errors import InputError
+from .memory import check_room
+from .model import no_autocast
+from .scheduler import build_scheduler
+from .sigmas import sigmas_fp32
+from .t5 import TextEncoder
+from .vae import VideoVAE
+from .weights import load_transformer, model_kwargs, transformer_bytes
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """What the last clip took; seconds are wall clock between device synchronisations."""
+
+    solver: str
+    steps: int  # of the grid of noise levels
+    solver_steps: int  # of these the solver visited; fewer when a plan jumps
+    model_calls: int  # that ran the model, both guidance branches together
+    reused_calls: int  # answered without running it
+    block_runs: int
+    block_runs_full: int  # of the same clip without a plan
+    reused_intervals: int
+    cache_peak_bytes: int
+    denoise_seconds: float
+    plan: str | None = None
+    seed: int | None = None
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class WanT2V:
+    """A loaded text-to-video (or text-to-image) model.
+
+    config: one of configs.CONFIGS; checkpoint_dir: an official checkpoint folder; device: CUDA
+    where there is one, else the CPU; torch_dtype: of the transformer's weights, fp32 as the
+    official code or bf16 for half the memory; t5_cpu: keep the text encoder on the CPU.
+    Raises InputError when the folder is incomplete or damaged, or memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        config: WanConfig,
+        checkpoint_dir: str | Path,
+        device: torch.device | str | None = None,
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        t5_cpu: bool = False,
+    ) -> None:
+        folder = Path(checkpoint_dir)
+        check_folder(folder, config)
+        self.config, self.t5_cpu = config, t5_cpu
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_memory(folder, config, self.device, torch_dtype, t5_cpu)
+        text_len = model_kwargs(folder)["text_len"]
+        self.text_encoder = TextEncoder(
+            folder / config.t5_checkpoint, folder / config.t5_tokenizer, text_len
+        )
+        self.vae = VideoVAE(folder / config.vae_checkpoint, self.device)
+        self.model = load_transformer(folder, self.device, torch_dtype)
+        self._check_parts_fit()
+        self.last_run: RunStats | None = None
+        logger.info(f"attention on {self.device}: {backend(self.device)}")
+
+    def _check_parts_fit(self) -> None:
+        pairs = (
+            ("the text encoder's width", self.text_encoder.dim, self.model.text_dim),
+            ("the VAE's channels", self.vae.model.config.z_dim, self.model.out_dim),
+        )
+        for what, found, expected in pairs:
+            if found != expected:
+                raise InputError(f"{what} {found} and the transformer's {expected} do not match")
+
+    def generate(
+        self,
+        input_prompt: str,
+        size: tuple[int, int] = (1280, 720),
+        frame_num: int = 81,
+        shift: float = 5.0,
+        sample_solver: str = "unipc",
+        sampling_steps: int = 50,
+        guide_scale: float = 5.0,
+        n_prompt: str = "",
+        seed: int = -1,
+        offload_model: bool = True,
+        *,
+        plan: CachePlan | None = None,
+        noise_device: torch.device | str | None = None,
+        progress: bool = True,
+    ) -> Tensor:
+        """A clip (3, F, H, W), fp32 in [-1, 1], and its statistics in `last_run`.
+
+        size: (width, height), multiples of 16; frame_num: 4n + 1; an empty n_prompt stands for
+        the model's own negative prompt; a negative seed draws one; offload_model: parts that are
+        not at work leave the GPU; plan: a cache plan, carried over to this grid of noise levels;
+        noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
+        """
+        shape = self._latent_shape(size, frame_num)
+        seed = seed if seed >= 0 else random.randint(0, sys.maxsize)
+        logger.info(f"seed {seed}")
+        with self._timed() as encoding:
+            prompts = [input_prompt, n_prompt or self.config.sample_neg_prompt]
+            context, context_null = self.encode(prompts, offload_model=offload_model)
+        noise_device = torch.device(noise_device or self.device)
+        generator = torch.Generator(noise_device).manual_seed(seed)
+        noise = torch.randn(shape, generator=generator, device=noise_device)
+        latent = self.denoise(
+            context,
+            context_null,
+            noise,
+            shift=shift,
+            sample_solver=sample_solver,
+            sampling_steps=sampling_steps,
+            guide_scale=guide_scale,
+            plan=plan,
+            progress=progress,
+        )
+        if offload_model and self.device.type == "cuda":
+            self.model.cpu()
+            torch.cuda.empty_cache()
+        with self._timed() as decoding:
+            video = self.decode(latent)
+        self.last_run = replace(
+            self.last_run,
+            seed=seed,
+            encode_seconds=encoding.seconds,
+            decode_seconds=decoding.seconds,
+        )
+        return video
+
+    def encode(self, prompts: list[str], *, offload_model: bool = False) -> list[Tensor]:
+        """One embedding (rows, text_dim) per prompt, bf16 on the pipeline's device."""
+        self.text_encoder.to("cpu" if self.t5_cpu else self.device)
+        contexts = [self.text_encoder(prompt).to(self.device) for prompt in prompts]
+        if offload_model:
+            self.text_encoder.to("cpu")
+        return contexts
+
+    def denoise(
+        self,
+        context: Tensor,
+        context_null: Tensor,
+        noise: Tensor,
+        *,
+        shift: float = 5.0,
+        sample_solver: str = "unipc",
+        sampling_steps: int = 50,
+        guide_scale: float = 5.0,
+        plan: CachePlan | None = None,
+        progress: bool = True,
+    ) -> Tensor:
+        """Latent fp32 (z, f, h, w) from noise of that shape; leaves statistics in `last_run`."""
+        if plan is not None:
+            plan = plan_for_run(plan, sample_solver, sampling_steps, shift)
+            self._log_plan(plan, noise)
+        cache = DeltaCache(plan) if plan is not None else None
+        visit = plan.solver_steps if plan is not None else tuple(range(sampling_steps))
+        scheduler = build_scheduler(sample_solver, sampling_steps, shift, self.device, visit)
+        self.model.to(self.device)
+        latent = noise.to(self.device, torch.float32)
+        seq_len = self.config.tokens(tuple(latent.shape))
+        autocast = torch.autocast(self.device.type, torch.bfloat16)
+        bar = tqdm(total=sampling_steps, disable=not progress, unit="step")
+        marks = progress_marks(cache, visit, sampling_steps)
+        with self._timed() as loop, torch.no_grad(), autocast, bar, _attached(cache, self.model):
+            for number, step in enumerate(visit):
+                t = scheduler.timesteps[number]
+                timestep = t[None]  # one object for both calls of a step
+                if cache is not None:
+                    cache.begin(step, "cond")
+                cond = self.model([latent], timestep, [context], seq_len)[0]
+                if cache is not None:
+                    cache.begin(step, "uncond")
+                uncond = self.model([latent], timestep, [context_null], seq_len)[0]
+                flow = uncond + guide_scale * (cond - uncond)
+                with no_autocast(self.device):
+                    latent = scheduler.step(flow[None], t, latent[None], return_dict=False)[0][0]
+                done, note = marks[number]
+                bar.set_postfix_str(note, refresh=False)
+                bar.update(done - bar.n)
+        self.last_run = self._stats(sample_solver, sampling_steps, visit, cache, loop.seconds)
+        self._log_run(cache)
+        return latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Clip (3, F, H, W), fp32 in [-1, 1], of a latent (z, f, h, w)."""
+        return self.vae.decode(latent.to(self.device))
+
+    def _latent_shape(self, size: tuple[int, int], frame_num: int) -> tuple[int, ...]:
+        _, row_stride, column_stride = self.config.vae_stride
+        _, row_patch, column_patch = self.config.patch_size
+        width, height = size
+        if width % (column_stride * column_patch) or height % (row_stride * row_patch):
+            raise InputError(f"size {width}*{height}: both have to be multiples of 16")
+        check_frame_num(frame_num, self.config.vae_stride[0])
+        return self.config.latent_shape(size, frame_num)
+
+    def _log_plan(self, plan: CachePlan, noise: Tensor) -> None:
+        for note in plan.notes:
+            logger.warning(note)
+        lines = plan.summary_lines(
+            tokens=self.config.tokens(tuple(noise.shape)),
+            stream_itemsize=4,  # the residual stream is fp32
+            latent_numel=noise.numel(),
+        )
+        for line in lines:
+            logger.info(line)
+        if plan.name == "paper":
+            logger.info("this is the paper's plan; --delta_cache balanced takes ours")
+
+    def _log_run(self, cache: DeltaCache | None) -> None:
+        run = self.last_run
+        for line in cache.report.lines() if cache is not None else ():
+            logger.info(line)
+        logger.info(
+            f"denoising took {run.denoise_seconds:.2f} s: {run.solver_steps} solver steps, "
+            f"{run.model_calls} model calls, {run.block_runs} of {run.block_runs_full} block runs"
+        )
+
+    def _stats(
+        self,
+        solver: str,
+        steps: int,
+        visit: tuple[int, ...],
+        cache: DeltaCache | None,
+        seconds: float,
+    ) -> RunStats:
+        full = 2 * steps * len(self.model.blocks)
+        report = cache.report if cache is not None else None
+        return RunStats(
+            solver=solver,
+            steps=steps,
+            solver_steps=len(visit),
+            model_calls=report.model_calls if report else 2 * steps,
+            reused_calls=report.reused_calls if report else 0,
+            block_runs=report.block_runs if report else full,
+            block_runs_full=full,
+            reused_intervals=report.reused_intervals if report else 0,
+            cache_peak_bytes=report.peak_bytes if report else 0,
+            denoise_seconds=seconds,
+            plan=cache.plan.name if cache is not None else None,
+        )
+
+    @contextmanager
+    def _timed(self) -> "Iterator[_Seconds]":
+        taken = _Seconds()
+        self._synchronize()
+        start = time.perf_counter()
+        yield taken
+        self._synchronize()
+        taken.seconds = time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass
+class _Seconds:
+    seconds: float = 0.0
+
+
+def _attached(cache: DeltaCache | None, model: torch.nn.Module) -> AbstractContextManager:
+    return nullcontext() if cache is None else cache.attached(model)
+
+
+def check_plan(
+    plan: CachePlan, checkpoint_dir: Path, solver: str, steps: int, shift: float
+) -> CachePlan:
+    """`plan_for_run`, and PlanError when the checkpoint's model is not the plan's; no weights."""
+    sizes = model_kwargs(checkpoint_dir)
+    plan.check_model({"blocks": sizes["num_layers"]}, sizes["dim"])
+    return plan_for_run(plan, solver, steps, shift)
+
+
+def plan_for_run(plan: CachePlan, solver: str, steps: int, shift: float) -> CachePlan:
+    """The plan on this run's noise levels; PlanError when it cannot be carried over to them."""
+    if plan.branches != BRANCHES:
+        raise PlanError(
+            f"plan {plan.name!r} knows the branch {plan.branches[0]!r} alone, Wan2.1 calls the "
+            "model for cond and uncond: take a plan with both"
+        )
+    return plan.at(sigmas_fp32(solver, steps, shift), solver=solver, shift=shift)
+
+
+def progress_marks(
+    cache: DeltaCache | None, visit: tuple[int, ...], steps: int
+) -> list[tuple[int, str]]:
+    """Per visited step: how many steps of the grid are done after it, and the reused share.
+
+    A step counts as reused when any block of it is; so do the steps that the solver jumps.
+    """
+    ends = (*visit[1:], steps)
+    if cache is None:
+        return [(done, "") for done in ends]
+    computed = accumulate(int(cache.is_compute(step)) for step in visit)
+    return [
+        (done, f"reused {1 - count / done:.0%}") for done, count in zip(ends, computed, strict=True)
+    ]
+
+
+def check_memory(
+    folder: Path, config: WanConfig, device: torch.device, dtype: torch.dtype, t5_cpu: bool
+) -> None:
+    """InputError when the weights do not fit, on the device or on the host."""
+    encoder = {"text encoder": (folder / config.t5_checkpoint).stat().st_size}
+    models = {
+        "transformer": transformer_bytes(folder, dtype),
+        "VAE": (folder / config.vae_checkpoint).stat().st_size,
+    }
+    if device.type == "cpu":
+        check_room(models | encoder, device)
+        return
+    check_room(encoder, torch.device("cpu"))
+    check_room(models if t5_cpu else models | encoder, device)

@@ -1,0 +1,145 @@
+"""Official checkpoint files into modules: strict, by name and shape, with one copy in memory.
+
+A module is built on the meta device, the files' headers are compared with it, and only then are
+tensors read and assigned. Nothing is renamed: the transformer has the official names.
+"""
+
+import inspect
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .checkpoint import dit_files, read_json
+from .errors import InputError
+from .model import WanModel
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def model_kwargs(folder: Path) -> dict[str, Any]:
+    """Arguments of WanModel from config.json; unknown keys are skipped, missing ones default."""
+    path = folder / "config.json"
+    given = read_json(path)
+    kwargs = {}
+    for name, parameter in inspect.signature(WanModel).parameters.items():
+        default = value = parameter.default
+        if name in given:
+            value = tuple(given[name]) if isinstance(given[name], list) else given[name]
+            value = float(value) if isinstance(default, float) and type(value) is int else value
+        if type(value) is not type(default):
+            kind = type(default).__name__
+            raise InputError(f"{path}: {name} is {value!r}, expected a value of type {kind}")
+        kwargs[name] = value
+    return kwargs
+
+
+def build_transformer(folder: Path) -> WanModel:
+    """The model of config.json on the meta device: names and shapes, no memory."""
+    kwargs = model_kwargs(folder)
+    try:
+        with torch.device("meta"):
+            return WanModel(**kwargs)
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from None
+
+
+def transformer_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Memory that the weights of config.json's model take in `dtype`."""
+    return sum(p.numel() for p in build_transformer(folder).parameters()) * dtype.itemsize
+
+
+def load_transformer(
+    folder: Path, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> WanModel:
+    """The transformer of a checkpoint folder on `device`, in eval mode and without gradients.
+
+    On the meta device everything is checked against the files' headers and no tensor is read.
+    InputError names the file and the first tensor that is missing, unexpected or of wrong shape.
+    """
+    device = torch.device(device)
+    model = build_transformer(folder)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    files = dit_files(folder)
+    found: Shapes = {}
+    for file, names in files.items():
+        found |= _header(folder / file, names)
+    check_names(folder, expected, found)
+    if device.type != "meta":
+        state: dict[str, Tensor] = {}
+        for file in files:
+            state |= _read(folder / file, device, dtype)
+        model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def check_names(source: Path, expected: Shapes, found: Shapes) -> None:
+    """InputError unless both have the same names and shapes."""
+    missing = [name for name in expected if name not in found]
+    surplus = [name for name in found if name not in expected]
+    for names, what in ((missing, "missing"), (surplus, "not known to this model")):
+        if names:
+            raise InputError(
+                f"{source}: {len(names)} tensors are {what}, the first is {names[0]!r}: "
+                "this is another model's checkpoint, or a part of one"
+            )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise InputError(
+                f"{source}: tensor {name!r} has shape {found[name]}, the model {shape}: "
+                "the weights belong to other sizes than the configuration"
+            )
+
+
+def _header(path: Path, names: set[str] | None) -> Shapes:
+    """Names and shapes in a safetensors file; `names` must be among them."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a complete safetensors file ({error}): download it again"
+        ) from None
+    absent = (names or set()) - shapes.keys()
+    if absent:
+        raise InputError(
+            f"{path}: tensor {min(absent)!r} is missing, though the index names it: "
+            "download both again"
+        )
+    return shapes
+
+
+def _read(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name).to(dtype) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}): download it again") from None
+
+
+def read_torch_file(path: Path) -> dict[str, Tensor]:
+    """A plain state dict from a .pth file, mapped rather than read where its format allows."""
+    try:
+        state = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path} is not a complete weight file ({reason}): download it again"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{path} holds no plain state dict of tensors: download it again")
+    return state
+
+
+def assign(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Give a meta module the tensors of `state`, without a copy; strict about names and shapes."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    check_names(source, expected, {name: tuple(t.shape) for name, t in state.items()})
+    module.load_state_dict(state, strict=True, assign=True)
+    module.eval().requires_grad_(False)
