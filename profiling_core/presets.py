@@ -48,6 +48,12 @@ MODELS = {
         ),
         shift=5.0,
     ),
+    "wan2.1-t2v-mini": PlannedModel(
+        ModelFingerprint(
+            family="wan2.1", name="wan2.1-t2v-mini", block_lists={"blocks": 12}, width=128
+        ),
+        shift=5.0,
+    ),
 }
 PRESETS = ("paper", "release", "balanced")
 

@@ -1,0 +1,28 @@
+# make demo    one clip on the bundled miniature: full, the paper's plan, ours (out/demo)
+# make test    the test suite
+# Both set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/demo.py --out out/demo
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
+	@echo "installing into $(VENV): a few minutes, once"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .ruff_cache

@@ -1,0 +1,118 @@
+"""What the benchmarks share: the Wan tree, the environment of a row, alternating timing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT / "Wan2.1"))
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    return (
+        f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a row needs to be repeated: commit, versions, device, time, load."""
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "utc": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def append_row(name: str, row: dict[str, Any]) -> None:
+    """Append one row to results/<name>.jsonl."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def alternate(
+    variants: dict[str, Callable[[], Any]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of every variant, taken in turn: a slow moment of the machine hits all of them.
+
+    One round is run and thrown away first. The order turns around every round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        order = list(variants) if number % 2 else list(reversed(variants))
+        for name in order:
+            taken = timed(variants[name], device)
+            if number:
+                seconds[name].append(taken)
+    return seconds
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Wall seconds of one call between device synchronisations."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def paired_ratio(one: list[float], other: list[float]) -> float:
+    """Median over rounds of one / other, each pair from the same round."""
+    return median(a / b for a, b in zip(one, other, strict=True))
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Plain text columns."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def quiet_log() -> None:
+    """Warnings and errors only, so that a table stays readable."""
+    from loguru import logger
+
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING", format="<level>{level}</level> {message}")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
