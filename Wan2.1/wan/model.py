@@ -73,11 +73,9 @@ class SelfAttention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))  # (B, L, heads, head_dim)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], key_lens: tuple[int, ...] | None
-    ) -> Tensor:
-        q = apply_rope(self.split_heads(self.norm_q(self.q(x))), *rope)
-        k = apply_rope(self.split_heads(self.norm_k(self.k(x))), *rope)
+    def forward(self, x: Tensor, rope: Tensor, key_lens: tuple[int, ...] | None) -> Tensor:
+        q = apply_rope(self.split_heads(self.norm_q(self.q(x))), rope)
+        k = apply_rope(self.split_heads(self.norm_k(self.k(x))), rope)
         v = self.split_heads(self.v(x))
         return self.o(attention(q, k, v, key_lens).flatten(2))
 
@@ -121,7 +119,7 @@ class Block(nn.Module):
         x: Tensor,
         e: Tensor,
         context: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Tensor,
         key_lens: tuple[int, ...] | None,
     ) -> Tensor:
         """x (B, L, D); e (B, 6, D) fp32; context (B, T, D). Returns the updated x, fp32."""
@@ -242,12 +240,8 @@ class WanModel(nn.Module):
     ) -> tuple[Tensor, list[tuple[int, int, int]]]:
         """Tokens (B, seq_len, D), zero rows after each clip's own, and the (f, h, w) grids."""
         grids = [self.grid_of(latent, seq_len) for latent in latents]
-        # equal strides and kernel: a linear over patches, many times faster than a bf16 Conv3d
-        weight, bias = self.patch_embedding.weight.flatten(1), self.patch_embedding.bias
-        if len(set(grids)) == 1:
-            tokens = F.linear(self.patchify(torch.stack(latents)), weight, bias)  # (B, n, D)
-            return F.pad(tokens, (0, 0, 0, seq_len - tokens.shape[1])), grids
-        rows = [F.linear(self.patchify(latent[None]), weight, bias) for latent in latents]
+        batches = [torch.stack(latents)] if len(set(grids)) == 1 else [x[None] for x in latents]
+        rows = [self.patch_embedding(x).flatten(2).transpose(1, 2) for x in batches]  # (B, n, D)
         return torch.cat([F.pad(r, (0, 0, 0, seq_len - r.shape[1])) for r in rows]), grids
 
     def grid_of(self, latent: Tensor, seq_len: int) -> tuple[int, int, int]:
@@ -258,12 +252,6 @@ class WanModel(nn.Module):
         if grid[0] * grid[1] * grid[2] > seq_len:
             raise ValueError(f"a clip has {grid[0] * grid[1] * grid[2]} tokens, seq_len {seq_len}")
         return grid
-
-    def patchify(self, latents: Tensor) -> Tensor:
-        """(B, C, F, H, W) to (B, f * h * w, C * pt * ph * pw), columns fastest among tokens."""
-        for axis, patch in zip((2, 4, 6), self.patch_size, strict=True):
-            latents = latents.unflatten(axis, (-1, patch))  # (B, C, f, pt, h, ph, w, pw)
-        return latents.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
     def unpatchify(self, x: Tensor, grids: list[tuple[int, int, int]]) -> list[Tensor]:
         """(B, L, pt * ph * pw * C) to one (C, F, H, W) per sample; padding rows are dropped."""
@@ -288,15 +276,12 @@ class WanModel(nn.Module):
         padded = [F.pad(rows, (0, 0, 0, self.text_len - rows.shape[0])) for rows in context]
         return self.text_embedding(torch.stack(padded).to(self.text_embedding[0].weight.dtype))
 
-    def rope(
-        self, grids: list[tuple[int, int, int]], seq_len: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Rotation factors (B or 1, L, 1, head_dim / 2), fp32; one row serves equal grids."""
+    def rope(self, grids: list[tuple[int, int, int]], seq_len: int, device: torch.device) -> Tensor:
+        """Rotation factors, complex128 (B or 1, L, 1, head_dim / 2); one row serves equal grids."""
         head_dim = self.dim // self.num_heads
         per_grid = {g: rotation(g, head_dim, seq_len, device) for g in set(grids)}
         order = grids if len(per_grid) > 1 else grids[:1]
-        cos, sin = (torch.stack([per_grid[g][i] for g in order]) for i in (0, 1))
-        return cos, sin
+        return torch.stack([per_grid[g] for g in order])
 
     def key_lens(self, grids: list[tuple[int, int, int]], seq_len: int) -> tuple[int, ...] | None:
         """Tokens per clip where some clip is padded; None when there is nothing to hide."""
