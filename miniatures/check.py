@@ -1,0 +1,262 @@
+"""Measures whether the miniature draws what its prompts say, and prints a contact sheet.
+
+    python -m miniatures.check --out runs/check
+    python -m miniatures.check --drawn          the same measures on drawn clips: their own ceiling
+
+Sampling goes through the Wan2.1 tree (loaders, text encoder, solver, transformer, VAE), several
+clips in one batch because the tree's own loop takes one at a time.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from loguru import logger
+from PIL import Image, ImageDraw
+from skimage.measure import label
+from skimage.morphology import dilation, disk, erosion
+from torch import Tensor
+from tqdm import tqdm
+
+from miniatures import clips, dit, vae
+
+from wan.configs import CONFIGS  # isort: skip  (dit puts the tree on the path)
+from wan.scheduler import build_scheduler  # isort: skip
+from wan.text2video import WanT2V  # isort: skip
+from wan.vae import VideoVAE  # isort: skip
+
+CHANGED = 0.22  # difference to the background, in 0..1, that two shades of one colour do not reach
+SMALLEST = 80  # pixels of a shape
+TRAVEL = 20  # pixels that count as a movement
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was seen in one clip; `background_share` is its change over the foreground's."""
+
+    prompt: str
+    seed: int
+    colour: str
+    colour_right: bool
+    motion_right: bool
+    background_right: bool
+    background_share: float
+
+
+def judge(prompt: str, seed: int, frames: np.ndarray) -> Verdict:
+    """Compares a clip (T, H, W, 3) uint8 with its one-shape prompt."""
+    scene, video = clips.parse(prompt), frames.astype(np.float32) / 255
+    still = background_of(video)
+    masks = np.stack([moving_region(frame, still) for frame in video])  # (T, H, W)
+    colour = colour_of(video, masks)
+    return Verdict(
+        prompt=prompt,
+        seed=seed,
+        colour=colour,
+        colour_right=colour == scene.actors[0].colour,
+        motion_right=moves_as(scene.actors[0].motion, centroids(masks)),
+        background_right=background_colour(still) == scene.colour,
+        background_share=background_share(video, masks),
+    )
+
+
+def background_of(video: np.ndarray) -> np.ndarray:
+    """Per pixel the value over time that is nearest to the picture's usual colour: (H, W, 3)."""
+    usual = np.median(video.reshape(-1, 3), axis=0)
+    nearest = np.abs(video - usual).max(axis=-1).argmin(axis=0)  # (H, W)
+    return np.take_along_axis(video, nearest[None, ..., None], axis=0)[0]
+
+
+def moving_region(frame: np.ndarray, still: np.ndarray) -> np.ndarray:
+    """Largest connected region that differs from the background: (H, W) bool."""
+    regions = label(np.abs(frame - still).max(axis=-1) > CHANGED)
+    sizes = np.bincount(regions.ravel())[1:]
+    if sizes.size == 0 or sizes.max() < SMALLEST:
+        return np.zeros(regions.shape, bool)
+    return regions == 1 + sizes.argmax()
+
+
+def colour_of(video: np.ndarray, masks: np.ndarray) -> str:
+    """The palette colour that most pixels inside the moving regions are nearest to."""
+    inside = np.stack([erosion(mask, disk(3)) for mask in masks])
+    if not inside.any():
+        return "none"
+    palette = np.array(list(clips.COLOURS.values()), np.float32)
+    distance = np.square(video[inside][:, None] - palette).sum(axis=-1)
+    return list(clips.COLOURS)[np.bincount(distance.argmin(axis=-1)).argmax()]
+
+
+def background_colour(still: np.ndarray) -> str:
+    """The colour whose background shades lie nearest to the median of the background."""
+    usual = np.median(still.reshape(-1, 3), axis=0)
+    names = list(clips.COLOURS)
+    shades = [np.array(clips.COLOURS[n]) * np.mean(clips.shades_of(n)) for n in names]
+    return names[np.square(np.stack(shades) - usual).sum(axis=-1).argmin()]
+
+
+def centroids(masks: np.ndarray) -> np.ndarray:
+    """Centre x, y of every frame's region, frames without one left out: (<= T, 2)."""
+    return np.array([np.argwhere(m).mean(axis=0)[::-1] for m in masks if m.any()]).reshape(-1, 2)
+
+
+def moves_as(motion: str, path: np.ndarray) -> bool:
+    """True if the path of centres (frames, 2) is the named motion."""
+    if len(path) < 0.75 * clips.FRAMES:
+        return False
+    width, height = np.ptp(path, axis=0)
+    if motion == "orbiting":
+        return bool(min(width, height) > TRAVEL and max(width, height) < 2 * min(width, height))
+    if motion == "bouncing":
+        turns = np.count_nonzero(np.diff(np.sign(np.diff(path[::3, 1]))))
+        return bool(height > TRAVEL and height > 2 * width and turns >= 1)
+    x, y = path[-3:].mean(axis=0) - path[:3].mean(axis=0)
+    along = {"left": -x, "right": x, "up": -y, "down": y}[motion.split()[1]]
+    across = y if motion in ("moving left", "moving right") else x
+    return bool(along > TRAVEL and along > 2 * abs(across))
+
+
+def background_share(video: np.ndarray, masks: np.ndarray) -> float:
+    """Mean change between frames outside the moving region over that inside it."""
+    change = np.abs(np.diff(video, axis=0)).mean(axis=-1)  # (T - 1, H, W)
+    either = masks[1:] | masks[:-1]
+    outside = ~np.stack([dilation(m, disk(4)) for m in either])
+    if not either.any():
+        return float("inf")
+    return float(change[outside].mean() / change[either].mean())
+
+
+@torch.no_grad()
+def sample(
+    pipeline: WanT2V,
+    jobs: list[tuple[str, int]],
+    solver: str,
+    steps: int,
+    shift: float,
+    guidance: float,
+) -> Tensor:
+    """Latents (jobs, 16, f, h, w) of prompts and seeds: the tree's loop, all clips in one batch."""
+    shape = pipeline.config.latent_shape((clips.SIZE, clips.SIZE), clips.FRAMES)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for _, s in jobs]
+    context = pipeline.encode([prompt for prompt, _ in jobs])
+    context += pipeline.encode([pipeline.config.sample_neg_prompt]) * len(jobs)
+    scheduler = build_scheduler(solver, steps, shift, pipeline.device)
+    latent = torch.stack(noise).to(pipeline.device)
+    seq_len = pipeline.config.tokens(shape)
+    for t in tqdm(scheduler.timesteps, mininterval=10):
+        with torch.autocast(pipeline.device.type, torch.bfloat16):
+            both = pipeline.model([*latent, *latent], t.repeat(2 * len(jobs)), context, seq_len)
+        cond, uncond = torch.stack(both).chunk(2)
+        flow = uncond + guidance * (cond - uncond)
+        latent = scheduler.step(flow, t, latent, return_dict=False)[0]
+    return latent
+
+
+def generated(args: argparse.Namespace) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Prompt, seed and frames of every clip of the check."""
+    config = CONFIGS["t2v-mini"]
+    pipeline = WanT2V(config, args.ckpt_dir)
+    if pipeline.device.type == "cpu":
+        dit.wan.model.attention = dit.plain_attention  # SDPA is slow on a CPU; same values
+    prompts = clips.held_out_prompts(args.prompts)
+    jobs = [(prompt, seed) for seed in range(args.seeds) for prompt in prompts]
+    jobs = jobs[args.part :: args.parts]
+    for first in range(0, len(jobs), args.batch):
+        batch = jobs[first : first + args.batch]
+        latents = sample(pipeline, batch, args.solver, args.steps, args.shift, args.guidance)
+        for (prompt, seed), latent in zip(batch, latents, strict=True):
+            yield prompt, seed, vae.to_frames(pipeline.decode(latent))
+
+
+def drawn(args: argparse.Namespace) -> Iterator[tuple[str, int, np.ndarray]]:
+    """The same prompts as drawn clips, in place of sampled ones."""
+    for seed in range(args.seeds):
+        for i, prompt in enumerate(clips.held_out_prompts(args.prompts)):
+            rng = np.random.default_rng([9, seed, i])
+            yield prompt, seed, clips.draw(clips.parse(prompt), rng).frames
+
+
+def reconstruction(checkpoint: Path, count: int) -> list[float]:
+    """PSNR in dB of held-out clips through the VAE, per clip, in 0..1."""
+    model, scores = VideoVAE(checkpoint / "Wan2.1_VAE.pth", "cpu"), []
+    for clip in clips.clips(0, 0, count, held_out=True):
+        video = vae.to_tensor(clip.frames)
+        error = (model.decode(model.encode(video)) - video).square().mean()
+        scores.append(10 * np.log10(4 / error.item()))
+    return scores
+
+
+def contact_sheet(rows: list[tuple[str, np.ndarray]], columns: int = 6) -> np.ndarray:
+    """One row per clip: its prompt above, `columns` of its frames side by side."""
+    picked = np.linspace(0, len(rows[0][1]) - 1, columns).round().astype(int)
+    height, width = rows[0][1].shape[1:3]
+    sheet = Image.new("RGB", (columns * (width + 4), len(rows) * (height + 18)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (prompt, frames) in enumerate(rows):
+        top = i * (height + 18)
+        pen.text((2, top + 2), prompt, fill="black")
+        for j, frame in enumerate(frames[picked]):
+            sheet.paste(Image.fromarray(frame), (j * (width + 4), top + 16))
+    return np.asarray(sheet)
+
+
+def summary(verdicts: list[Verdict]) -> dict[str, float]:
+    shares = [v.background_share for v in verdicts]
+    return {
+        "clips": len(verdicts),
+        "colour right": float(np.mean([v.colour_right for v in verdicts])),
+        "motion right": float(np.mean([v.motion_right for v in verdicts])),
+        "background colour right": float(np.mean([v.background_right for v in verdicts])),
+        "background change below a quarter": float(np.mean([s < 0.25 for s in shares])),
+        "background change, median": float(np.median(shares)),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--ckpt_dir", type=Path, default=CONFIGS["t2v-mini"].ckpt_dir)
+    add("--out", type=Path, default=Path("runs/check"))
+    add("--drawn", action="store_true", help="judge drawn clips in place of sampled ones")
+    add("--prompts", type=int, default=24)
+    add("--seeds", type=int, default=3)
+    add("--solver", default="unipc")
+    add("--steps", type=int, default=50)
+    add("--shift", type=float, default=5.0)
+    add("--guidance", type=float, default=5.0)
+    add("--batch", type=int, default=12)
+    add("--part", type=int, default=0, help="number of this process, for several at a time")
+    add("--parts", type=int, default=1)
+    add("--vae_clips", type=int, default=24, help="held-out clips for the reconstruction")
+    add("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    verdicts, rows = [], []
+    for prompt, seed, frames in drawn(args) if args.drawn else generated(args):
+        verdicts.append(judge(prompt, seed, frames))
+        rows.append((f"{prompt}  (seed {seed})", frames))
+    for verdict in verdicts:
+        logger.info(verdict)
+    result = summary(verdicts)
+    if args.vae_clips:
+        scores = reconstruction(args.ckpt_dir, args.vae_clips)
+        result |= {"reconstruction dB": float(np.mean(scores)), "worst dB": float(min(scores))}
+    name = f"check-{args.part}"
+    (args.out / f"{name}.json").write_text(
+        json.dumps({"summary": result, "clips": [asdict(v) for v in verdicts]}, indent=2) + "\n"
+    )
+    iio.imwrite(args.out / f"{name}.png", contact_sheet(rows[:12]))
+    logger.info(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Encodes the training clips once: latents, prompts and the statistics that normalise latents."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from miniatures import clips, optim, vae
+
+SHAPE = (16, 9, 16, 16)
+HELD_OUT = 48
+
+
+@torch.no_grad()
+def encode(run: Path, seed: int, device: str, count: int) -> None:
+    """Writes train.npy, held_out.npy, their prompts and statistics.json."""
+    rank, world = optim.start_processes(device)
+    model = trained(run).to(device)
+    _encode_split(run, "train", model, seed, device, range(count)[rank::world], count)
+    _encode_split(run, "held_out", model, seed, device, range(HELD_OUT)[rank::world], HELD_OUT)
+    if world > 1:
+        dist.barrier()
+    if rank == 0:
+        _write_statistics(run)
+
+
+def trained(run: Path) -> vae.AutoencoderKLWan:
+    """The averaged autoencoder of `run/vae.pt`."""
+    model = vae.build()
+    model.load_state_dict(torch.load(run / "vae.pt", weights_only=True)["average"])
+    return model.eval().requires_grad_(False)
+
+
+def _encode_split(
+    run: Path,
+    name: str,
+    model: vae.AutoencoderKLWan,
+    seed: int,
+    device: str,
+    indices: range,
+    count: int,
+) -> None:
+    path, held_out = run / f"{name}.npy", name == "held_out"
+    if indices.start == 0:
+        np.lib.format.open_memmap(path, "w+", np.float16, (count, *SHAPE)).flush()
+        prompts = [clips.prompt_of(seed, i, held_out) for i in range(count)]
+        (run / f"{name}.json").write_text(json.dumps(prompts))
+    if dist.is_initialized():
+        dist.barrier()
+    latents = np.load(path, mmap_mode="r+")
+    for i in tqdm(indices, desc=name, disable=indices.start > 0, mininterval=10):
+        video = vae.to_tensor(clips.clip(seed, i, held_out).frames)[None].to(device)
+        with torch.autocast(device, torch.bfloat16):
+            mean, _ = vae.encode(model, video)
+        latents[i] = mean[0].float().cpu().numpy()
+    latents.flush()
+
+
+def _write_statistics(run: Path) -> None:
+    latents = np.load(run / "train.npy", mmap_mode="r")[:512].astype(np.float64)
+    statistics = {
+        "latents_mean": latents.mean(axis=(0, 2, 3, 4)).round(4).tolist(),
+        "latents_std": latents.std(axis=(0, 2, 3, 4)).round(4).tolist(),
+    }
+    (run / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
