@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     init_logging()
     try:
         generate(build_parser().parse_args(argv))
-    except (InputError, PlanError) as error:
+    except (InputError, PlanError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:

@@ -39,6 +39,8 @@ def default_name(
 def check_target(path: Path, *, still: bool) -> None:
     """InputError unless a file can be written at `path`; tried, since modes alone do not tell."""
     suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
+    if len(os.fsencode(path.name)) > 255:
+        raise InputError(f"save_file {path}: the name is longer than 255 bytes, take a shorter one")
     if path.is_dir():
         raise InputError(f"save_file {path} is a folder: name a file in it")
     if path.suffix.lower() not in suffixes:
@@ -52,8 +54,6 @@ def check_target(path: Path, *, still: bool) -> None:
             f"save_file {path}: cannot write into {path.parent} ({reason}): "
             "create the folder or name another"
         ) from None
-    if len(os.fsencode(path.name)) > 255:
-        raise InputError(f"save_file {path}: the name is longer than 255 bytes, take a shorter one")
 
 
 def to_frames(video: "Tensor") -> np.ndarray:

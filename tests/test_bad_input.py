@@ -1,0 +1,268 @@
+"""What a user gets for a mistake: one line with the value and the way out, code 2, no file."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import generate
+import pytest
+import torch
+import wan.text2video
+from conftest import ROOT, tiny_dit, write_dit
+
+from profiling_core.presets import load_preset
+
+RUN = ("--task", "t2v-mini", "--prompt", "red circle", "--frame_num", "1", "--sample_steps", "2")
+
+
+@pytest.fixture
+def outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., str]:
+    """Runs main() in an empty working directory; returns its error line and checks the rest."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*argv: str, code: int = 2) -> str:
+        capsys.readouterr()
+        assert generate.main(list(argv)) == code
+        assert not list(work.iterdir()), "a file was left"
+        lines = capsys.readouterr().err.splitlines()
+        lines = [line for line in lines if line and "step/s" not in line]  # but the progress bar
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mistake is told before anything heavy is touched."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("weights were about to be loaded")
+
+    for part in ("TextEncoder", "VideoVAE", "load_transformer"):
+        monkeypatch.setattr(wan.text2video, part, refuse)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--task", "t2v-7B"), "error: argument --task: invalid choice: 't2v-7B'"),
+        (("--size", "640*480"), "error: argument --size: invalid choice: '640*480'"),
+        (("--sample_steps", "many"), "error: argument --sample_steps: invalid int value: 'many'"),
+        (("--offload_model", "maybe"), "error: argument --offload_model: 'maybe' is neither"),
+        (("--task", "i2v-14B"), "error: task i2v-14B is not there yet: take one of t2v-14B"),
+        (("--task", "flf2v-14B"), "error: task flf2v-14B is not there yet"),
+        (("--task", "vace-1.3B"), "error: task vace-1.3B is not there yet"),
+        (("--task", "vace-14B"), "error: task vace-14B is not there yet"),
+        (("--use_prompt_extend",), "error: --use_prompt_extend is not available: write"),
+        (("--ulysses_size", "2"), "error: --ulysses_size 2: runs of several processes are not"),
+        (("--ring_size", "4"), "error: --ring_size 4: runs of several processes are not"),
+        (("--dit_fsdp",), "error: --dit_fsdp: runs of several processes are not"),
+        (("--t5_fsdp",), "error: --t5_fsdp: runs of several processes are not"),
+        (("--task", "t2v-14B"), "error: --ckpt_dir is missing: task t2v-14B needs"),
+        (("--task", "t2v-1.3B", "--size", "1280*720"), "task t2v-1.3B: take 480*832, 832*480"),
+        (("--task", "t2v-mini", "--size", "832*480"), "task t2v-mini: take 128*128"),
+        (("--task", "t2i-14B", "--frame_num", "5"), "frame_num 5: task t2i-14B makes one image"),
+        (("--frame_num", "80"), "error: frame_num 80 is not 4n+1: take 77 or 81"),
+        (("--frame_num", "0"), "error: frame_num 0 is not 4n+1: take 1"),
+        (("--frame_num", "-7"), "error: frame_num -7 is not 4n+1: take 1"),
+        (("--sample_steps", "0"), "error: sample_steps 0 is too few: take at least 1"),
+        (("--sample_steps", "-5"), "error: sample_steps -5 is too few"),
+        (("--sample_shift", "0"), "error: sample_shift 0.0 is not a positive number"),
+        (("--sample_shift", "inf"), "error: sample_shift inf is not a positive number"),
+        (("--sample_guide_scale", "nan"), "error: sample_guide_scale nan is not a finite"),
+        (("--prompt", ""), "error: the prompt is empty: say in --prompt what"),
+        (("--prompt", " \n "), "error: the prompt is empty"),
+        (("--save_file", "/"), "error: save_file / is a folder: name a file in it"),
+        (("--save_file", "no/such/clip.mp4"), "cannot write into no/such (No such file or"),
+        (("--save_file", "/proc/clip.mp4"), "error: save_file /proc/clip.mp4: cannot write into"),
+        (("--save_file", "clip.doc"), "error: save_file clip.doc: end its name in one of .mp4"),
+        (("--ckpt_dir", "/no/such/folder"), "checkpoint folder /no/such/folder does not exist"),
+        (("--ckpt_dir", "/etc/passwd"), "checkpoint folder /etc/passwd is not a folder"),
+    ],
+)
+def test_wrong_arguments(
+    outcome: Callable[..., str], nothing_loads: None, argv: tuple[str, ...], says: str
+) -> None:
+    line = outcome(*argv)
+    assert line.startswith("error: ") and says in line
+
+
+def test_several_processes_are_refused(
+    outcome: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE 2: runs of several processes are not there yet" in outcome(*RUN)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "Wan2.1_VAE.pth",
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        "diffusion_pytorch_model-00002-of-00003.safetensors",
+        "google/umt5-xxl/tokenizer.json",
+    ],
+)
+def test_incomplete_checkpoint_names_the_file(
+    outcome: Callable[..., str],
+    new_checkpoint: Callable[..., Path],
+    nothing_loads: None,
+    name: str,
+) -> None:
+    folder = new_checkpoint(shards=3)
+    (folder / name).unlink()
+    line = outcome(*RUN, "--ckpt_dir", str(folder))
+    missing = Path(name).parent if "tokenizer" in name else name
+    assert f"error: checkpoint folder {folder}: {missing}" in line
+    assert "download" in line
+
+
+def test_single_file_checkpoint_without_its_weights(
+    outcome: Callable[..., str], new_checkpoint: Callable[..., Path], nothing_loads: None
+) -> None:
+    folder = new_checkpoint()
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    line = outcome(*RUN, "--ckpt_dir", str(folder))
+    assert "diffusion_pytorch_model.safetensors is missing" in line
+
+
+@pytest.mark.parametrize("content", ["truncated", "foreign", "empty"])
+def test_damaged_safetensors(
+    outcome: Callable[..., str], new_checkpoint: Callable[..., Path], content: str
+) -> None:
+    file = new_checkpoint() / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes({"truncated": whole[:-100], "foreign": b"\x89PNG" * 20, "empty": b""}[content])
+    line = outcome(*RUN, "--ckpt_dir", str(file.parent))
+    assert line.startswith(f"error: {file} is not a complete safetensors file (")
+    assert line.endswith("): download it again")
+
+
+def test_weights_of_another_model(
+    outcome: Callable[..., str], new_checkpoint: Callable[..., Path]
+) -> None:
+    folder = new_checkpoint()
+    write_dit(folder, tiny_dit(num_layers=4))
+    line = outcome(*RUN, "--ckpt_dir", str(folder))
+    assert "19 tensors" in line or "tensors are not known to this model" in line
+    assert "'blocks.3." in line
+
+
+def test_encoder_of_another_width(
+    outcome: Callable[..., str], new_checkpoint: Callable[..., Path]
+) -> None:
+    folder = new_checkpoint()
+    write_dit(folder, tiny_dit(text_dim=24), text_dim=24)
+    line = outcome(*RUN, "--ckpt_dir", str(folder))
+    assert "the text encoder's width 32 and the transformer's 24 do not match" in line
+
+
+def test_not_enough_memory_says_what_was_needed(
+    outcome: Callable[..., str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan.memory.available_bytes", lambda device: 1000)
+    line = outcome(*RUN, "--ckpt_dir", str(checkpoint))
+    assert line.startswith("error: not enough memory on cpu: transformer 0.0 GB + VAE")
+    assert "GB are needed, 0.0 GB are free: take a smaller model" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_on_the_way(
+    outcome: Callable[..., str],
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(wan.text2video.VideoVAE, "decode", fail)
+    line = outcome(*RUN, "--ckpt_dir", str(checkpoint))
+    assert line.startswith("error: not enough memory on cpu (")
+    assert line.endswith("take a smaller --size, fewer frames or a smaller model")
+
+
+def test_a_bug_is_not_taken_for_a_user_error(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(wan.text2video.VideoVAE, "decode", fail)
+    save = str(tmp_path / "clip.mp4")
+    with pytest.raises(RuntimeError, match="a bug"):
+        generate.main([*RUN, "--ckpt_dir", str(checkpoint), "--save_file", save])
+
+
+def edited_plan(path: Path, **changes: object) -> Path:
+    document = json.loads(load_preset("wan2.1-t2v-14B", "paper").dumps())
+    path.write_text(json.dumps({**document, **changes}))
+    return path
+
+
+def test_plan_mistakes(
+    outcome: Callable[..., str], checkpoint: Path, nothing_loads: None, tmp_path: Path
+) -> None:
+    other = edited_plan(tmp_path / "other.json")
+    newer = edited_plan(tmp_path / "newer.json", format=99)
+    no_json = tmp_path / "text.json"
+    no_json.write_text("steps: 50")
+    for value, says in (
+        (str(other), "has 40 blocks, this model 3: take a plan that was made for this model"),
+        (str(newer), "plan format 99 is not known here"),
+        (str(no_json), "text.json: not JSON"),
+        ("absent.json", "absent.json: No such file or directory"),
+        ("fastest", "fastest"),
+        (str(tmp_path), "Is a directory"),
+    ):
+        line = outcome(*RUN, "--ckpt_dir", str(checkpoint), "--delta_cache", value)
+        assert line.startswith("error: ") and says in line, line
+
+
+def test_interrupt_leaves_no_file(
+    outcome: Callable[..., str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wan.text2video.VideoVAE, "decode", interrupt)
+    line = outcome(*RUN, "--ckpt_dir", str(checkpoint), code=130)
+    assert line == "interrupted, nothing was written"
+
+
+@pytest.mark.parametrize("prompt", ["../../up", "a/b", "two\nlines", "red " * 125, "一只猫"])
+def test_any_prompt_is_saved_beside_the_caller(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        wan.text2video.VideoVAE, "decode", lambda self, latent: torch.zeros(3, 1, 32, 32)
+    )
+    assert generate.main([*RUN, "--prompt", prompt, "--ckpt_dir", str(checkpoint)]) == 0
+    (file,) = tmp_path.iterdir()
+    assert file.suffix == ".mp4" and file.stat().st_size > 0
+    assert len(file.name) < 120 and file.name.isascii()
+
+
+def test_the_script_itself_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
+    script = ROOT / "Wan2.1" / "generate.py"
+    command = [sys.executable, str(script), "--task", "t2v-mini", "--frame_num", "10"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: frame_num 10 is not 4n+1: take 9 or 13\n"
+    assert not list(tmp_path.iterdir())
