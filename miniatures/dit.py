@@ -145,56 +145,36 @@ def train(
     lr: float,
     compiled: bool,
 ) -> None:
-    """Trains until the clock says so; takes up `run/dit.pt` where it stands."""
+    """Trains the transformer into `run/dit.pt`."""
     rank, world = optim.start_processes(device)
     torch.manual_seed(seed)
-    model = WanModel(**CONFIG).to(device)
+    model, clock = WanModel(**CONFIG).to(device), optim.Clock(minutes, steps)
     average, opts = optim.Average(model, 0.999), optimizers(model, lr)
-    clock, step, path = optim.Clock(minutes, steps), 0, run / "dit.pt"
-    if path.exists():
-        step = optim.restore(path, model, average, opts, clock)
     data, check = Latents(run, "train", device), Latents(run, "held_out", device)
-    prompts = Prompts(seed, device)
+    prompts, each = Prompts(seed, device), batch // world
     if device == "cpu":
         wan.model.attention = plain_attention
     if compiled:
         for block in model.blocks:
             block.compile()
     logger.info(f"{sum(p.numel() for p in model.parameters())} parameters, {len(data)} clips")
-    saved, recent, each = clock.seconds, [], batch // world
-    while (progress := clock.progress(step)) < 1:
-        rng = np.random.default_rng([seed, step, rank])
-        x0 = data.at(indices := rng.integers(len(data), size=each))
+
+    def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
+        indices = rng.integers(len(data), size=each)
+        x0 = data.at(indices)
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(x0.shape, generator=generator, device=device)
         sigma = noise_levels(each, rng, rank * each, batch).to(device)
         context = [prompts[drop(data.prompts[i], rng.random())] for i in indices]
-        optim.set_rate(opts, optim.rate(progress, step, warmup=50, flat=0.3))
-        value = loss(model, x0, noise, sigma, context)
-        value.backward()
-        optim.average_gradients(model)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=False)
-        average.update(model)
-        step += 1
-        recent.append(value.item())
-        if rank == 0 and step % 25 == 0:
-            logger.info(
-                f"step {step}  {progress:.1%}  {clock.seconds:.0f} s  loss {np.mean(recent):.4f}"
-            )
-            recent.clear()
-        if rank == 0 and step % 250 == 0:
-            logger.info(
-                f"step {step}  held-out loss {held_out_loss(average.model, check, prompts):.4f}"
-            )
-        if rank == 0 and clock.seconds - saved > 180:
-            optim.save(path, optim.snapshot(model, average, opts, clock, step))
-            saved = clock.seconds
-    if rank == 0:
-        optim.save(path, optim.snapshot(model, average, opts, clock, step))
-        logger.info(f"held-out loss {held_out_loss(average.model, check, prompts):.4f}")
+        return loss(model, x0, noise, sigma, context)
+
+    def report() -> float:
+        return held_out_loss(average.model, check, prompts)
+
+    path = run / "dit.pt"
+    optim.fit(
+        model, average, opts, batch_loss, path, seed, clock, warmup=50, flat=0.35, report=report
+    )
 
 
 @torch.no_grad()

@@ -18,20 +18,13 @@ HELD_OUT = 48
 def encode(run: Path, seed: int, device: str, count: int) -> None:
     """Writes train.npy, held_out.npy, their prompts and statistics.json."""
     rank, world = optim.start_processes(device)
-    model = trained(run).to(device)
+    model = vae.trained(run).to(device)
     _encode_split(run, "train", model, seed, device, range(count)[rank::world], count)
     _encode_split(run, "held_out", model, seed, device, range(HELD_OUT)[rank::world], HELD_OUT)
     if world > 1:
         dist.barrier()
     if rank == 0:
         _write_statistics(run)
-
-
-def trained(run: Path) -> vae.AutoencoderKLWan:
-    """The averaged autoencoder of `run/vae.pt`."""
-    model = vae.build()
-    model.load_state_dict(torch.load(run / "vae.pt", weights_only=True)["average"])
-    return model.eval().requires_grad_(False)
 
 
 def _encode_split(
@@ -45,13 +38,15 @@ def _encode_split(
 ) -> None:
     path, held_out = run / f"{name}.npy", name == "held_out"
     if indices.start == 0:
-        np.lib.format.open_memmap(path, "w+", np.float16, (count, *SHAPE)).flush()
+        if not path.exists() or len(np.load(path, mmap_mode="r")) != count:
+            np.lib.format.open_memmap(path, "w+", np.float16, (count, *SHAPE)).flush()
         prompts = [clips.prompt_of(seed, i, held_out) for i in range(count)]
         (run / f"{name}.json").write_text(json.dumps(prompts))
     if dist.is_initialized():
         dist.barrier()
     latents = np.load(path, mmap_mode="r+")
-    for i in tqdm(indices, desc=name, disable=indices.start > 0, mininterval=10):
+    missing = [i for i in indices if not latents[i].any()]  # the others are from a stopped run
+    for i in tqdm(missing, desc=name, disable=indices.start > 0, mininterval=10):
         video = vae.to_tensor(clips.clip(seed, i, held_out).frames)[None].to(device)
         with torch.autocast(device, torch.bfloat16):
             mean, _ = vae.encode(model, video)

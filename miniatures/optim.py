@@ -4,12 +4,14 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from loguru import logger
 from torch import Tensor, nn
 
 # Quintic whose iteration pushes all singular values of a matrix to about one.
@@ -139,6 +141,54 @@ def save(path: Path, state: dict) -> None:
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
+
+
+def fit(
+    model: nn.Module,
+    average: Average,
+    optimizers: list[torch.optim.Optimizer],
+    loss: Callable[[np.random.Generator, float], Tensor],
+    path: Path,
+    seed: int,
+    clock: Clock,
+    *,
+    warmup: int,
+    flat: float = 0.3,
+    report: Callable[[], float] | None = None,
+) -> None:
+    """Steps on `loss(rng, progress)` until the clock says so; takes up `path` where it stands.
+
+    The rng is a function of seed, step and process. `report` is a held-out figure for the log.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    step = restore(path, model, average, optimizers, clock) if path.exists() else 0
+    saved, recent = clock.seconds, []
+    while (progress := clock.progress(step)) < 1:
+        rng = np.random.default_rng([seed, step, rank])
+        set_rate(optimizers, rate(progress, step, warmup, flat))
+        value = loss(rng, progress)
+        value.backward()
+        average_gradients(model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+        average.update(model)
+        step += 1
+        recent.append(value.item())
+        if rank == 0 and step % 25 == 0:
+            mean = sum(recent) / len(recent)
+            logger.info(f"step {step}  {progress:.1%}  {clock.seconds:.0f} s  loss {mean:.4f}")
+            recent.clear()
+        if rank == 0 and report and step % 250 == 0:
+            logger.info(f"step {step}  held-out loss {report():.4f}")
+        if rank == 0 and clock.seconds - saved > 180:
+            save(path, snapshot(model, average, optimizers, clock, step))
+            saved = clock.seconds
+    if rank == 0:
+        save(path, snapshot(model, average, optimizers, clock, step))
+        if report:
+            logger.info(f"step {step}  held-out loss {report():.4f}")
 
 
 def snapshot(

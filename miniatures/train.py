@@ -1,8 +1,9 @@
-"""Makes the Wan miniature from a seed, in four stages: vae, latents, dit, export.
+"""Makes the Wan miniature from a seed, in five stages.
 
     torchrun --nproc_per_node 2 -m miniatures.train vae --minutes 32
     torchrun --nproc_per_node 2 -m miniatures.train latents --clips 4000
     torchrun --nproc_per_node 2 -m miniatures.train dit --minutes 75
+    torchrun --nproc_per_node 2 -m miniatures.train decoder --minutes 10
     python -m miniatures.train export
 
 A stopped `vae` or `dit` goes on where it was when the same command is given again. On a GPU:
@@ -21,7 +22,7 @@ CHECKPOINT = Path(__file__).parents[1] / "Wan2.1" / "ckpts" / "Wan2.1-T2V-mini"
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("stage", choices=("vae", "latents", "dit", "export"))
+    add("stage", choices=("vae", "latents", "dit", "decoder", "export"))
     add("--run", type=Path, default=Path("runs/wan-mini"), help="working folder")
     add("--out", type=Path, default=CHECKPOINT, help="checkpoint folder that export writes")
     add("--seed", type=int, default=0)
@@ -47,6 +48,8 @@ def main() -> None:
     length = {"minutes": args.minutes, "steps": args.steps}
     if args.stage == "vae":
         vae.train(args.run, args.seed, args.device, pool=args.clips, **length)
+    elif args.stage == "decoder":
+        vae.refine(args.run, args.seed, args.device, pool=args.clips, **length)
     elif args.stage == "latents":
         latents.encode(args.run, args.seed, args.device, args.clips)
     elif args.stage == "dit":

@@ -38,6 +38,7 @@ STAGES = (
     (0.95, 4, 33, 64),
     (1.0, 2, 33, 128),
 )
+REFINING = (1.0, 4, 33, 64)
 
 
 def build(**overrides: object) -> AutoencoderKLWan:
@@ -132,21 +133,35 @@ class Crops:
         return to_tensor(clip.frames[t : t + frames, y : y + size, x : x + size])
 
 
-def loss(vae: AutoencoderKLWan, video: Tensor, device: str) -> tuple[Tensor, Tensor]:
-    """L1 + MSE + KL, and the mean square error alone."""
-    with torch.autocast(device, torch.bfloat16):
+def loss(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+    """L1 + MSE + KL of a batch."""
+    with torch.autocast(video.device.type, torch.bfloat16):
         mean, logvar = (v.float() for v in encode(vae, video))
         shown = decode(vae, mean + torch.randn_like(mean) * (0.5 * logvar).exp())
-    error = shown.float() - video
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    mse = error.square().mean()
-    return error.abs().mean() + mse + KL_WEIGHT * kl, mse.detach()
+    return _distance(shown, video) + KL_WEIGHT * kl
+
+
+def decoder_loss(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+    """L1 + MSE of a batch, the encoder as it is."""
+    with torch.autocast(video.device.type, torch.bfloat16):
+        with torch.no_grad():
+            mean, logvar = (v.float() for v in encode(vae, video))
+        shown = decode(vae, mean + torch.randn_like(mean) * (0.5 * logvar).exp())
+    return _distance(shown, video)
+
+
+def _distance(shown: Tensor, video: Tensor) -> Tensor:
+    error = shown.float() - video
+    return error.abs().mean() + error.square().mean()
 
 
 def optimizers(vae: nn.Module) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in vae.parameters() if p.ndim >= 4 and min(p.flatten(1).shape) >= 12]
+    """Muon for the large convolutions, AdamW for all else that is trained."""
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 4 and min(p.flatten(1).shape) >= 12]
     chosen = set(map(id, matrices))
-    others = [p for p in vae.parameters() if id(p) not in chosen]
+    others = [p for p in trained if id(p) not in chosen]
     return [
         optim.Muon(matrices, lr=1.5e-3),
         torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0),
@@ -156,40 +171,45 @@ def optimizers(vae: nn.Module) -> list[torch.optim.Optimizer]:
 def train(
     run: Path, seed: int, device: str, minutes: float | None, steps: int | None, pool: int
 ) -> None:
-    """Trains until the clock says so; takes up `run/vae.pt` where it stands."""
+    """Trains encoder and decoder into `run/vae.pt`."""
     rank, world = optim.start_processes(device)
     torch.manual_seed(seed)
-    vae = build().to(device)
-    average, opts = optim.Average(vae, 0.999), optimizers(vae)
-    clock, step = optim.Clock(minutes, steps), 0
-    path = run / "vae.pt"
-    if path.exists():
-        step = optim.restore(path, vae, average, opts, clock)
+    vae, clock = build().to(device), optim.Clock(minutes, steps)
     crops = Crops(list(clips.clips(seed + rank, 0, pool)))
     logger.info(f"{sum(p.numel() for p in vae.parameters())} parameters, {pool} clips per process")
-    saved = clock.seconds
-    while (progress := clock.progress(step)) < 1:
-        rng = np.random.default_rng([seed, step, rank])
+
+    def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
         torch.manual_seed(int(rng.integers(2**31)))
         _, batch, frames, size = next(s for s in STAGES if progress <= s[0])
-        video = crops.batch(rng, batch // world, frames, size).to(device)
-        optim.set_rate(opts, optim.rate(progress, step, warmup=20, flat=0.3))
-        value, mse = loss(vae, video, device)
-        value.backward()
-        optim.average_gradients(vae)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=False)
-        average.update(vae)
-        step += 1
-        if rank == 0 and step % 20 == 0:
-            psnr = 10 * torch.log10(4 / mse).item()
-            logger.info(
-                f"step {step}  {progress:.1%}  {clock.seconds:.0f} s"
-                f"  loss {value.item():.4f}  {psnr:.1f} dB"
-            )
-        if rank == 0 and clock.seconds - saved > 120:
-            optim.save(path, optim.snapshot(vae, average, opts, clock, step))
-            saved = clock.seconds
-    if rank == 0:
-        optim.save(path, optim.snapshot(vae, average, opts, clock, step))
+        return loss(vae, crops.batch(rng, batch // world, frames, size).to(device))
+
+    average, opts = optim.Average(vae, 0.999), optimizers(vae)
+    optim.fit(vae, average, opts, batch_loss, run / "vae.pt", seed, clock, warmup=20)
+
+
+def refine(
+    run: Path, seed: int, device: str, minutes: float | None, steps: int | None, pool: int
+) -> None:
+    """Trains the decoder alone into `run/decoder.pt`: the transformer's latents stay valid."""
+    rank, world = optim.start_processes(device)
+    vae, clock = trained(run).to(device), optim.Clock(minutes, steps)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    crops = Crops(list(clips.clips(seed + 2 + rank, 0, pool)))
+
+    def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
+        torch.manual_seed(int(rng.integers(2**31)))
+        _, batch, frames, size = REFINING
+        return decoder_loss(vae, crops.batch(rng, batch // world, frames, size).to(device))
+
+    average, opts = optim.Average(vae, 0.999), optimizers(vae)
+    optim.fit(vae, average, opts, batch_loss, run / "decoder.pt", seed, clock, warmup=20)
+
+
+def trained(run: Path) -> AutoencoderKLWan:
+    """The averaged autoencoder of `run`, its decoder refined where that was done."""
+    refined = run / "decoder.pt"
+    vae = build()
+    path = refined if refined.exists() else run / "vae.pt"
+    vae.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["average"])
+    return vae.eval().requires_grad_(False)

@@ -8,8 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # miniatures is not installed
 
-from miniatures import clips  # noqa: E402
-from miniatures.clips import Actor, Scene  # noqa: E402
+from miniatures import clips
+from miniatures.clips import Actor, Scene
 
 
 def one_shape(motion: str, background: str = "checks") -> Scene:
