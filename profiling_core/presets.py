@@ -50,7 +50,7 @@ MODELS = {
     ),
     "wan2.1-t2v-mini": PlannedModel(
         ModelFingerprint(
-            family="wan2.1", name="wan2.1-t2v-mini", block_lists={"blocks": 12}, width=128
+            family="wan2.1", name="wan2.1-t2v-mini", block_lists={"blocks": 12}, width=160
         ),
         shift=5.0,
     ),
