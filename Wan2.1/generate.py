@@ -1,4 +1,9 @@
-"""Wan2.1 text to video and text to image: the official command line, plus `--delta_cache`."""
+"""Wan2.1 text to video and text to image: the official command line, plus `--delta_cache`.
+
+Unlike the official script: a frame_num that is not 4n+1 is refused; t2v-1.3B takes a size of its
+own when none is given; default file names hold no `*` and nothing of a prompt that is special to
+a file system; a video that cannot be saved is an error.
+"""
 
 import argparse
 import os
@@ -19,6 +24,7 @@ from wan.video import check_target, default_name, save_image, save_video
 from profiling_core.options import add_delta_cache_option, resolve_plan
 from profiling_core.plan import CachePlan, PlanError
 
+LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -41,7 +47,7 @@ def bool_text(text: str) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """All official options with their defaults; None means: decided per task."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", default="t2v-14B", choices=[*CONFIGS, *ABSENT_TASKS])
     add("--size", choices=SIZES, help="width*height; default 1280*720, or the task's own")
@@ -136,6 +142,10 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
     check_frame_num(args.frame_num, config.vae_stride[0])
     if not args.prompt.strip():
         raise InputError("the prompt is empty: say in --prompt what is to be seen")
+    if any("\ud800" <= character <= "\udfff" for character in args.prompt):
+        raise InputError("the prompt is not valid UTF-8: give --prompt readable text")
+    if args.base_seed > LARGEST_SEED:
+        raise InputError(f"base_seed {args.base_seed} is too large: take at most {LARGEST_SEED}")
     if not isfinite(args.sample_guide_scale):
         raise InputError(f"sample_guide_scale {args.sample_guide_scale} is not a finite number")
     sigma_grid(args.sample_solver, args.sample_steps, args.sample_shift)

@@ -74,6 +74,9 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--frame_num", "-7"), "error: frame_num -7 is not 4n+1: take 1"),
         (("--sample_steps", "0"), "error: sample_steps 0 is too few: take at least 1"),
         (("--sample_steps", "-5"), "error: sample_steps -5 is too few"),
+        (("--sample_steps", "100000"), "error: sample_steps 100000 is too many: take at most 1000"),
+        (("--base_seed", "9" * 30), f"error: base_seed {'9' * 30} is too large"),
+        (("--prompt", "caf\udce9"), "error: the prompt is not valid UTF-8"),
         (("--sample_shift", "0"), "error: sample_shift 0.0 is not a positive number"),
         (("--sample_shift", "inf"), "error: sample_shift inf is not a positive number"),
         (("--sample_guide_scale", "nan"), "error: sample_guide_scale nan is not a finite"),
@@ -162,7 +165,19 @@ def test_encoder_of_another_width(
     folder = new_checkpoint()
     write_dit(folder, tiny_dit(text_dim=24), text_dim=24)
     line = outcome(*RUN, "--ckpt_dir", str(folder))
-    assert "the text encoder's width 32 and the transformer's 24 do not match" in line
+    assert "the text encoder's width 32 and the transformer's text_dim 24 do not match" in line
+
+
+def test_tokenizer_of_another_encoder(
+    outcome: Callable[..., str], new_checkpoint: Callable[..., Path]
+) -> None:
+    folder = new_checkpoint()
+    file = folder / "google" / "umt5-xxl" / "tokenizer.json"
+    document = json.loads(file.read_text())
+    document["model"]["vocab"] |= {f"word{i}": 17 + i for i in range(100)}
+    file.write_text(json.dumps(document))
+    line = outcome(*RUN, "--ckpt_dir", str(folder))
+    assert "tokens, models_t5_umt5-xxl-enc-bf16.pth 64: take the tokenizer of this" in line
 
 
 def test_not_enough_memory_says_what_was_needed(
@@ -171,7 +186,7 @@ def test_not_enough_memory_says_what_was_needed(
     monkeypatch.setattr("wan.memory.available_bytes", lambda device: 1000)
     line = outcome(*RUN, "--ckpt_dir", str(checkpoint))
     assert line.startswith("error: not enough memory on cpu: transformer 0.0 GB + VAE")
-    assert "GB are needed, 0.0 GB are free: take a smaller model" in line
+    assert "GB are needed, 0.0 GB are free: take a smaller model or" in line
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Softmax attention: flash-attn 3 or 2 where installed and usable, torch SDPA everywhere else."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -8,29 +9,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FLASH_MAX_HEAD_DIM = 256
+FLASH_MODULES = {"flash-attn 3": "flash_attn_interface", "flash-attn 2": "flash_attn"}
 
 
 @lru_cache(maxsize=1)
-def _flash() -> tuple[str, Callable[..., Tensor]] | None:
-    """Name and function of the installed flash-attn, or None; a broken install counts as none."""
-    try:
-        from flash_attn_interface import flash_attn_func
-
-        return "flash-attn 3", flash_attn_func
-    except (ImportError, OSError, RuntimeError):
-        pass
-    try:
-        from flash_attn import flash_attn_func
-
-        return "flash-attn 2", flash_attn_func
-    except (ImportError, OSError, RuntimeError):
-        return None
+def _installed_flash() -> tuple[str, Callable[..., Tensor] | None]:
+    """What half-precision attention on a GPU runs on, in words, and its function if not SDPA."""
+    broken = []
+    for name, module in FLASH_MODULES.items():
+        try:
+            return name, importlib.import_module(module).flash_attn_func
+        except ModuleNotFoundError:
+            continue
+        except Exception as error:  # a build for another torch or CUDA fails in many ways
+            broken.append(f"{name} is installed but fails: {type(error).__name__}: {error}")
+    return "; ".join(["torch SDPA", *broken]), None
 
 
 def backend(device: torch.device) -> str:
-    """Name of what half-precision attention runs on, for the log."""
-    flash = _flash() if device.type == "cuda" else None
-    return flash[0] if flash else "torch SDPA"
+    """What attention runs on, for the log."""
+    return _installed_flash()[0] if device.type == "cuda" else "torch SDPA"
+
+
+def _flash_for(q: Tensor, v: Tensor) -> Callable[..., Tensor] | None:
+    """flash-attn's function where it can take these tensors; the type that counts is v's."""
+    half = v.dtype in (torch.bfloat16, torch.float16)
+    if q.is_cuda and half and q.shape[-1] <= FLASH_MAX_HEAD_DIM:
+        return _installed_flash()[1]
+    return None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_lens: Sequence[int] | None = None) -> Tensor:
@@ -51,11 +57,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_lens: Sequence[int] | None = 
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    half = v.dtype in (torch.bfloat16, torch.float16)
-    flash = _flash() if q.is_cuda and half and q.shape[-1] <= FLASH_MAX_HEAD_DIM else None
+    flash = _flash_for(q, v)
     query, key = q.to(v.dtype), k.to(v.dtype)
-    if flash:
-        out = flash[1](query, key, v)
+    if flash is not None:
+        out = flash(query, key, v)
         # builds of flash-attn 3 differ: some return the output alone, some (output, lse)
         return (out[0] if isinstance(out, tuple) else out).to(q.dtype)
     heads_first = (x.transpose(1, 2) for x in (query, key, v))  # (B, heads, L, head_dim)

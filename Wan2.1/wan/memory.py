@@ -20,7 +20,7 @@ def available_bytes(device: torch.device) -> int | None:
     return min(known, default=None)
 
 
-def check_room(needs: dict[str, int], device: torch.device) -> None:
+def check_room(needs: dict[str, int], device: torch.device, way_out: str = "") -> None:
     """InputError when `needs` (part -> bytes) together exceed what `device` has free."""
     free = available_bytes(device)
     total = sum(needs.values())
@@ -29,7 +29,7 @@ def check_room(needs: dict[str, int], device: torch.device) -> None:
     parts = " + ".join(f"{name} {count / GB:.1f} GB" for name, count in needs.items())
     raise InputError(
         f"not enough memory on {device}: {parts} = {total / GB:.1f} GB are needed, "
-        f"{free / GB:.1f} GB are free: take a smaller model, or a machine with more memory"
+        f"{free / GB:.1f} GB are free: {way_out}take a smaller model or a machine with more memory"
     )
 
 

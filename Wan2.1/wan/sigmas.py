@@ -9,6 +9,7 @@ from .errors import InputError
 # where a grid starts before the shift; the official UniPC holds 0.999 in fp32
 FIRST_SIGMA = {"unipc": float(np.float32(0.999)), "dpm++": 1.0}
 SOLVERS = tuple(FIRST_SIGMA)
+MOST_STEPS = 1000  # timesteps the models were trained on
 
 
 def sigma_grid(solver: str, steps: int, shift: float) -> np.ndarray:
@@ -17,6 +18,10 @@ def sigma_grid(solver: str, steps: int, shift: float) -> np.ndarray:
         raise InputError(f"sample_solver {solver!r} is not one of {', '.join(SOLVERS)}")
     if steps < 1:
         raise InputError(f"sample_steps {steps} is too few: take at least 1, the default is 50")
+    if steps > MOST_STEPS:
+        raise InputError(
+            f"sample_steps {steps} is too many: the model knows {MOST_STEPS} timesteps"
+        )
     if not (shift > 0 and math.isfinite(shift)):
         raise InputError(f"sample_shift {shift} is not a positive number: the default is 5.0")
     sigmas = np.linspace(FIRST_SIGMA[solver], 0.0, steps + 1)[:-1]

@@ -81,6 +81,11 @@ class TextEncoder:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"tokenizer folder {tokenizer} is not usable: {reason}") from None
         config = umt5_config(checkpoint)
+        if len(self.tokenizer) > config.vocab_size:
+            raise InputError(
+                f"tokenizer folder {tokenizer} has {len(self.tokenizer)} tokens, "
+                f"{checkpoint.name} {config.vocab_size}: take the tokenizer of this checkpoint"
+            )
         self.dim = config.d_model
         with torch.device("meta"):
             # eager attention equals the official bf16 results bit by bit, SDPA does not

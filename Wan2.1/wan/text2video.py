@@ -84,13 +84,18 @@ class WanT2V:
         logger.info(f"attention on {self.device}: {backend(self.device)}")
 
     def _check_parts_fit(self) -> None:
+        channels = self.config.latent_channels
         pairs = (
-            ("the text encoder's width", self.text_encoder.dim, self.model.text_dim),
-            ("the VAE's channels", self.vae.model.config.z_dim, self.model.out_dim),
+            ("the text encoder's width", self.text_encoder.dim, "text_dim", self.model.text_dim),
+            ("the VAE's z_dim", self.vae.model.config.z_dim, "in_dim", self.model.in_dim),
+            ("the task's latent channels", channels, "out_dim", self.model.out_dim),
         )
-        for what, found, expected in pairs:
+        for what, found, name, expected in pairs:
             if found != expected:
-                raise InputError(f"{what} {found} and the transformer's {expected} do not match")
+                raise InputError(
+                    f"{what} {found} and the transformer's {name} {expected} do not match: "
+                    "the folder mixes files of several checkpoints"
+                )
 
     def generate(
         self,
@@ -333,4 +338,7 @@ def check_memory(
         check_room(models | encoder, device)
         return
     check_room(encoder, torch.device("cpu"))
-    check_room(models if t5_cpu else models | encoder, device)
+    if t5_cpu:
+        check_room(models, device)
+    else:
+        check_room(models | encoder, device, "keep the text encoder on the CPU with --t5_cpu, ")
