@@ -19,9 +19,7 @@ def sigma_grid(solver: str, steps: int, shift: float) -> np.ndarray:
     if steps < 1:
         raise InputError(f"sample_steps {steps} is too few: take at least 1, the default is 50")
     if steps > MOST_STEPS:
-        raise InputError(
-            f"sample_steps {steps} is too many: the model knows {MOST_STEPS} timesteps"
-        )
+        raise InputError(f"sample_steps {steps} is too many: take at most {MOST_STEPS}")
     if not (shift > 0 and math.isfinite(shift)):
         raise InputError(f"sample_shift {shift} is not a positive number: the default is 5.0")
     sigmas = np.linspace(FIRST_SIGMA[solver], 0.0, steps + 1)[:-1]
