@@ -87,6 +87,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes allocated on a GPU since reset_peak; 0 on the CPU, which keeps no count."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
 def paired_ratio(one: list[float], other: list[float]) -> float:
     """Median over rounds of one / other, each pair from the same round."""
     return median(a / b for a, b in zip(one, other, strict=True))

@@ -11,7 +11,7 @@ import sys
 
 import torch
 from calls import Call, measure, measured_bytes
-from common import append_row, environment, table, timed
+from common import append_row, environment, peak_memory, reset_peak, table, timed
 from wan.model import WanModel
 
 from profiling_core.delta_cache import DeltaCache
@@ -79,11 +79,11 @@ def random_model(size: str, dtype: torch.dtype, device: torch.device) -> WanMode
 def one_call(model: WanModel, device: torch.device) -> Call:
     generator = torch.Generator(device).manual_seed(1)
     x = torch.randn(LATENT, generator=generator, device=device)
-    text = torch.randn(512, 4096, generator=generator, device=device, dtype=torch.bfloat16)
+    text = torch.randn(model.text_len, model.text_dim, generator=generator, device=device)
     t = torch.tensor([700], device=device)
 
     def call() -> object:
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             return model([x], t, [text], TOKENS)
 
     return call
@@ -99,9 +99,9 @@ def one_row(
     device: torch.device,
 ) -> dict:
     plan = load_preset(f"wan2.1-t2v-{size}", preset)
-    torch.cuda.reset_peak_memory_stats(device)
+    reset_peak(device)
     costs = measure(model, call, plan, rounds, device)
-    peak = torch.cuda.max_memory_allocated(device)
+    peak = peak_memory(device)
     sizes = {
         "tokens": TOKENS,
         "stream_itemsize": 4,
