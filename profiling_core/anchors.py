@@ -23,6 +23,11 @@ class Anchor:
     template: Any
 
     @property
+    def single(self) -> bool:
+        """Was the output one tensor, not a structure of them?"""
+        return isinstance(self.template, torch.Size)
+
+    @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
 

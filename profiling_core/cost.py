@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from profiling_core.plan import CachePlan, Expected, IntervalSite, Site
 
@@ -55,25 +56,27 @@ def block_share(plan: CachePlan, step: int, branch: str) -> float:
 
 
 def held_anchors(plan: CachePlan) -> HeldAnchors:
-    """The largest number of anchors alive at once; an anchor dies with the last step it serves."""
-    calls = plan.steps * len(plan.branches)
-    deltas, predictions = [0] * (calls + 1), [0] * (calls + 1)
+    """The anchors at the moment with the most deltas, then the most predictions.
+
+    That is the moment with the most bytes wherever a delta (tokens x width) outweighs the few
+    predictions (latent-sized); `bytes_held` makes no such assumption.
+    """
+    return max(_alive_anchors(plan), key=lambda held: (held.deltas, held.predictions))
+
+
+def _alive_anchors(plan: CachePlan) -> list[HeldAnchors]:
+    """What is alive after every model call; an anchor dies with the last step that reuses it."""
+    branches = len(plan.branches)
+    change = [[0, 0] for _ in range(plan.steps * branches + 1)]
     for site in plan.sites:
+        kind = 1 if site.kind == "prediction" else 0
+        count = len(site.intervals) if isinstance(site, IntervalSite) else 1
         for order, branch in enumerate(plan.branches):
             for born, dies in anchor_lifetimes(plan, site, branch).items():
-                alive = predictions if site.kind == "prediction" else deltas
-                weight = len(site.intervals) if isinstance(site, IntervalSite) else 1
-                alive[born * len(plan.branches) + order] += weight
-                alive[dies * len(plan.branches) + order + 1] -= weight
-    # the worst moment is judged by deltas first: one is thousands of times larger than a prediction
-    now_deltas = now_predictions = 0
-    best = HeldAnchors(0, 0)
-    for call in range(calls):
-        now_deltas += deltas[call]
-        now_predictions += predictions[call]
-        if (now_deltas, now_predictions) > (best.deltas, best.predictions):
-            best = HeldAnchors(now_deltas, now_predictions)
-    return best
+                change[born * branches + order][kind] += count
+                change[dies * branches + order + 1][kind] -= count
+    totals = accumulate(change, lambda now, step: [now[0] + step[0], now[1] + step[1]])
+    return [HeldAnchors(deltas, predictions) for deltas, predictions in totals]
 
 
 def anchor_lifetimes(plan: CachePlan, site: Site, branch: str) -> dict[int, int]:
@@ -87,11 +90,11 @@ def anchor_lifetimes(plan: CachePlan, site: Site, branch: str) -> dict[int, int]
 
 def bytes_held(plan: CachePlan, *, tokens: int, stream_itemsize: int, latent_numel: int) -> int:
     """Bytes of anchors at the worst moment; tokens and latent_numel are those of one process."""
-    held = held_anchors(plan)
-    itemsize = 2 if plan.storage == "bfloat16" else stream_itemsize
-    deltas = held.deltas * tokens * plan.model.width * itemsize
-    prediction_itemsize = 2 if plan.storage == "bfloat16" else PREDICTION_ITEMSIZE
-    return deltas + held.predictions * latent_numel * prediction_itemsize
+    half = plan.storage == "bfloat16"
+    delta = tokens * plan.model.width * (2 if half else stream_itemsize)
+    prediction = latent_numel * (2 if half else PREDICTION_ITEMSIZE)
+    moments = _alive_anchors(plan)
+    return max(held.deltas * delta + held.predictions * prediction for held in moments)
 
 
 def expected_cost(plan: CachePlan, predicted_error: float | None = None) -> Expected:

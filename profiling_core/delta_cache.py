@@ -25,17 +25,10 @@ from typing import Any
 from torch import nn
 
 from profiling_core.anchors import forecast_prediction, keep, tensors_of
-from profiling_core.block_walk import (
-    CACHE,
-    WALK,
-    BlockWalk,
-    Schedule,
-    Store,
-    attached_class,
-    walked_class,
-)
+from profiling_core.block_walk import CACHE, WALK, BlockWalk, attached_class, walked_class
 from profiling_core.cost import block_runs_full, block_share, format_bytes
 from profiling_core.follow import Follower
+from profiling_core.interval import Interval, Schedule, Store
 from profiling_core.plan import CachePlan, IntervalSite, PlanError
 
 # names of the same block lists in other code bases
@@ -137,9 +130,7 @@ class DeltaCache:
     def clear(self) -> None:
         """Free every anchor and forget the position: the next call starts a new video."""
         for store in self._stores():
-            store.anchors.clear()
-        for walk in self._walks:
-            walk.inputs = None
+            store.clear()
         self._position = None
         self._last_step = -1
         self.report.bytes_held = 0
@@ -240,15 +231,12 @@ class DeltaCache:
             output = run(*args, **kwargs)
         finally:
             for walk in self._walks:
-                walk.position = None
+                walk.stop()
         for walk in self._walks:
-            walk.check_walked()
-        walked = {walk.name for walk in self._walks}
-        self.report.block_runs += sum(walk.runs for walk in self._walks)
+            walk.finish(step, branch)
+        self.report.block_runs += sum(self.plan.model.block_lists.values())
+        self.report.block_runs -= sum(walk.skipped for walk in self._walks)
         self.report.reused_intervals += sum(walk.reused for walk in self._walks)
-        self.report.block_runs += sum(
-            length for name, length in self.plan.model.block_lists.items() if name not in walked
-        )
         return output
 
     def _account(self, step: int, branch: str) -> None:
@@ -261,7 +249,7 @@ class DeltaCache:
         if self._prediction is not None:
             yield self._prediction
         for walk in self._walks:
-            yield from walk.stores.values()
+            yield from walk.intervals
 
     def _build_stores(self, found: dict[str, nn.ModuleList]) -> None:
         self._walks = []
@@ -273,11 +261,9 @@ class DeltaCache:
                 continue
             walk = next((w for w in self._walks if w.name == site.block_list), None)
             if walk is None:
-                walk = BlockWalk(site.block_list, found[site.block_list], self.plan)
+                walk = BlockWalk(site.block_list, found[site.block_list])
                 self._walks.append(walk)
-            for first, last in site.intervals:
-                label = f"{site.block_list} {first}-{last}"
-                walk.stores[first, last] = Store(label, schedules)
+            walk.intervals += [Interval(site, run, schedules, self.plan) for run in site.intervals]
 
     def _block_list(self, inner: nn.Module, name: str) -> nn.ModuleList | None:
         paths = [self._lists[name]] if name in self._lists else [name, _ALIASES.get(name, name)]

@@ -1,0 +1,166 @@
+"""One interval of blocks: its anchors, and the callables that keep or reuse its delta.
+
+Everything that depends on the position is decided in `prepare`, before the model's call, and booked
+in `finish`, after it. What runs inside the call is tensor arithmetic on attributes, so that a
+compiled model sees the same few callables step after step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from profiling_core.anchors import Anchor, forecast_delta, keep
+from profiling_core.cost import anchor_lifetimes
+from profiling_core.plan import CachePlan, Site
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One site and branch, resolved: what each step does, what it needs, what dies after it."""
+
+    computes: frozenset[int]
+    forecasts: dict[int, tuple[tuple[int, float], ...]]
+    last_use: dict[int, int]  # anchor step -> last step that reuses it
+
+    @classmethod
+    def of(cls, plan: CachePlan, site: Site, branch: str) -> Schedule:
+        return cls(
+            plan.computes(site, branch),
+            plan.forecasts(site, branch),
+            anchor_lifetimes(plan, site, branch),
+        )
+
+
+@dataclass
+class Store:
+    """The anchors of one site element: an interval, or the prediction."""
+
+    label: str
+    schedules: dict[str, Schedule]
+    anchors: dict[tuple[str, int], Anchor] = field(default_factory=dict)
+
+    def needed(self, branch: str, step: int) -> list[tuple[Anchor, float]]:
+        """Anchors and weights of a reuse step; ValueError when one was never computed."""
+        found = []
+        for anchor_step, weight in self.schedules[branch].forecasts[step]:
+            anchor = self.anchors.get((branch, anchor_step))
+            if anchor is None:
+                raise ValueError(
+                    f"{self.label}, {branch}: step {step} reuses step {anchor_step}, which was not "
+                    "computed in this video: visit the steps in order from 0, each once"
+                )
+            found.append((anchor, weight))
+        return found
+
+    def clear(self) -> None:
+        """Free everything."""
+        self.anchors.clear()
+
+    def drop_after(self, branch: str, step: int) -> None:
+        """Free the anchors that no later step needs."""
+        last_use = self.schedules[branch].last_use
+        for key in [k for k in self.anchors if k[0] == branch and last_use[k[1]] <= step]:
+            del self.anchors[key]
+
+
+class Interval(Store):
+    """Blocks first..last of a list, reused together."""
+
+    def __init__(
+        self, site: Site, run: tuple[int, int], schedules: dict[str, Schedule], plan: CachePlan
+    ) -> None:
+        first, last = run
+        super().__init__(f"{site.block_list} {first}-{last}", schedules)
+        self.first, self.last, self.plan = first, last, plan
+        self._forget()
+
+    def clear(self) -> None:
+        super().clear()
+        self._forget()
+
+    def prepare(
+        self, calls: list[Callable[..., Any]], blocks: list[nn.Module], step: int, branch: str
+    ) -> int:
+        """Put this interval's callables into `calls`; the number of blocks that will not run."""
+        self._forget()
+        schedule = self.schedules[branch]
+        if step in schedule.forecasts:
+            self.reused = self.needed(branch, step)
+            count = self.last - self.first
+            calls[self.first : self.last + 1] = [self.add_forecast] + [self.pass_on] * count
+            return count + 1
+        if step in schedule.last_use:
+            self.first_block, self.last_block = blocks[self.first], blocks[self.last]
+            if self.first == self.last:
+                calls[self.first] = self.run_only
+            else:
+                calls[self.first], calls[self.last] = self.run_first, self.run_last
+        return 0
+
+    def finish(self, step: int, branch: str) -> None:
+        """Book what the call kept."""
+        if self.kept is not None:
+            self.anchors[branch, step] = self.kept
+        self._forget()
+
+    def run_first(self, *args: Any, **kwargs: Any) -> Any:
+        self.inputs = args
+        return self.first_block(*args, **kwargs)
+
+    def run_last(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.last_block(*args, **kwargs)
+        self._keep_delta(output)
+        return output
+
+    def run_only(self, *args: Any, **kwargs: Any) -> Any:
+        self.inputs = args
+        return self.run_last(*args, **kwargs)
+
+    def add_forecast(self, *args: Any, **kwargs: Any) -> Any:
+        """The first block's part in a reuse step: input + weighted deltas."""
+        newest = self.reused[0][0]
+        updated = tuple(
+            forecast_delta(self.label, tensor, self.reused, index)
+            for index, tensor in enumerate(self._updated(newest, args))
+        )
+        return updated[0] if newest.single else updated
+
+    def pass_on(self, *args: Any, **kwargs: Any) -> Any:
+        """The other blocks' part: what they are given."""
+        newest = self.reused[0][0]
+        updated = self._updated(newest, args)
+        return updated[0] if newest.single else updated
+
+    def _keep_delta(self, output: Any) -> None:
+        outputs = (output,) if isinstance(output, torch.Tensor) else tuple(output)
+        if len(self.inputs) < len(outputs):
+            raise ValueError(
+                f"{self.label}: blocks return {len(outputs)} tensors but are called with "
+                f"{len(self.inputs)} positional arguments: the tensors that a block updates "
+                "must be its leading positional arguments"
+            )
+        deltas = [
+            after.detach() - before.detach()
+            for after, before in zip(outputs, self.inputs, strict=False)
+        ]
+        self.inputs = None
+        self.kept = keep(output, deltas, self.plan.storage, self.plan.storage_place)
+
+    def _updated(self, anchor: Anchor, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        count = len(anchor.tensors)
+        if len(args) < count:
+            raise ValueError(
+                f"{self.label}: {count} tensors are updated, the call gives {len(args)}"
+            )
+        return args[:count]
+
+    def _forget(self) -> None:
+        self.inputs: tuple[Any, ...] | None = None  # alive between run_first and run_last
+        self.kept: Anchor | None = None
+        self.reused: list[tuple[Anchor, float]] = []
+        self.first_block = self.last_block = None
