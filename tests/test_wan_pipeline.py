@@ -118,6 +118,7 @@ def test_intervals_skip_blocks_and_hold_deltas(pipeline: WanT2V, full: Tensor) -
     tokens = 2 * 2 * 2
     assert run.cache_peak_bytes == 2 * tokens * TINY_DIT["dim"] * 4  # one fp32 delta per branch
     assert not torch.equal(clip, full)
+    assert torch.equal(pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(intervals(0, 1, 3))), clip)
 
 
 @pytest.mark.parametrize("skip", ["hold", "linear"])
@@ -257,3 +258,18 @@ def test_plans_that_do_not_fit_are_refused_before_loading(checkpoint: Path) -> N
     deeper = fitting.model.model_copy(update={"block_lists": {"blocks": 30}})
     with pytest.raises(PlanError, match="has 30 blocks, this model 3"):
         check_plan(fitting.model_copy(update={"model": deeper}), checkpoint, **grid)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("t5_cpu", [False, True])
+def test_a_gpu_samples_the_same_clip(checkpoint: Path, t5_cpu: bool) -> None:
+    clip = {**CLIP, "noise_device": "cpu", "plan": tiny_plan(intervals(0, 1, 3))}
+    expected = WanT2V(CONFIGS["t2v-mini"], checkpoint, "cpu").generate(PROMPT, **clip)
+    pipeline = WanT2V(CONFIGS["t2v-mini"], checkpoint, "cuda", t5_cpu=t5_cpu)
+    first = pipeline.generate(PROMPT, **clip)
+    assert (first.cpu() - expected).abs().mean() < 0.05
+    assert next(pipeline.model.parameters()).device.type == "cpu"  # offloaded
+    kept = pipeline.generate(PROMPT, **clip, offload_model=False)
+    assert next(pipeline.model.parameters()).device.type == "cuda"
+    assert torch.equal(kept, first)
