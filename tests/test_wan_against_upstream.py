@@ -49,11 +49,7 @@ def upstream() -> Iterator[types.SimpleNamespace]:
     """Official modules under names of their own, since both packages are called wan."""
     stub = types.ModuleType("official.modules.attention")
     stub.flash_attention = flash_attention
-    for name, folder in (
-        ("official", ""),
-        ("official.modules", "modules"),
-        ("official.utils", "utils"),
-    ):
+    for name in ("official", "official.modules", "official.utils"):
         package = types.ModuleType(name)
         package.__path__ = [str(Path(UPSTREAM, "wan", *name.split(".")[1:]))]
         sys.modules[name] = package
