@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from math import isclose
+from typing import TYPE_CHECKING
 
+from profiling_core.checked import PlanError
 from profiling_core.cost import expected_cost
-from profiling_core.plan import CachePlan, PlanError, Site
+
+if TYPE_CHECKING:
+    from profiling_core.plan import CachePlan, Site
 
 
 def carry_over(
@@ -50,7 +54,7 @@ def carry_over(
         "notes": (*plan.notes, *notes),
     }
     try:
-        carried = CachePlan.model_validate(fields)
+        carried = type(plan).model_validate(fields)
     except ValueError as error:
         raise PlanError(f"plan {plan.name!r} cannot be carried to {wanted}: {error}") from None
     return carried.model_copy(update={"expected": expected_cost(carried)})

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
-from profiling_core.plan import CachePlan, Expected, IntervalSite, Site
+from profiling_core.checked import Checked
+
+if TYPE_CHECKING:
+    from profiling_core.plan import CachePlan, Site
 
 PREDICTION_ITEMSIZE = 4  # predictions are fp32 in every tree
+
+
+class Expected(Checked):
+    """What a plan file says of its cost; recomputed and compared on load."""
+
+    block_runs: int
+    block_runs_full: int
+    speedup_flops: float
+    anchors: str
+    predicted_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def _alive_anchors(plan: CachePlan) -> list[HeldAnchors]:
     change = [[0, 0] for _ in range(plan.steps * branches + 1)]
     for site in plan.sites:
         kind = 1 if site.kind == "prediction" else 0
-        count = len(site.intervals) if isinstance(site, IntervalSite) else 1
+        count = len(site.intervals) if site.kind == "intervals" else 1
         for order, branch in enumerate(plan.branches):
             for born, dies in anchor_lifetimes(plan, site, branch).items():
                 change[born * branches + order][kind] += count
@@ -142,7 +156,7 @@ def site_lines(plan: CachePlan) -> list[str]:
     for site in plan.sites:
         counts = [str(len(plan.computes(site, branch))) for branch in plan.branches]
         computed = counts[0] if len(set(counts)) == 1 else "/".join(counts)
-        if isinstance(site, IntervalSite):
+        if site.kind == "intervals":
             runs = " ".join(_run(a, b) for a, b in site.intervals)
             what = f"{site.block_list} {runs} ({site.blocks} blocks)"
         else:
@@ -188,7 +202,7 @@ def _marks(plan: CachePlan, site: Site, branch: str) -> str:
 
 
 def _element_names(site: Site) -> list[str]:
-    if not isinstance(site, IntervalSite):
+    if site.kind != "intervals":
         return ["prediction"]
     return [f"{site.block_list} {_run(a, b)}" for a, b in site.intervals]
 

@@ -15,8 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from profiling_core.carry_over import carry_over
+from profiling_core.checked import Checked, PlanError
+from profiling_core.cost import Expected, expected_cost, summary_lines
 from profiling_core.plan_checks import check_combination, check_expected, check_grid, check_sites
 
 FORMAT = 1
@@ -32,14 +35,6 @@ Steps = tuple[Step, ...]
 Forecast = tuple[tuple[int, float], ...]  # (anchor step, weight), newest anchor first
 
 
-class PlanError(ValueError):
-    """A plan that cannot be used, with the place and the way out."""
-
-
-class Checked(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
 class ModelFingerprint(Checked):
     """The model a plan is for; compared with the real one at attach."""
 
@@ -48,7 +43,7 @@ class ModelFingerprint(Checked):
     block_lists: dict[str, Annotated[int, Field(ge=1, le=10_000)]]
     width: Annotated[int, Field(ge=1)]
     # relative FLOPs of one block of a list; lists that are not named count 1
-    block_cost: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    block_cost: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field({})
 
     def cost_of(self, block_list: str) -> float:
         return self.block_cost.get(block_list, 1.0)
@@ -114,17 +109,7 @@ class Provenance(Checked):
     made_by: str
     source: str
     profile_sha256: str | None = None
-    settings: dict[str, str | int | float | bool | None] = {}
-
-
-class Expected(Checked):
-    """What the plan costs, known before the run; recomputed and compared on load."""
-
-    block_runs: int
-    block_runs_full: int
-    speedup_flops: float
-    anchors: str
-    predicted_error: float | None = None
+    settings: dict[str, str | int | float | bool | None] = Field({})
 
 
 class CachePlan(Checked):
@@ -231,21 +216,15 @@ class CachePlan(Checked):
 
     def at(self, sigmas: tuple[float, ...], *, solver: str, shift: float) -> CachePlan:
         """This plan on another grid of noise levels; see `carry_over`."""
-        from profiling_core.carry_over import carry_over
-
         return carry_over(self, tuple(float(s) for s in sigmas), solver=solver, shift=shift)
 
     def summary_lines(self, **sizes: int) -> list[str]:
         """What the plan computes, costs and holds; see `cost.summary_lines` for the sizes."""
-        from profiling_core.cost import summary_lines
-
         return summary_lines(self, **sizes)
 
     @classmethod
     def build(cls, **fields: Any) -> CachePlan:
         """A checked plan from Python values, its expected cost filled in."""
-        from profiling_core.cost import expected_cost
-
         error = fields.pop("predicted_error", None)
         plan = cls.from_dict({"format": FORMAT, **_plain(fields)})
         expected = expected_cost(plan, predicted_error=error)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from profiling_core import schedule
+from profiling_core.cost import expected_cost
 
 if TYPE_CHECKING:
     from profiling_core.plan import CachePlan, IntervalSite, Site
@@ -103,8 +104,6 @@ def check_combination(plan: CachePlan) -> None:
 def check_expected(plan: CachePlan) -> None:
     if plan.expected is None:
         return
-    from profiling_core.cost import expected_cost
-
     found = expected_cost(plan, predicted_error=plan.expected.predicted_error)
     for key in ("block_runs", "block_runs_full", "speedup_flops", "anchors"):
         said, is_ = getattr(plan.expected, key), getattr(found, key)
