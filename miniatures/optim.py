@@ -215,10 +215,13 @@ def restore(
     opts: list[torch.optim.Optimizer],
     clock: Clock,
 ) -> int:
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     average.model.load_state_dict(state["average"])
     average.count, clock.before = state["count"], state["seconds"]
     for opt, saved in zip(opts, state["optimizers"], strict=True):
+        rates = [group["lr"] for group in opt.param_groups]
         opt.load_state_dict(saved)
+        for group, lr in zip(opt.param_groups, rates, strict=True):
+            group["base"] = lr  # the rate asked for now, not that of the stopped run
     return state["step"]

@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
     add("--steps", type=int, help="length of a training in steps")
     add("--clips", type=int, default=400, help="clips drawn: vae: per process; latents: in all")
     add("--batch", type=int, default=16, help="dit: clips per step, over all processes")
-    add("--lr", type=float, default=1e-3, help="dit: RMS of a step of the block weights")
+    add("--lr", type=float, default=1.5e-3, help="dit: RMS of a step of the block weights")
     add("--compile", action="store_true", help="dit: torch.compile the blocks")
     add("--threads", type=int, default=1, help="CPU threads per process")
     return parser.parse_args()

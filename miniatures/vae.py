@@ -95,23 +95,6 @@ def _up(layer: WanResample, x: Tensor) -> Tensor:
     return layer(torch.cat([x[:, :, :1], later], dim=2))
 
 
-def normalised(vae: AutoencoderKLWan, mean: Tensor) -> Tensor:
-    """Latent as the transformer sees it."""
-    shape = (1, -1, 1, 1, 1)
-    m, s = (torch.tensor(v, device=mean.device).view(shape) for v in statistics(vae))
-    return (mean - m) / s
-
-
-def denormalised(vae: AutoencoderKLWan, latent: Tensor) -> Tensor:
-    shape = (1, -1, 1, 1, 1)
-    m, s = (torch.tensor(v, device=latent.device).view(shape) for v in statistics(vae))
-    return latent * s + m
-
-
-def statistics(vae: AutoencoderKLWan) -> tuple[list[float], list[float]]:
-    return vae.config.latents_mean, vae.config.latents_std
-
-
 class Crops:
     """Random crops of a pool of drawn clips; two of three hold a shape."""
 
