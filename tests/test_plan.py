@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -400,3 +402,9 @@ def test_six_hundred_mutations_of_a_shipped_plan_never_end_in_a_traceback():
         else:
             assert CachePlan.loads(loaded.dumps()) == loaded
     assert refused > 300
+
+
+def test_plans_need_no_torch():
+    modules = "plan, schedule, cost, importers, presets, options, __main__"
+    code = f"import sys; from profiling_core import {modules}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
