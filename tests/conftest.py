@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "Wan2.1"))  # the tree's scripts run from inside it
 
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
 from wan.model import WanModel  # noqa: E402
 from wan.t5 import BLOCK_NAMES, FIXED  # noqa: E402
 
