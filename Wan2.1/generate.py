@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from loguru import logger
+
+from profiling_core.options import add_delta_cache_option, resolve_plan
+from profiling_core.plan import CachePlan, PlanError
 from wan.checkpoint import check_folder
 from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
 from wan.errors import InputError
 from wan.sigmas import SOLVERS, sigma_grid
 from wan.video import check_target, default_name, save_image, save_video
-
-from profiling_core.options import add_delta_cache_option, resolve_plan
-from profiling_core.plan import CachePlan, PlanError
 
 LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
 EXIT_USER_ERROR = 2
@@ -173,6 +173,7 @@ def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> 
     """Sample one clip and save it."""
     # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
     import torch
+
     from wan.memory import out_of_memory_as_input_error
     from wan.text2video import WanT2V, check_plan
 

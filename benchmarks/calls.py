@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import paired_ratio, timed
 from torch import nn
 
+from common import paired_ratio, timed
 from profiling_core.cost import anchor_lifetimes, bytes_held, speedup_flops
 from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import BRANCHES, CachePlan

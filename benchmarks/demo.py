@@ -14,14 +14,15 @@ from statistics import median
 
 import matplotlib
 import torch
-from common import default_device, device_name, quiet_log, table
 
+from common import default_device, device_name, quiet_log, table
 from profiling_core.cost import format_bytes, speedup_flops
 from profiling_core.metrics import Quality, compare
 from profiling_core.options import resolve_plan
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
 from wan.configs import CONFIGS, parse_size
 from wan.text2video import RunStats, WanT2V, plan_for_run
 from wan.video import save_video, to_frames

@@ -15,15 +15,15 @@ from contextlib import nullcontext
 from statistics import median
 
 import torch
+
 from calls import Call, measure, measured_bytes
 from common import append_row, default_device, environment, table
-from wan.configs import CONFIGS
-from wan.model import WanModel
-from wan.weights import load_transformer
-
 from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 from profiling_core.presets import load_preset
+from wan.configs import CONFIGS
+from wan.model import WanModel
+from wan.weights import load_transformer
 
 PLANS = ("release", "paper", "balanced")
 MID_SIZE = {

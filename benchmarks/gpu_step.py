@@ -10,12 +10,12 @@ import argparse
 import sys
 
 import torch
+
 from calls import Call, measure, measured_bytes
 from common import append_row, environment, peak_memory, reset_peak, table, timed
-from wan.model import WanModel
-
 from profiling_core.delta_cache import DeltaCache
 from profiling_core.presets import load_preset
+from wan.model import WanModel
 
 SIZES = {
     "1.3B": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},

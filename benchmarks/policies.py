@@ -12,12 +12,12 @@ import sys
 from statistics import mean, pstdev
 
 import torch
-from common import ROOT, append_row, default_device, environment, quiet_log, table
-from wan.configs import CONFIGS, parse_size
-from wan.text2video import WanT2V
 
+from common import ROOT, append_row, default_device, environment, quiet_log, table
 from profiling_core.metrics import compare, latent_error
 from profiling_core.options import resolve_plan
+from wan.configs import CONFIGS, parse_size
+from wan.text2video import WanT2V
 
 sys.path.insert(0, str(ROOT))
 from miniatures.clips import held_out_prompts

@@ -5,6 +5,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from torch import Tensor
+
 from wan.model import WanModel
 
 TEXT_LEN, TEXT_DIM = 512, 64

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import generate
 import pytest
 import torch
+
+import generate
 import wan.text2video
 from conftest import ROOT, tiny_dit, write_dit
-
 from profiling_core.presets import load_preset
 
 RUN = ("--task", "t2v-mini", "--prompt", "red circle", "--frame_num", "1", "--sample_steps", "2")

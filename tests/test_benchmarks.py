@@ -11,7 +11,6 @@ import calls
 import common
 import engine
 import gpu_step
-
 from profiling_core.plan import CachePlan
 from profiling_core.presets import load_preset
 

@@ -10,8 +10,12 @@ import weakref
 import pytest
 import torch
 from hypothesis import given, settings
-from test_plan import plans
 from torch import nn
+
+from profiling_core.cost import bytes_held
+from profiling_core.delta_cache import DeltaCache
+from profiling_core.plan import CachePlan, PlanError
+from test_plan import plans
 from toys import (
     NaiveWalk,
     ToyHunyuan,
@@ -23,10 +27,6 @@ from toys import (
     run_clip,
     toy_plan,
 )
-
-from profiling_core.cost import bytes_held
-from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import CachePlan, PlanError
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import tiny_dit
-from toys import both, intervals, prediction, toy_plan
 
+from conftest import tiny_dit
 from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
+from toys import both, intervals, prediction, toy_plan
 
 LATENT, TOKENS, DEPTH = (16, 3, 4, 4), 12, 5
 

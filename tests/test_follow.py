@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from toys import ToyHunyuan, ToyWan, both, intervals, prediction, run_clip, toy_plan
 
 from profiling_core.delta_cache import DeltaCache
+from toys import ToyHunyuan, ToyWan, both, intervals, prediction, run_clip, toy_plan
 
 
 class Recorder(DeltaCache):

@@ -1,11 +1,11 @@
 """Other schemes as plans: the decisions are those of the scheme, and the plans are valid."""
 
 import pytest
-from toys import toy_plan
 
 from profiling_core.importers import from_magnitude_ratios, from_mask, from_shrinking, from_steps
 from profiling_core.plan import PlanError
 from profiling_core.schedule import stepwise
+from toys import toy_plan
 
 
 def test_mask_and_step_list_agree():

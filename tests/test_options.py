@@ -2,8 +2,9 @@
 
 import argparse
 
-import generate
 import pytest
+
+import generate
 from wan.configs import CONFIGS
 from wan.errors import InputError
 

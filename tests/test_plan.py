@@ -8,12 +8,12 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import both, intervals, prediction, toy_plan
 
 from profiling_core.cost import bytes_held, held_anchors, picture, speedup_flops
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.presets import MODELS, PRESETS, available, build_preset, load_preset
+from toys import both, intervals, prediction, toy_plan
 
 SHIPPED = [(model, preset) for model in MODELS for preset in PRESETS]
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_DIT, randomise
 from torch import Tensor
+
+from conftest import TINY_DIT, randomise
 from wan.model import WanModel
 from wan.scheduler import build_scheduler
 from wan.t5 import TextEncoder

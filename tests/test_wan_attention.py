@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from wan import attention as module
 from wan.attention import attention, backend
 from wan.rope import apply_rope, pairs_per_axis, rotation

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+from transformers import UMT5Config, UMT5EncoderModel
+
 from conftest import (
     TINY_T5,
     official_t5_name,
@@ -15,9 +19,6 @@ from conftest import (
     tiny_t5,
     tiny_vae,
 )
-from diffusers import AutoencoderKLWan
-from torch import Tensor
-from transformers import UMT5Config, UMT5EncoderModel
 from wan.errors import InputError
 from wan.t5 import FIXED, OFFICIAL_SIZES, TextEncoder, clean
 from wan.vae import VideoVAE

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-import wan.text2video
-from conftest import TINY_DIT
 from loguru import logger
 from torch import Tensor
+
+import wan.text2video
+from conftest import TINY_DIT
+from profiling_core.plan import CachePlan, PlanError
 from wan.configs import CONFIGS
 from wan.errors import InputError
 from wan.sigmas import sigmas_fp32
 from wan.text2video import WanT2V, check_plan, progress_marks
-
-from profiling_core.plan import CachePlan, PlanError
 
 STEPS = 6
 CLIP = {"size": (32, 32), "frame_num": 5, "sampling_steps": STEPS, "seed": 3, "progress": False}

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import TINY_DIT, tiny_dit
 from torch import Tensor, nn
+
+from conftest import TINY_DIT, tiny_dit
 
 
 def types_of(values: list) -> set[torch.dtype]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from wan import video
 from wan.errors import InputError
 from wan.video import check_target, default_name, save_image, save_video, to_frames, to_image
