@@ -126,12 +126,12 @@ def loss(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
 
 
 def decoder_loss(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
-    """L1 + MSE of a batch, the encoder as it is."""
+    """Mean PSNR of a batch (up to scale and sign), the encoder as it is."""
     with torch.autocast(video.device.type, torch.bfloat16):
         with torch.no_grad():
             mean, logvar = (v.float() for v in encode(vae, video))
         shown = decode(vae, mean + torch.randn_like(mean) * (0.5 * logvar).exp())
-    return _distance(shown, video)
+    return (shown.float() - video).square().mean(dim=(1, 2, 3, 4)).log().mean()
 
 
 def _distance(shown: Tensor, video: Tensor) -> Tensor:
@@ -139,15 +139,15 @@ def _distance(shown: Tensor, video: Tensor) -> Tensor:
     return error.abs().mean() + error.square().mean()
 
 
-def optimizers(vae: nn.Module) -> list[torch.optim.Optimizer]:
+def optimizers(vae: nn.Module, lr: float = 1.5e-3) -> list[torch.optim.Optimizer]:
     """Muon for the large convolutions, AdamW for all else that is trained."""
     trained = [p for p in vae.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 4 and min(p.flatten(1).shape) >= 12]
     chosen = set(map(id, matrices))
     others = [p for p in trained if id(p) not in chosen]
     return [
-        optim.Muon(matrices, lr=1.5e-3),
-        torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0),
+        optim.Muon(matrices, lr=lr),
+        torch.optim.AdamW(others, lr=4 / 3 * lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
@@ -185,8 +185,9 @@ def refine(
         _, batch, frames, size = REFINING
         return decoder_loss(vae, crops.batch(rng, batch // world, frames, size).to(device))
 
-    average, opts = optim.Average(vae, 0.999), optimizers(vae)
-    optim.fit(vae, average, opts, batch_loss, run / "decoder.pt", seed, clock, warmup=20)
+    average, opts = optim.Average(vae, 0.99), optimizers(vae, lr=8e-4)
+    path = run / "decoder.pt"
+    optim.fit(vae, average, opts, batch_loss, path, seed, clock, warmup=20, flat=0.1)
 
 
 def trained(run: Path) -> AutoencoderKLWan:
