@@ -1,10 +1,12 @@
 # make demo    one clip on the bundled miniature: full, the paper's plan, ours (out/demo)
 # make test    the test suite
 # Both set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
+# Without a GPU, TORCH_INDEX=<package index of torch's CPU builds> saves the CUDA libraries.
 
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint clean
 
@@ -21,7 +23,8 @@ lint: $(INSTALLED)
 $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	@echo "installing into $(VENV): a few minutes, once"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) "$$(grep ^torch== requirements.txt)")
+	$(PIP) -r requirements-dev.txt
 	touch $@
 
 clean:

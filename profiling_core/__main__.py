@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         lines = args.run(args)
-    except PlanError as error:
+    except (PlanError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write("\n".join(lines) + "\n")
@@ -28,6 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show(args: argparse.Namespace) -> list[str]:
     """A readable summary of a preset or a plan file."""
+    if args.model not in MODELS:
+        raise PlanError(f"--model {args.model}: plans are shipped for {', '.join(MODELS)}")
+    for name in ("tokens", "latent"):
+        if getattr(args, name) < 1:
+            raise PlanError(f"--{name} {getattr(args, name)}: expected at least 1")
     plan = resolve_plan(args.plan, args.model)
     lines = summary_lines(plan)
     lines.append(_grid_line(plan))

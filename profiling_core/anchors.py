@@ -10,22 +10,31 @@ import torch
 
 
 @dataclass(frozen=True)
+class Slot:
+    """Stands for a tensor in the structure of an output."""
+
+    shape: torch.Size
+
+
+@dataclass(frozen=True)
 class Anchor:
     """Stored tensors of one compute step.
 
-    `tensors` are what is stored (deltas, or a prediction), `dtypes` what a reuse must return and
-    `template` the output with every tensor replaced by its shape.
+    `tensors` are what is stored (deltas, or a prediction), `dtypes` what a reuse must return,
+    `template` the output with a Slot for every tensor, and `sizes` the shapes of the call's first
+    argument where a reuse has to compare them.
     """
 
     tensors: tuple[torch.Tensor, ...]
     dtypes: tuple[torch.dtype, ...]
     device: torch.device
     template: Any
+    sizes: tuple[torch.Size, ...] = ()
 
     @property
     def single(self) -> bool:
         """Was the output one tensor, not a structure of them?"""
-        return isinstance(self.template, torch.Size)
+        return isinstance(self.template, Slot)
 
     @property
     def nbytes(self) -> int:
@@ -36,7 +45,13 @@ class Anchor:
         return self.tensors[index].to(self.device, non_blocking=True)
 
 
-def keep(output: Any, tensors: Iterable[torch.Tensor], storage: str, place: str) -> Anchor:
+def keep(
+    output: Any,
+    tensors: Iterable[torch.Tensor],
+    storage: str,
+    place: str,
+    sizes: tuple[torch.Size, ...] = (),
+) -> Anchor:
     """An anchor of `tensors` for a block or model that returned `output`.
 
     storage: 'stream' keeps the dtype of the tensors, 'bfloat16' halves fp32 ones.
@@ -44,10 +59,10 @@ def keep(output: Any, tensors: Iterable[torch.Tensor], storage: str, place: str)
     later fetches are ordered by the stream they are issued on).
     """
     dtypes: list[torch.dtype] = []
-    template = tree_map(lambda tensor: dtypes.append(tensor.dtype) or tensor.shape, output)
+    template = tree_map(lambda tensor: dtypes.append(tensor.dtype) or Slot(tensor.shape), output)
     stored = tuple(_placed(_stored_as(tensor, storage), place) for tensor in tensors)
     device = next(iter(tensors_of(output))).device
-    return Anchor(stored, tuple(dtypes), device, template)
+    return Anchor(stored, tuple(dtypes), device, template, sizes)
 
 
 def forecast_delta(
@@ -82,7 +97,7 @@ def forecast_prediction(needed: list[tuple[Anchor, float]]) -> Any:
             result.add_(anchor.fetch(index), alpha=weight)
         results.append(result)
     remaining = iter(results)
-    return tree_map(lambda _: next(remaining), newest.template, leaf=torch.Size)
+    return tree_map(lambda _: next(remaining), newest.template, leaf=Slot)
 
 
 def tree_map(change: Callable[[Any], Any], tree: Any, leaf: type = torch.Tensor) -> Any:

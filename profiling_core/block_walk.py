@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -46,7 +47,10 @@ class BlockWalk:
 
 def _plain_reduce(module: nn.Module, plain: type, key: str, protocol: int) -> Any:
     """How copies and pickles see an attached object: as the plain one."""
-    _, _, state, *rest = plain.__reduce_ex__(module, protocol)
+    function, args, *rest = plain.__reduce_ex__(module, protocol)
+    if function is not copyreg.__newobj__:  # a class with a reduction of its own
+        return (plain if function is type(module) else function, args, *rest)
+    state, *rest = rest
     return (object.__new__, (plain,), {k: v for k, v in state.items() if k != key}, *rest)
 
 

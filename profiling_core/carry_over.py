@@ -5,8 +5,10 @@ from __future__ import annotations
 from math import isclose
 from typing import TYPE_CHECKING
 
-from profiling_core.checked import PlanError
-from profiling_core.cost import expected_cost
+from pydantic import ValidationError
+
+from profiling_core.checked import PlanError, first_mistake
+from profiling_core.cost import expected_cost, speedup_flops
 
 if TYPE_CHECKING:
     from profiling_core.plan import CachePlan, Site
@@ -55,9 +57,26 @@ def carry_over(
     }
     try:
         carried = type(plan).model_validate(fields)
-    except ValueError as error:
-        raise PlanError(f"plan {plan.name!r} cannot be carried to {wanted}: {error}") from None
-    return carried.model_copy(update={"expected": expected_cost(carried)})
+    except ValidationError as error:
+        raise PlanError(
+            f"plan {plan.name!r} cannot be carried to {wanted}: {first_mistake(error)}"
+        ) from None
+    update = {
+        "expected": expected_cost(carried),
+        "notes": (*carried.notes, *_cost_note(plan, carried)),
+    }
+    return carried.model_copy(update=update)
+
+
+def _cost_note(plan: CachePlan, carried: CachePlan) -> list[str]:
+    """The same noise levels on another grid are another share of its steps: say so."""
+    before, after = speedup_flops(plan), speedup_flops(carried)
+    if isclose(before, after, rel_tol=0.02):
+        return []
+    note = f"the ideal speed-up is {after:.2f}x there instead of {before:.2f}x"
+    if after < 1.05:
+        note += ": too few steps are left to skip, take a plan that was made for this step count"
+    return [note]
 
 
 def _nearest(sigma: float, sigmas: tuple[float, ...]) -> int:

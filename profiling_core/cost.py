@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from profiling_core.checked import Checked
 
 if TYPE_CHECKING:
     from profiling_core.plan import CachePlan, Site
-
-PREDICTION_ITEMSIZE = 4  # predictions are fp32 in every tree
 
 
 class Expected(Checked):
@@ -21,7 +21,7 @@ class Expected(Checked):
     block_runs_full: int
     speedup_flops: float
     anchors: str
-    predicted_error: float | None = None
+    predicted_error: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,18 @@ def anchor_lifetimes(plan: CachePlan, site: Site, branch: str) -> dict[int, int]
     return last_use
 
 
-def bytes_held(plan: CachePlan, *, tokens: int, stream_itemsize: int, latent_numel: int) -> int:
+def bytes_held(
+    plan: CachePlan,
+    *,
+    tokens: int,
+    stream_itemsize: int,
+    latent_numel: int,
+    prediction_itemsize: int = 4,
+) -> int:
     """Bytes of anchors at the worst moment; tokens and latent_numel are those of one process."""
     half = plan.storage == "bfloat16"
     delta = tokens * plan.model.width * (2 if half else stream_itemsize)
-    prediction = latent_numel * (2 if half else PREDICTION_ITEMSIZE)
+    prediction = latent_numel * (2 if half else prediction_itemsize)
     moments = _alive_anchors(plan)
     return max(held.deltas * delta + held.predictions * prediction for held in moments)
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from profiling_core.anchors import forecast_prediction, keep, tensors_of
@@ -81,6 +82,7 @@ class DeltaCache:
         self._position: tuple[int, str] | None = None
         self._last_step = -1
         self._follower: Follower | None = None
+        self._busy = False
 
     # -- attach and detach
 
@@ -92,31 +94,35 @@ class DeltaCache:
         found = {name: self._block_list(inner, name) for name in self.plan.model.block_lists}
         lengths = {name: len(found[name]) for name in found if found[name] is not None}
         self.plan.check_model(lengths, _hidden_width(inner))
+        _check_apart(found)
         self._build_stores(found)
         self._model = model
-        model.__dict__[CACHE] = self
-        model.__class__ = attached_class(type(model))
-        for walk in self._walks:
-            walk.blocks.__dict__[WALK] = walk
-            walk.blocks.__class__ = walked_class(type(walk.blocks))
+        try:
+            model.__dict__[CACHE] = self
+            model.__class__ = attached_class(type(model))
+            for walk in self._walks:
+                walk.blocks.__dict__[WALK] = walk
+                walk.blocks.__class__ = walked_class(type(walk.blocks))
+        except BaseException:
+            self.detach()
+            raise
         self.clear()
-        self.report = Report(block_runs_full=block_runs_full(self.plan))
         return self
 
     def detach(self) -> None:
         """Free every anchor and give model and lists their own classes back."""
         self.clear()
-        if self._follower is not None:
-            self._follower.restore()
-            self._follower = None
         for walk in self._walks:
             walk.blocks.__dict__.pop(WALK, None)
             _give_class_back(walk.blocks, walked_class)
-        self._walks = []
+        self._walks, self._prediction = [], None
         if self._model is not None:
             self._model.__dict__.pop(CACHE, None)
             _give_class_back(self._model, attached_class)
             self._model = None
+        if self._follower is not None:
+            self._follower.restore()
+            self._follower = None
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[DeltaCache]:
@@ -145,6 +151,7 @@ class DeltaCache:
         Steps past the planned count compute everything. A step below the last one starts a new
         video. ValueError for a negative step, an unknown branch, or a step that the plan jumps.
         """
+        self._position = None
         if step < 0:
             raise ValueError(f"step {step} is negative: steps count from 0")
         if branch not in self.plan.branches:
@@ -157,6 +164,8 @@ class DeltaCache:
                 f"plan {self.plan.name!r} jumps over step {step}: give the solver only the noise "
                 "levels of plan.solver_steps"
             )
+        if self._last_step < 0:  # a new video
+            self.report = Report(block_runs_full=block_runs_full(self.plan))
         self._position = (step, branch)
         self._last_step = step
 
@@ -189,6 +198,9 @@ class DeltaCache:
 
     def call(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer one call of the model, `run` being its own call."""
+        if self._busy:  # a wrapper put on top after attaching, or a model that calls itself
+            return run(*args, **kwargs)
+        self._busy = True
         try:
             if self._follower is not None:
                 self.begin(*self._follower.position(args, kwargs))
@@ -203,6 +215,8 @@ class DeltaCache:
         except BaseException:
             self.clear()
             raise
+        finally:
+            self._busy = False
         self._account(step, branch)
         return output
 
@@ -211,14 +225,16 @@ class DeltaCache:
     ) -> Any:
         store = self._prediction
         if store is not None and step in store.schedules[branch].forecasts:
+            needed = store.needed(branch, step)
+            _check_sizes(needed[0][0].sizes, _sizes(args, kwargs))
             self.report.reused_calls += 1
-            return forecast_prediction(store.needed(branch, step))
+            return forecast_prediction(needed)
         output = self._run(run, args, kwargs, step, branch)
         if store is not None and step in store.schedules[branch].last_use:
-            place = self.plan.storage_place
-            store.anchors[branch, step] = keep(
-                output, (t.detach().clone() for t in tensors_of(output)), self.plan.storage, place
-            )
+            copies = (tensor.detach().clone() for tensor in tensors_of(output))
+            storage, place = self.plan.storage, self.plan.storage_place
+            sizes = _sizes(args, kwargs)
+            store.anchors[branch, step] = keep(output, copies, storage, place, sizes)
         return output
 
     def _run(
@@ -276,6 +292,30 @@ class DeltaCache:
                     raise PlanError(f"{path} of the model is no ModuleList: cannot walk its blocks")
                 return found
         return None
+
+
+def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Size, ...]:
+    """Shapes in the call's first argument, the latents; prompts may change their length."""
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    return tuple(tensor.shape for tensor in tensors_of(first))
+
+
+def _check_sizes(kept: tuple[torch.Size, ...], now: tuple[torch.Size, ...]) -> None:
+    if kept != now:
+        raise ValueError(
+            f"prediction: the latents are {[tuple(s) for s in now]}, at the compute step they were "
+            f"{[tuple(s) for s in kept]}: the size may not change between a compute step and its "
+            "reuse steps"
+        )
+
+
+def _check_apart(found: dict[str, nn.ModuleList]) -> None:
+    """Every list of the plan is a list of its own, and no other cache walks it."""
+    for name, blocks in found.items():
+        if WALK in blocks.__dict__:
+            raise ValueError(f"another cache walks {name} already: detach it first")
+    if len({id(blocks) for blocks in found.values()}) < len(found):
+        raise PlanError(f"the lists {', '.join(found)} of the plan are one list of the model")
 
 
 def _give_class_back(module: nn.Module, changed: Callable[[type], type]) -> None:

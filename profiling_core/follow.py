@@ -23,10 +23,10 @@ class Follower:
     The branch is the order of the calls within a step. A strong reference to the last tensor is
     kept, so that its identity cannot be taken by another.
 
-    A new video is recognised when the step count is reached, when the timestep of a CPU tensor runs
-    against the direction seen so far (device tensors are never read), or, safest, by wrapping
-    `owner.call`: then every run starts clean, its step count is compared with the plan's, a call
-    too many is an error, and everything is freed when it returns or raises.
+    A new video is recognised by wrapping `owner.call`: then every run starts clean, its step count
+    is compared with the plan's, a call too many is an error, and everything is freed when it
+    returns or raises. Without an owner it is recognised when the step count is reached, or when the
+    timestep of a CPU tensor runs against the direction seen so far (device tensors are never read).
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class Follower:
     ) -> None:
         if (owner is None) != (call is None):
             raise ValueError("follow needs both the owner of the loop and the name of its call")
+        if isinstance(owner, type):
+            raise ValueError(f"follow takes the object that runs the loop, not its class {owner}")
         self.plan, self._clear, self._timestep = plan, clear, timestep
         self._owner, self._call = owner, call
         self.forget()
@@ -69,15 +71,17 @@ class Follower:
         """Give the owner its own call back."""
         if self._owner is None:
             return
-        if self._had_own:
-            setattr(self._owner, self._call, self._original)
-        else:
-            delattr(self._owner, self._call)
+        if vars(self._owner).get(self._call) is self._run:
+            if self._had_own:
+                setattr(self._owner, self._call, self._original)
+            else:
+                delattr(self._owner, self._call)
         self._owner = None
 
     def _next_step(self, t: torch.Tensor) -> None:
         step = self._step + 1
-        turned = self._turned(t)
+        turned = self._owner is None and self._turned(t)
+        self._refuse_tensor_per_call(t)
         if step >= self.plan.steps and self._owner is not None:
             raise ValueError(
                 f"model call number {step + 1} with a new timestep, but plan {self.plan.name!r} "
@@ -88,6 +92,16 @@ class Follower:
             self._clear()  # a new video; this calls forget
             step = 0
         self._last, self._step, self._order = t, step, 0
+
+    def _refuse_tensor_per_call(self, t: torch.Tensor) -> None:
+        """Two branches, and the second call brings another tensor of the same value (CPU only)."""
+        single = self._last is not None and self._order == 0 and len(self.plan.branches) > 1
+        if single and t.device.type == "cpu" and torch.equal(t, self._last):
+            raise ValueError(
+                f"two calls in a row with different timestep tensors of value {t.tolist()}: a loop "
+                "that makes a new timestep tensor for every call cannot be followed; call "
+                "begin(step, branch) in it instead"
+            )
 
     def _turned(self, t: torch.Tensor) -> bool:
         if self._last is None or t.device.type != "cpu":
@@ -118,6 +132,11 @@ class Follower:
 
     def _wrap(self, owner: Any, call: str) -> None:
         original = getattr(owner, call)
+        if inspect.isgeneratorfunction(original) or inspect.iscoroutinefunction(original):
+            raise ValueError(
+                f"{call} runs on after it returns (a generator or coroutine): follow without an "
+                "owner, and clear the cache when the loop ends"
+            )
         self._original, self._had_own = original, call in vars(owner)
 
         @wraps(original)
@@ -129,6 +148,7 @@ class Follower:
             finally:
                 self._clear()
 
+        self._run = run
         setattr(owner, call, run)
 
     def _check_steps(self, original: Callable, args: tuple, kwargs: dict) -> None:

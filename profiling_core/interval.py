@@ -52,7 +52,8 @@ class Store:
             if anchor is None:
                 raise ValueError(
                     f"{self.label}, {branch}: step {step} reuses step {anchor_step}, which was not "
-                    "computed in this video: visit the steps in order from 0, each once"
+                    "computed in this video (or is freed already): visit the steps in order from "
+                    "0, each once"
                 )
             found.append((anchor, weight))
         return found
@@ -109,7 +110,7 @@ class Interval(Store):
         self._forget()
 
     def run_first(self, *args: Any, **kwargs: Any) -> Any:
-        self.inputs = args
+        self._remember(args)
         return self.first_block(*args, **kwargs)
 
     def run_last(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,7 +119,7 @@ class Interval(Store):
         return output
 
     def run_only(self, *args: Any, **kwargs: Any) -> Any:
-        self.inputs = args
+        self._remember(args)
         return self.run_last(*args, **kwargs)
 
     def add_forecast(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,6 +137,22 @@ class Interval(Store):
         updated = self._updated(newest, args)
         return updated[0] if newest.single else updated
 
+    def _remember(self, args: tuple[Any, ...]) -> None:
+        self.inputs = args
+        if not torch.compiler.is_compiling():
+            self.versions = [_version(argument) for argument in args]
+
+    def _check_not_changed(self, outputs: tuple[torch.Tensor, ...]) -> None:
+        """A block that changes its input in place leaves no input to subtract."""
+        if torch.compiler.is_compiling():
+            return
+        for after, before, version in zip(outputs, self.inputs, self.versions, strict=False):
+            if after is before or _version(before) != version:
+                raise ValueError(
+                    f"{self.label}: the blocks change their input in place, so that no delta can "
+                    "be kept; they have to return new tensors"
+                )
+
     def _keep_delta(self, output: Any) -> None:
         outputs = (output,) if isinstance(output, torch.Tensor) else tuple(output)
         if len(self.inputs) < len(outputs):
@@ -144,6 +161,7 @@ class Interval(Store):
                 f"{len(self.inputs)} positional arguments: the tensors that a block updates "
                 "must be its leading positional arguments"
             )
+        self._check_not_changed(outputs)
         deltas = [
             after.detach() - before.detach()
             for after, before in zip(outputs, self.inputs, strict=False)
@@ -161,6 +179,13 @@ class Interval(Store):
 
     def _forget(self) -> None:
         self.inputs: tuple[Any, ...] | None = None  # alive between run_first and run_last
+        self.versions: list[int | None] = []
         self.kept: Anchor | None = None
         self.reused: list[tuple[Anchor, float]] = []
         self.first_block = self.last_block = None
+
+
+def _version(value: Any) -> int | None:
+    """How often a tensor was changed in place, where torch counts it."""
+    counted = isinstance(value, torch.Tensor) and not value.is_inference()
+    return value._version if counted else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 
 from profiling_core.plan import CachePlan
 from profiling_core.presets import available, load_preset
@@ -34,6 +34,6 @@ def resolve_plan(value: str | None, model: str) -> CachePlan | None:
         return None
     if value in available(model):
         return load_preset(model, value)
-    if value.endswith(".json") or Path(value).exists() or "/" in value:
+    if value.endswith(".json") or "/" in value or os.path.exists(value):
         return CachePlan.load(value)
     return load_preset(model, value)  # raises, with the names that exist

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import tempfile
 from functools import cached_property
 from itertools import pairwise
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from profiling_core.carry_over import carry_over
-from profiling_core.checked import Checked, PlanError
+from profiling_core.checked import Checked, PlanError, first_mistake
 from profiling_core.cost import Expected, expected_cost, summary_lines
 from profiling_core.plan_checks import check_combination, check_expected, check_grid, check_sites
 
@@ -30,7 +31,7 @@ MOST_STEPS = 10_000
 Branch = Literal["cond", "uncond"]
 Step = Annotated[int, Field(ge=0, lt=MOST_STEPS)]
 Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Weight = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Steps = tuple[Step, ...]
 Forecast = tuple[tuple[int, float], ...]  # (anchor step, weight), newest anchor first
 
@@ -40,10 +41,19 @@ class ModelFingerprint(Checked):
 
     family: str  # "wan2.1", "hunyuan-video"
     name: str  # "wan2.1-t2v-14B"
-    block_lists: dict[str, Annotated[int, Field(ge=1, le=10_000)]]
+    block_lists: Annotated[dict[str, Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)]
     width: Annotated[int, Field(ge=1)]
     # relative FLOPs of one block of a list; lists that are not named count 1
-    block_cost: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field({})
+    block_cost: dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]] = Field({})
+
+    @model_validator(mode="after")
+    def _costs_belong_to_lists(self) -> ModelFingerprint:
+        for name in self.block_cost:
+            if name not in self.block_lists:
+                raise ValueError(
+                    f"block_cost: {name!r} is not one of {', '.join(self.block_lists)}"
+                )
+        return self
 
     def cost_of(self, block_list: str) -> float:
         return self.block_cost.get(block_list, 1.0)
@@ -53,7 +63,7 @@ class Site(Checked):
     """What prediction and intervals share: compute steps per branch, and how the others are met."""
 
     compute_steps: dict[Branch, Steps]
-    weights: dict[Branch, dict[str, tuple[Weight, ...]]] | None = None
+    weights: dict[Branch, dict[str, tuple[Finite, ...]]] | None = None
 
     @model_validator(mode="after")
     def _weights_belong_to_reuse_steps(self) -> Site:
@@ -109,7 +119,7 @@ class Provenance(Checked):
     made_by: str
     source: str
     profile_sha256: str | None = None
-    settings: dict[str, str | int | float | bool | None] = Field({})
+    settings: dict[str, str | int | Finite | bool | None] = Field({})
 
 
 class CachePlan(Checked):
@@ -245,7 +255,7 @@ class CachePlan(Checked):
         try:
             return cls.model_validate_json(json.dumps(document))
         except ValidationError as error:
-            raise PlanError(f"{source}: {_first_mistake(error)}") from None
+            raise PlanError(f"{source}: {first_mistake(error)}") from None
 
     @classmethod
     def loads(cls, text: str | bytes, source: str = "plan") -> CachePlan:
@@ -265,9 +275,11 @@ class CachePlan(Checked):
         """Read and check a plan file; PlanError when it is missing, unreadable or wrong."""
         path = Path(path)
         try:
-            size = path.stat().st_size
-            if path.is_file() and size > LARGEST_FILE:
-                raise PlanError(f"plan file {path}: {size} bytes is too large for a plan")
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise PlanError(f"plan file {path}: not a regular file")
+            if status.st_size > LARGEST_FILE:
+                raise PlanError(f"plan file {path}: {status.st_size} bytes is too large for a plan")
             text = path.read_bytes()
         except OSError as error:
             raise PlanError(f"plan file {path}: {error.strerror or error}") from None
@@ -325,22 +337,3 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number that a plan may hold")
-
-
-def _first_mistake(error: ValidationError) -> str:
-    mistakes = error.errors(include_url=False, include_input=True)
-    first = mistakes[0]
-    place = ""
-    for part in first["loc"]:
-        if part in ("prediction", "intervals") and place.endswith("]") and len(place) < 12:
-            continue  # the discriminator's tag is no key of the file
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif first["type"] == "missing":
-        message = "missing"
-    elif first["type"] not in ("value_error",):
-        message += f", found {str(first['input'])[:60]!r}"
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return f"{place}: {message}{more}" if place else f"{message}{more}"

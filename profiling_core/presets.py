@@ -65,8 +65,9 @@ def plans_folder() -> Path:
 
 def available(model: str) -> list[str]:
     """Names of the presets shipped for `model`."""
-    files = sorted(plans_folder().glob(f"{model}.*.json"))
-    return [file.name.removeprefix(f"{model}.").removesuffix(".json") for file in files]
+    names = sorted(file.name for file in plans_folder().iterdir())
+    own = [name for name in names if name.startswith(f"{model}.") and name.endswith(".json")]
+    return [name.removeprefix(f"{model}.").removesuffix(".json") for name in own]
 
 
 def load_preset(model: str, preset: str) -> CachePlan:

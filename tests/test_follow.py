@@ -141,8 +141,47 @@ def test_loop_that_makes_a_tensor_per_call_is_refused_instead_of_miscounted():
     pipeline = Pipeline(ToyWan(), loop)
     plan = toy_plan([prediction(both(*range(12)))])
     Recorder(plan).attach(pipeline.model).follow(pipeline, "generate")
-    with torch.no_grad(), pytest.raises(ValueError, match="call number 13 with a new timestep"):
+    with torch.no_grad(), pytest.raises(ValueError, match="different timestep tensors of value"):
         pipeline.generate("a")
+
+
+def test_call_too_many_under_a_wrapped_run_is_refused():
+    pipeline = Pipeline(ToyWan(), lambda model, _: wan_loop(model, range(13)))
+    followed(pipeline.model, owner=pipeline, call="generate")
+    with pytest.raises(ValueError, match="call number 13 with a new timestep"):
+        pipeline.generate("a")
+
+
+def test_wrapped_run_may_turn_its_time_around():
+    turning = [999, 900, 950, *FALLING[3:]]
+    pipeline = Pipeline(ToyWan(), lambda model, _: wan_loop(model, turning))
+    cache = followed(pipeline.model, owner=pipeline, call="generate")
+    pipeline.generate("a")
+    assert cache.positions == positions(12, "cond", "uncond")
+
+
+class Generators:
+    def generate(self):
+        yield 1
+
+    async def later(self):
+        return 1
+
+
+@pytest.mark.parametrize("call", ["generate", "later"])
+def test_owner_that_runs_on_after_it_returns_is_refused(call):
+    with pytest.raises(ValueError, match=f"{call} runs on after it returns"):
+        followed(ToyWan(), owner=Generators(), call=call)
+    with pytest.raises(ValueError, match="takes the object that runs the loop, not its class"):
+        followed(ToyWan(), owner=Generators, call=call)
+
+
+def test_detach_leaves_a_call_that_was_replaced_meanwhile():
+    pipeline = Pipeline(ToyWan())
+    first = followed(pipeline.model, owner=pipeline, call="generate")
+    pipeline.generate = other = lambda: None
+    first.detach()
+    assert pipeline.generate is other and type(pipeline.model) is ToyWan
 
 
 def test_third_call_with_one_timestep_is_refused():

@@ -28,6 +28,18 @@ def test_bad_plan_is_one_line_and_exit_code_2(capsys, tmp_path):
         assert error.startswith("error: ") and text in error and error.count("\n") == 1
 
 
+def test_odd_arguments_are_one_line(capsys):
+    for arguments, text in (
+        (["show", "x" * 300], "no preset 'xxx"),
+        (["show", "paper", "--model", "/x"], "--model /x: plans are shipped for wan2.1-t2v-14B"),
+        (["show", "paper", "--tokens", "-5"], "--tokens -5: expected at least 1"),
+        (["presets", "--out", "/proc"], "/proc"),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and text in error and error.count("\n") == 1
+
+
 def test_presets_are_written_again_identically(capsys, tmp_path):
     assert main(["presets", "--out", str(tmp_path)]) == 0
     assert len(list(tmp_path.iterdir())) == len(MODELS) * len(PRESETS)

@@ -1,6 +1,7 @@
 """Plans: checks with the place in the file, JSON round trip, cost, carry-over, shipped presets."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -127,6 +128,10 @@ STEPS = "sites/0/compute_steps/cond"
         (change("sites/0/skip", "weights"), "'weights' go with skip 'weights'"),
         (change("sites/0/weights", {"cond": {}}), "'weights' go with skip 'weights'"),
         (change("model/width", 0), r"model\.width"),
+        (change("model/block_lists", {}), r"model\.block_lists: .* at least 1 item"),
+        (change("model/block_cost", {"blocks": 1e300}), r"model\.block_cost\.blocks"),
+        (change("model/block_cost", {"heads": 2.0}), "block_cost: 'heads' is not one of blocks"),
+        (change("provenance/settings", {"a": float("inf")}), r"provenance\.settings\.a"),
         (change("expected/block_runs", 12), "the file says 12, its steps give 1984"),
     ],
 )
@@ -193,8 +198,10 @@ def test_text_that_is_no_plan_is_refused(text, message):
 def test_missing_file_and_folder_are_named(tmp_path):
     with pytest.raises(PlanError, match=r"nowhere\.json: No such file"):
         CachePlan.load(tmp_path / "nowhere.json")
-    with pytest.raises(PlanError, match="Is a directory"):
-        CachePlan.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path, tmp_path / "pipe.json"):
+        with pytest.raises(PlanError, match="not a regular file"):
+            CachePlan.load(path)
 
 
 def test_failed_save_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -273,6 +280,22 @@ def test_levels_outside_the_planned_range_are_computed_with_a_warning():
     outside = [s for s, sigma in enumerate(sigmas) if sigma < 0.05]
     assert outside and set(outside) <= set(carried.prediction.compute_steps["cond"])
     assert any("outside the planned range" in note for note in carried.notes)
+
+
+def test_changed_cost_and_an_idle_plan_are_told():
+    plan = load_preset("wan2.1-t2v-14B", "balanced")
+    fewer, ten = (plan.at(grid(n, 5.0), solver="unipc", shift=5.0) for n in (30, 10))
+    assert "ideal speed-up is 1.50x there instead of 1.92x" in fewer.notes[-1]
+    assert "too few steps are left to skip" in ten.notes[-1]
+
+
+def test_grid_without_distinct_levels_is_refused_in_one_line():
+    plan = load_preset("wan2.1-t2v-14B", "paper")
+    with pytest.raises(
+        PlanError, match=r"cannot be carried to 3 unipc steps.*sigmas must fall"
+    ) as e:
+        plan.at((1.0, 1.0, 0.5), solver="unipc", shift=1.0)
+    assert "\n" not in str(e.value)
 
 
 def test_fitted_weights_are_not_carried_to_other_levels():

@@ -1,6 +1,10 @@
 """File names and files."""
 
+import os
 import re
+import subprocess
+import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import ROOT
 from wan import video
 from wan.errors import InputError
 from wan.video import check_target, default_name, save_image, save_video, to_frames, to_image
@@ -151,3 +156,48 @@ def test_unusable_targets_are_refused(tmp_path: Path, name: str, still: bool, sa
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=says):
         check_target(tmp_path / name, still=still)
+
+
+SAVE = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from wan.video import save_video
+
+if sys.argv[3] == "small disk":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
+if sys.argv[3] == "interrupt":
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+torch.manual_seed(0)
+save_video(torch.rand(3, 17, 128, 128) * 2 - 1, Path(sys.argv[2]), 16)
+"""
+
+
+def save_in_a_process(path: Path, how: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", SAVE, str(ROOT / "Wan2.1"), str(path), how]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
+def test_a_file_that_is_cut_short_is_an_error(tmp_path: Path, suffix: str) -> None:
+    done = save_in_a_process(tmp_path / f"clip{suffix}", "small disk")
+    assert done.returncode == 1
+    assert re.search(r"InputError: save_file .* \([01] of 17 frames are in the", done.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_that_starts_late_leaves_nothing_after_an_interrupt(tmp_path: Path) -> None:
+    late = tmp_path / "late_ffmpeg"
+    # a child of its own, so that imageio's kill does not reach it
+    late.write_text('#!/bin/sh\nfor target; do :; done\n(sleep 1; : > "$target") &\nwait\n')
+    late.chmod(0o755)
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    done = save_in_a_process(clips / "a.mp4", "interrupt", IMAGEIO_FFMPEG_EXE=str(late))
+    assert "KeyboardInterrupt" in done.stderr
+    time.sleep(1.2)
+    assert not list(clips.iterdir())

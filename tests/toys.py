@@ -208,10 +208,10 @@ def run_clip(model: Any, plan: CachePlan, call: Any = None, seed: int = 0) -> li
         for step in range(plan.steps):
             t = torch.tensor([1000 * plan.sigmas[step]])
             guided = []
-            for branch, context in (("cond", 0.3), ("uncond", -0.2)):
-                guided.append(call(step, branch, x, t, context)[0])
+            for branch in plan.branches:
+                guided.append(call(step, branch, x, t, {"cond": 0.3, "uncond": -0.2}[branch])[0])
             outputs += guided
-            x = [x[0] - 0.1 * (guided[1] + 2 * (guided[0] - guided[1]))]
+            x = [x[0] - 0.1 * (guided[-1] + 2 * (guided[0] - guided[-1]))]
     return outputs
 
 
