@@ -141,19 +141,17 @@ def contact_sheet(
             difference = ((video - reference).abs() * 4).clamp(0, 2) - 1
             rows.append((f"{name}\n|difference| x 4", to_frames(difference)))
     picks = torch.linspace(0, reference.shape[1] - 1, COLUMNS).round().int().tolist()
-    figure, axes = plt.subplots(
-        len(rows), COLUMNS, figsize=(COLUMNS * 1.5 + 0.6, len(rows) * 1.5 + 0.5)
-    )
+    size = (COLUMNS * 1.5 + 0.6, len(rows) * 1.5 + 0.7)
+    figure, axes = plt.subplots(len(rows), COLUMNS, figsize=size, layout="constrained")
     for (label, frames), line in zip(rows, axes, strict=True):
         for frame, axis in zip(picks, line, strict=True):
             axis.imshow(frames[frame])
             axis.set_xticks([])
             axis.set_yticks([])
-            if line is axes[0]:
-                axis.set_title(f"frame {frame}", fontsize=8)
         line[0].set_ylabel(label, fontsize=8)
+    for frame, axis in zip(picks, axes[0], strict=True):
+        axis.set_title(f"frame {frame}", fontsize=8)
     figure.suptitle(prompt, fontsize=10)
-    figure.tight_layout(pad=0.4)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
