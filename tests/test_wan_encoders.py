@@ -12,6 +12,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from conftest import (
     TINY_T5,
+    TINY_VAE,
     official_t5_name,
     official_t5_state,
     official_vae_name,
@@ -149,7 +150,15 @@ def other_object(path: Path) -> None:
     torch.save(["no", "state", "dict"], path)
 
 
-@pytest.mark.parametrize("damage", [cut, foreign, empty, other_object])
+def numbered(path: Path) -> None:
+    torch.save({0: torch.zeros(1)}, path)
+
+
+def pickled_wrongly(path: Path) -> None:
+    path.write_bytes(b"\x80\x02}q\x00(.")  # ends in the middle of a dict
+
+
+@pytest.mark.parametrize("damage", [cut, foreign, empty, other_object, numbered, pickled_wrongly])
 @pytest.mark.parametrize("name", ["Wan2.1_VAE.pth", T5_FILE])
 def test_damaged_files_are_named(
     new_checkpoint: Callable[..., Path], damage: Callable[[Path], None], name: str
@@ -176,8 +185,64 @@ def test_a_file_of_other_sizes_is_refused(new_checkpoint: Callable[..., Path]) -
         TextEncoder(folder / T5_FILE, folder / "google" / "umt5-xxl", 16)
 
 
-def test_an_unusable_tokenizer_is_named(new_checkpoint: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("tokenizer.json", "{}", "is not usable"),
+        ("tokenizer.json", "[]", "is not usable"),
+        ("tokenizer_config.json", "[]", "is not usable"),
+        ("tokenizer_config.json", "{}", "names no pad_token in tokenizer_config.json"),
+    ],
+)
+def test_an_unusable_tokenizer_is_named(
+    new_checkpoint: Callable[..., Path], file: str, content: str, says: str
+) -> None:
     folder = new_checkpoint() / "google" / "umt5-xxl"
-    (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"tokenizer folder .* is not usable"):
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=rf"tokenizer folder .* {says}") as error:
         TextEncoder(folder.parents[1] / T5_FILE, folder, 16)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"d_model": "big"}, "d_model.*'big'"),
+        ({"d_model": 10**12}, "d_model is 1000000000000, expected 0 to 1000000"),
+        ({"num_layers": 10**6}, "num_layers is 1000000, expected 0 to 1000"),
+        ({"feed_forward_proj": "square"}, "square"),
+    ],
+)
+def test_wrong_sizes_of_the_text_encoder_are_named(
+    new_checkpoint: Callable[..., Path], change: dict, says: str
+) -> None:
+    folder = new_checkpoint()
+    sizes = (folder / T5_FILE).with_suffix(".json")
+    sizes.write_text(json.dumps({**TINY_T5, **change}))
+    with pytest.raises(InputError, match=rf"{sizes.name}: .*{says}") as error:
+        TextEncoder(folder / T5_FILE, folder / "google" / "umt5-xxl", 16)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"base_dim": -8}, "base_dim is -8, expected 1 to 1000000"),
+        ({"base_dim": 10**12}, "base_dim is 1000000000000, expected 1 to"),
+        ({"base_dim": "8"}, "Wan2.1_VAE.json: "),
+        ({"width": 8}, "unexpected keyword argument 'width'"),
+        ({"latents_mean": [1.0]}, r"latents_mean is \[1.0\], expected a list of z_dim 16 numbers"),
+        ({"latents_std": [1.0] * 17}, "latents_std is .*, expected a list of z_dim 16 numbers"),
+        ({"latents_std": [1.0] * 15 + [0.0]}, "latents_std holds 0.0, not above 0"),
+        ({"latents_mean": ["a"] * 16}, "latents_mean holds 'a', expected finite numbers"),
+        ({"latents_mean": [float("nan")] * 16}, "latents_mean holds nan, expected finite"),
+    ],
+)
+def test_wrong_sizes_of_the_vae_are_named(
+    new_checkpoint: Callable[..., Path], change: dict, says: str
+) -> None:
+    folder = new_checkpoint()
+    (folder / "Wan2.1_VAE.json").write_text(json.dumps({**TINY_VAE, **change}))
+    with pytest.raises(InputError, match=says) as error:
+        VideoVAE(folder / "Wan2.1_VAE.pth", "cpu")
+    assert "Wan2.1_VAE.json" in str(error.value) and "\n" not in str(error.value)

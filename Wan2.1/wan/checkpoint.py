@@ -9,6 +9,7 @@ from .errors import InputError
 
 DIT = "diffusion_pytorch_model"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+MOST_LAYERS, LARGEST_SIZE = 1000, 10**6  # far past every real model, small enough to be counted
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -22,6 +23,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{path} holds no JSON object: download it again")
     return document
+
+
+def check_counts(path: Path, sizes: dict[str, Any], least: int = 0) -> None:
+    """InputError when an integer in `sizes`, alone or in a list, is out of every model's range."""
+    for name, value in sizes.items():
+        most = MOST_LAYERS if name.startswith("num_") else LARGEST_SIZE
+        for count in value if isinstance(value, list | tuple) else (value,):
+            if type(count) is int and not least <= count <= most:
+                raise InputError(f"{path}: {name} is {value!r}, expected {least} to {most}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, short enough for one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def dit_files(folder: Path) -> dict[str, set[str] | None]:
@@ -58,6 +73,7 @@ def check_folder(folder: Path, config: WanConfig) -> None:
             f"checkpoint folder {folder}: {config.t5_tokenizer} has none of "
             f"{', '.join(TOKENIZER_FILES)}: download the tokenizer folder as well"
         )
+    _need(folder, f"{config.t5_tokenizer}/tokenizer_config.json")
     for name in dit_files(folder):
         _need(folder, name)
 

@@ -7,9 +7,14 @@ from pathlib import Path
 import ftfy
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
-from .checkpoint import read_json
+from .checkpoint import check_counts, first_line, read_json
 from .errors import InputError
 from .weights import assign, read_torch_file
 
@@ -62,11 +67,38 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def umt5_config(checkpoint: Path) -> UMT5Config:
-    """Sizes from the JSON file beside the checkpoint, or the official XXL's when there is none."""
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; InputError when it is unusable or cannot pad."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever a file of another shape makes the library do
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"tokenizer folder {folder} is not usable ({reason})") from None
+    if tokenizer.pad_token is None:
+        raise InputError(
+            f"tokenizer folder {folder} names no pad_token in tokenizer_config.json: "
+            "download the folder again"
+        )
+    return tokenizer
+
+
+def build_umt5(checkpoint: Path) -> UMT5EncoderModel:
+    """The encoder on the meta device.
+
+    Its sizes come from the JSON file beside the checkpoint, or are the official XXL's.
+    """
     sizes = checkpoint.with_suffix(".json")
     given = read_json(sizes) if sizes.exists() else OFFICIAL_SIZES
-    return UMT5Config(**{**FIXED, **given})
+    check_counts(sizes, given)
+    try:
+        with torch.device("meta"):
+            # eager attention equals the official bf16 results bit by bit, SDPA does not
+            return UMT5EncoderModel._from_config(
+                UMT5Config(**{**FIXED, **given}), attn_implementation="eager"
+            )
+    except Exception as error:  # a value of a wrong type fails in as many ways as there are fields
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{sizes}: {reason}") from None
 
 
 class TextEncoder:
@@ -75,21 +107,14 @@ class TextEncoder:
     def __init__(self, checkpoint: Path, tokenizer: Path, text_len: int) -> None:
         """Load on the CPU; InputError when the weights or the tokenizer folder are unusable."""
         self.text_len = text_len
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"tokenizer folder {tokenizer} is not usable: {reason}") from None
-        config = umt5_config(checkpoint)
-        if len(self.tokenizer) > config.vocab_size:
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.model = build_umt5(checkpoint)
+        vocab_size, self.dim = self.model.config.vocab_size, self.model.config.d_model
+        if len(self.tokenizer) > vocab_size:
             raise InputError(
                 f"tokenizer folder {tokenizer} has {len(self.tokenizer)} tokens, "
-                f"{checkpoint.name} {config.vocab_size}: take the tokenizer of this checkpoint"
+                f"{checkpoint.name} {vocab_size}: take the tokenizer of this checkpoint"
             )
-        self.dim = config.d_model
-        with torch.device("meta"):
-            # eager attention equals the official bf16 results bit by bit, SDPA does not
-            self.model = UMT5EncoderModel._from_config(config, attn_implementation="eager")
         state = {k: v.to(torch.bfloat16) for k, v in read_torch_file(checkpoint).items()}
         assign(self.model, convert_names(state), checkpoint)
 

@@ -1,30 +1,52 @@
 """The video VAE: official weight file, diffusers' model, fp32."""
 
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from torch import Tensor
 
-from .checkpoint import read_json
+from .checkpoint import check_counts, first_line, read_json
 from .errors import InputError
 from .model import no_autocast
 from .weights import assign, read_torch_file
+
+
+def build_vae(checkpoint: Path) -> AutoencoderKLWan:
+    """The VAE on the meta device; sizes as in the JSON file beside it, or the official ones."""
+    sizes = checkpoint.with_suffix(".json")
+    kwargs = read_json(sizes) if sizes.exists() else {}
+    check_counts(sizes, kwargs, least=1)
+    try:
+        with torch.device("meta"):
+            model = AutoencoderKLWan(**kwargs)
+    except Exception as error:  # the module checks nothing itself: any error of torch's
+        raise InputError(f"{sizes}: {first_line(error)}") from None
+    for name in ("latents_mean", "latents_std"):
+        _check_statistics(f"{sizes}: {name}", model.config[name], model.config.z_dim)
+    if min(model.config.latents_std) <= 0:
+        raise InputError(f"{sizes}: latents_std holds {min(model.config.latents_std)}, not above 0")
+    return model
+
+
+def _check_statistics(what: str, values: Any, channels: int) -> None:
+    """One number would be stretched over all channels silently."""
+    if not isinstance(values, list | tuple) or len(values) != channels:
+        raise InputError(f"{what} is {values!r}, expected a list of z_dim {channels} numbers")
+    for value in values:
+        if not isinstance(value, int | float) or not isfinite(value):
+            raise InputError(f"{what} holds {value!r}, expected finite numbers")
 
 
 class VideoVAE:
     """Clips (3, F, H, W) in [-1, 1] to normalised latents (z, f, h, w) and back."""
 
     def __init__(self, checkpoint: Path, device: torch.device | str) -> None:
-        """Sizes come from a JSON file beside the checkpoint, or are the official ones."""
-        sizes = checkpoint.with_suffix(".json")
-        kwargs = read_json(sizes) if sizes.exists() else {}
-        try:
-            with torch.device("meta"):
-                self.model = AutoencoderKLWan(**kwargs)
-        except (TypeError, ValueError, IndexError) as error:
-            raise InputError(f"{sizes}: {error}") from None
+        """Load; InputError when the weights or the sizes beside them are unusable."""
+        self.model = build_vae(checkpoint)
         state = {name: t.float() for name, t in read_torch_file(checkpoint).items()}
         assign(self.model, convert_wan_vae_to_diffusers(state), checkpoint)
         self.model.to(device)

@@ -5,7 +5,6 @@ tensors read and assigned. Nothing is renamed: the transformer has the official 
 """
 
 import inspect
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .checkpoint import dit_files, read_json
+from .checkpoint import check_counts, dit_files, first_line, read_json
 from .errors import InputError
 from .model import WanModel
 
@@ -35,8 +34,9 @@ def model_kwargs(folder: Path) -> dict[str, Any]:
             kind = type(default).__name__
             raise InputError(f"{path}: {name} is {value!r}, expected a value of type {kind}")
         counts = value if isinstance(value, tuple) else (value,)
-        if type(default) in (int, tuple) and any(type(n) is not int or n < 1 for n in counts):
-            raise InputError(f"{path}: {name} is {value!r}, expected 1 or more")
+        if isinstance(default, tuple) and any(type(n) is not int for n in counts):
+            raise InputError(f"{path}: {name} is {value!r}, expected whole numbers")
+        check_counts(path, {name: value}, least=1)
         if isinstance(default, tuple) and len(value) != len(default):
             raise InputError(f"{path}: {name} is {value!r}, expected {len(default)} numbers")
         kwargs[name] = value
@@ -49,8 +49,8 @@ def build_transformer(folder: Path) -> WanModel:
     try:
         with torch.device("meta"):
             return WanModel(**kwargs)
-    except ValueError as error:
-        raise InputError(f"{folder / 'config.json'}: {error}") from None
+    except (ValueError, RuntimeError) as error:  # torch: sizes whose product overflows
+        raise InputError(f"{folder / 'config.json'}: {first_line(error)}") from None
 
 
 def transformer_bytes(folder: Path, dtype: torch.dtype) -> int:
@@ -134,12 +134,13 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # damage can surface anywhere in the unpickler
         raise InputError(
-            f"{path} is not a complete weight file ({reason}): download it again"
+            f"{path} is not a complete weight file ({first_line(error)}): download it again"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise InputError(f"{path} holds no plain state dict of tensors: download it again")
     return state
 
