@@ -23,7 +23,16 @@ def sigma_grid(solver: str, steps: int, shift: float) -> np.ndarray:
     if not (shift > 0 and math.isfinite(shift)):
         raise InputError(f"sample_shift {shift} is not a positive number: the default is 5.0")
     sigmas = np.linspace(FIRST_SIGMA[solver], 0.0, steps + 1)[:-1]
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
+    with np.errstate(divide="ignore"):
+        shifted = shift * sigmas / (1 + (shift - 1) * sigmas)
+    levels = np.append(shifted, 0.0).astype(np.float32)
+    # the solvers divide by the distances of the levels' logarithms
+    if not (np.isfinite(levels[0]) and (np.diff(levels) < 0).all()):
+        raise InputError(
+            f"sample_shift {shift} leaves no distance between the noise levels of {steps} steps: "
+            "the default is 5.0"
+        )
+    return shifted
 
 
 def sigmas_fp32(solver: str, steps: int, shift: float) -> tuple[float, ...]:
