@@ -8,6 +8,7 @@ a file system; a video that cannot be saved is an error.
 import argparse
 import os
 import random
+import signal
 import sys
 from datetime import datetime
 from math import isfinite
@@ -16,7 +17,7 @@ from typing import NoReturn
 
 from loguru import logger
 
-from profiling_core.options import add_delta_cache_option, resolve_plan
+from profiling_core.options import DEFAULT_PRESET, add_delta_cache_option, resolve_plan
 from profiling_core.plan import CachePlan, PlanError
 from wan.checkpoint import check_folder
 from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
@@ -27,6 +28,8 @@ from wan.video import check_target, default_name, save_image, save_video
 LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,13 +48,21 @@ def bool_text(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def usual(field: str) -> str:
+    """'default 81, 1 for t2i-14B, 33 for t2v-mini': what the tasks take for an absent option."""
+    first, *others = ((task, getattr(config, field)) for task, config in CONFIGS.items())
+    return ", ".join(
+        [f"default {first[1]}", *(f"{value} for {t}" for t, value in others if value != first[1])]
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All official options with their defaults; None means: decided per task."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", default="t2v-14B", choices=[*CONFIGS, *ABSENT_TASKS])
-    add("--size", choices=SIZES, help="width*height; default 1280*720, or the task's own")
-    add("--frame_num", type=int, help="4n+1; default 81, 1 for t2i, 33 for t2v-mini")
+    add("--size", choices=SIZES, help=f"width*height; {usual('default_size')}")
+    add("--frame_num", type=int, help=f"4n+1; {usual('frame_num')}")
     add("--ckpt_dir", help="checkpoint folder; t2v-mini has one bundled")
     add("--offload_model", type=bool_text, help="parts not at work leave the GPU; default true")
     add("--ulysses_size", type=int, default=1, help="only 1 so far")
@@ -66,34 +77,49 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt", help="default: an example")
     add("--use_prompt_extend", action="store_true", help="not available")
     add("--prompt_extend_method", default="local_qwen", choices=["dashscope", "local_qwen"])
-    add("--prompt_extend_model")
+    add("--prompt_extend_model", help="not available")
     add("--prompt_extend_target_lang", default="zh", choices=["zh", "en"])
     add("--base_seed", type=int, default=-1, help="negative: one is drawn and logged")
     add("--image", help="for i2v tasks")
     add("--first_frame", help="for flf2v tasks")
     add("--last_frame", help="for flf2v tasks")
     add("--sample_solver", default="unipc", choices=SOLVERS)
-    add("--sample_steps", type=int, help="default 50")
-    add("--sample_shift", type=float, help="default 5.0")
-    add("--sample_guide_scale", type=float, help="default 5.0")
+    add("--sample_steps", type=int, help=usual("sample_steps"))
+    add("--sample_shift", type=float, help=usual("sample_shift"))
+    add("--sample_guide_scale", type=float, help=usual("sample_guide_scale"))
     add_delta_cache_option(parser)
     return parser
+
+
+def environment_int(name: str, default: int) -> int:
+    """A whole number that a launcher left in the environment."""
+    text = os.getenv(name) or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"the environment's {name} {text!r} is no whole number") from None
 
 
 def check_supported(args: argparse.Namespace) -> None:
     """InputError for what the official command line can and this tree cannot do."""
     if args.task in ABSENT_TASKS:
         raise InputError(f"task {args.task} is not there yet: take one of {', '.join(CONFIGS)}")
-    if args.use_prompt_extend:
-        raise InputError(
-            "--use_prompt_extend is not available: write the longer text into --prompt yourself"
-        )
+    parser = build_parser()
+    extend = ("prompt_extend_method", "prompt_extend_model", "prompt_extend_target_lang")
+    for name in ("use_prompt_extend", *extend):
+        if getattr(args, name) != parser.get_default(name):
+            raise InputError(
+                f"--{name} is not available: write the longer text into --prompt yourself"
+            )
+    for name in ("ulysses_size", "ring_size"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)} is no number of processes: take 1")
     several = {
         f"--ulysses_size {args.ulysses_size}": args.ulysses_size != 1,
         f"--ring_size {args.ring_size}": args.ring_size != 1,
         "--dit_fsdp": args.dit_fsdp,
         "--t5_fsdp": args.t5_fsdp,
-        f"WORLD_SIZE {os.getenv('WORLD_SIZE')}": int(os.getenv("WORLD_SIZE") or 1) > 1,
+        f"WORLD_SIZE {os.getenv('WORLD_SIZE')}": environment_int("WORLD_SIZE", 1) > 1,
     }
     for what, given in several.items():
         if given:
@@ -162,6 +188,8 @@ def generate(args: argparse.Namespace) -> None:
     fill_defaults(args, config)
     check_values(args, config)
     plan = resolve_plan(args.delta_cache, config.plan_model)
+    if args.delta_cache == DEFAULT_PRESET:
+        logger.info("this is the paper's plan; --delta_cache balanced takes ours")
     logger.info(f"arguments: {vars(args)}")
     logger.info(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt}")
@@ -182,9 +210,16 @@ def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> 
             plan, Path(args.ckpt_dir), args.sample_solver, args.sample_steps, args.sample_shift
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with out_of_memory_as_input_error(device):
+    what = f"task {args.task}, size {args.size}, frame_num {args.frame_num}"
+    with out_of_memory_as_input_error(device, what):
         logger.info(f"loading {args.ckpt_dir}")
-        pipeline = WanT2V(config, args.ckpt_dir, device, t5_cpu=args.t5_cpu)
+        pipeline = WanT2V(
+            config,
+            args.ckpt_dir,
+            device,
+            t5_cpu=args.t5_cpu,
+            offload_model=args.offload_model,
+        )
         logger.info(f"generating {'an image' if config.still else 'a video'}")
         video = pipeline.generate(
             args.prompt,
@@ -197,6 +232,7 @@ def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> 
             seed=args.base_seed,
             offload_model=args.offload_model,
             plan=plan,
+            progress=sys.stderr is not None,
         )
     path = Path(args.save_file)
     logger.info(f"saving {path}")
@@ -208,24 +244,34 @@ def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> 
 
 def init_logging() -> None:
     """Rank 0 tells what it does on standard output, other ranks only what goes wrong."""
-    level = "INFO" if int(os.getenv("RANK") or 0) == 0 else "ERROR"
+    level = "INFO" if environment_int("RANK", 0) == 0 else "ERROR"
     logger.remove()
-    logger.add(sys.stdout, level=level, format="[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # prompts in an encoding that lacks their characters
+            stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is not None:  # closed by the caller
+        logger.add(sys.stdout, level=level, format=LOG_FORMAT)
+
+
+def complain(line: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"{line}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 2 for a user error, 130 when interrupted."""
-    init_logging()
     try:
+        init_logging()
         generate(build_parser().parse_args(argv))
     except (InputError, PlanError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        complain(f"error: {' '.join(str(error).split())}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted, nothing was written\n")
+        complain("interrupted, nothing was written")
         return EXIT_INTERRUPTED
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # cleans up on the way
     sys.exit(main())

@@ -1,8 +1,11 @@
 """What a user gets for a mistake: one line with the value and the way out, code 2, no file."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +64,11 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--task", "vace-1.3B"), "error: task vace-1.3B is not there yet"),
         (("--task", "vace-14B"), "error: task vace-14B is not there yet"),
         (("--use_prompt_extend",), "error: --use_prompt_extend is not available: write"),
+        (("--prompt_extend_method", "dashscope"), "error: --prompt_extend_method is not available"),
+        (("--prompt_extend_model", "m"), "error: --prompt_extend_model is not available"),
+        (("--prompt_extend_target_lang", "en"), "error: --prompt_extend_target_lang is not avail"),
+        (("--ulysses_size", "0"), "error: --ulysses_size 0 is no number of processes: take 1"),
+        (("--ring_size", "-2"), "error: --ring_size -2 is no number of processes: take 1"),
         (("--ulysses_size", "2"), "error: --ulysses_size 2: runs of several processes are not"),
         (("--ring_size", "4"), "error: --ring_size 4: runs of several processes are not"),
         (("--dit_fsdp",), "error: --dit_fsdp: runs of several processes are not"),
@@ -72,6 +80,10 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--frame_num", "80"), "error: frame_num 80 is not 4n+1: take 77 or 81"),
         (("--frame_num", "0"), "error: frame_num 0 is not 4n+1: take 1"),
         (("--frame_num", "-7"), "error: frame_num -7 is not 4n+1: take 1"),
+        (
+            ("--frame_num", f"4{'0' * 19}1"),
+            f"frame_num 4{'0' * 19}1 is too large: take at most 4093",
+        ),
         (("--sample_steps", "0"), "error: sample_steps 0 is too few: take at least 1"),
         (("--sample_steps", "-5"), "error: sample_steps -5 is too few"),
         (("--sample_steps", "100000"), "error: sample_steps 100000 is too many: take at most 1000"),
@@ -79,6 +91,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--prompt", "caf\udce9"), "error: the prompt is not valid UTF-8"),
         (("--sample_shift", "0"), "error: sample_shift 0.0 is not a positive number"),
         (("--sample_shift", "inf"), "error: sample_shift inf is not a positive number"),
+        (("--sample_shift", "1e9"), "error: sample_shift 1000000000.0 leaves no distance between"),
         (("--sample_guide_scale", "nan"), "error: sample_guide_scale nan is not a finite"),
         (("--prompt", ""), "error: the prompt is empty: say in --prompt what"),
         (("--prompt", " \n "), "error: the prompt is empty"),
@@ -104,6 +117,21 @@ def test_several_processes_are_refused(
     assert "WORLD_SIZE 2: runs of several processes are not there yet" in outcome(*RUN)
 
 
+@pytest.mark.parametrize(("name", "text"), [("WORLD_SIZE", "abc"), ("RANK", "x")])
+def test_a_foreign_environment_is_one_line(
+    outcome: Callable[..., str], monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    assert outcome(*RUN) == f"error: the environment's {name} '{text}' is no whole number"
+
+
+def test_nothing_is_saved_of_numbers_that_are_not_finite(
+    outcome: Callable[..., str], checkpoint: Path
+) -> None:
+    line = outcome(*RUN, "--ckpt_dir", str(checkpoint), "--sample_guide_scale", "1e38")
+    assert line.startswith("error: sampling with sample_guide_scale 1e+38 and sample_shift 5.0")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -112,6 +140,7 @@ def test_several_processes_are_refused(
         "models_t5_umt5-xxl-enc-bf16.pth",
         "diffusion_pytorch_model-00002-of-00003.safetensors",
         "google/umt5-xxl/tokenizer.json",
+        "google/umt5-xxl/tokenizer_config.json",
     ],
 )
 def test_incomplete_checkpoint_names_the_file(
@@ -123,7 +152,7 @@ def test_incomplete_checkpoint_names_the_file(
     folder = new_checkpoint(shards=3)
     (folder / name).unlink()
     line = outcome(*RUN, "--ckpt_dir", str(folder))
-    missing = Path(name).parent if "tokenizer" in name else name
+    missing = Path(name).parent if name.endswith("tokenizer.json") else name
     assert f"error: checkpoint folder {folder}: {missing}" in line
     assert "download" in line
 
@@ -208,8 +237,17 @@ def test_memory_that_runs_out_on_the_way(
 
     monkeypatch.setattr(wan.text2video.VideoVAE, "decode", fail)
     line = outcome(*RUN, "--ckpt_dir", str(checkpoint))
-    assert line.startswith("error: not enough memory on cpu (")
+    says = "error: not enough memory on cpu for task t2v-mini, size 128*128, frame_num 1 ("
+    assert line.startswith(says)
     assert line.endswith("take a smaller --size, fewer frames or a smaller model")
+
+
+def test_a_real_failed_allocation_is_one_line(
+    outcome: Callable[..., str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wan.text2video.VideoVAE, "decode", lambda self, latent: torch.empty(10**15))
+    line = outcome(*RUN, "--ckpt_dir", str(checkpoint))
+    assert line.startswith("error: not enough memory on cpu for task t2v-mini, size 128*128, f")
 
 
 def test_a_bug_is_not_taken_for_a_user_error(
@@ -243,7 +281,7 @@ def test_plan_mistakes(
         (str(no_json), "text.json: not JSON"),
         ("absent.json", "absent.json: No such file or directory"),
         ("fastest", "fastest"),
-        (str(tmp_path), "Is a directory"),
+        (str(tmp_path), str(tmp_path)),
     ):
         line = outcome(*RUN, "--ckpt_dir", str(checkpoint), "--delta_cache", value)
         assert line.startswith("error: ") and says in line, line
@@ -281,3 +319,41 @@ def test_the_script_itself_ends_with_code_2_and_one_line(tmp_path: Path) -> None
     assert done.returncode == 2
     assert done.stderr == "error: frame_num 10 is not 4n+1: take 9 or 13\n"
     assert not list(tmp_path.iterdir())
+
+
+SCRIPT = str(ROOT / "Wan2.1" / "generate.py")
+
+
+def test_any_prompt_can_be_logged_on_a_narrow_terminal(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, SCRIPT, *RUN, "--ckpt_dir", str(checkpoint), "--prompt", "一只猫"]
+    command += ["--save_file", str(tmp_path / "clip.mp4")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0 and "Logging error" not in done.stderr
+    assert r"prompt: \u4e00\u53ea\u732b" in done.stdout
+
+
+def test_closed_streams_are_no_error(checkpoint: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    words = [sys.executable, SCRIPT, *RUN, "--ckpt_dir", str(checkpoint), "--save_file", str(clip)]
+    done = subprocess.run(f"{shlex.join(words)} >&- 2>&-", shell=True, check=False)
+    assert done.returncode == 0 and clip.stat().st_size > 0
+
+
+def test_termination_cleans_up_like_an_interrupt(checkpoint: Path, tmp_path: Path) -> None:
+    """SIGTERM while the encoder works: exit code 143, and no file of a half-written clip."""
+    slow = tmp_path / "slow_ffmpeg"
+    slow.write_text('#!/bin/sh\nfor target; do :; done\n: > "$target"\nexec sleep 60\n')
+    slow.chmod(0o755)
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    command = [sys.executable, SCRIPT, *RUN, "--ckpt_dir", str(checkpoint)]
+    command += ["--save_file", str(clips / "clip.mp4")]
+    environment = {**os.environ, "IMAGEIO_FFMPEG_EXE": str(slow)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list(clips.glob(".*/clip.mp4")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=30) == 143
+    assert not list(clips.iterdir())

@@ -1,6 +1,7 @@
 """The command line of Wan2.1/generate.py is the official one and `--delta_cache`, nothing else."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,34 @@ def test_delta_cache_alone_means_the_paper() -> None:
     assert parse(["--delta_cache", "--prompt", "x"]).delta_cache == "paper"
     assert parse(["--delta_cache", "balanced"]).delta_cache == "balanced"
     assert parse([]).delta_cache is None
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [((), True), (("paper",), True), (("balanced",), False), (None, False)]
+)
+def test_the_paper_plan_points_to_ours(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    value: tuple[str, ...] | None,
+    told: bool,
+) -> None:
+    monkeypatch.setattr(generate, "run", lambda args, config, plan: None)
+    monkeypatch.setattr(generate, "check_folder", lambda folder, config: None)
+    monkeypatch.chdir(tmp_path)
+    option = () if value is None else ("--delta_cache", *value)
+    assert generate.main(["--task", "t2v-mini", *option]) == 0
+    assert ("--delta_cache balanced takes ours" in capsys.readouterr().out) is told
+
+
+def test_help_names_each_tasks_defaults() -> None:
+    text = " ".join(generate.build_parser().format_help().split())
+    assert "4n+1; default 81, 1 for t2i-14B, 33 for t2v-mini" in text
+    assert "default 1280*720, 832*480 for t2v-1.3B, 128*128 for t2v-mini" in text
+    for field in ("sample_steps", "sample_shift", "sample_guide_scale"):
+        value = getattr(CONFIGS["t2v-mini"], field)
+        usual = generate.usual(field)
+        assert usual == f"default {value}" or f"{value} for t2v-mini" in usual
 
 
 def test_a_wrong_option_is_one_line() -> None:

@@ -7,6 +7,7 @@ from .errors import InputError
 
 TREE = Path(__file__).resolve().parents[1]  # the folder of generate.py
 VIDEO_SIZES = ("720*1280", "1280*720", "480*832", "832*480")
+LATENT_FRAMES = 1024  # rows of the official table of positions, so no model saw a longer clip
 
 # Part of the model: the text that official checkpoints were tuned to be guided away from.
 NEGATIVE_PROMPT = (
@@ -37,11 +38,9 @@ class WanConfig:
     sample_neg_prompt: str = NEGATIVE_PROMPT
     still: bool = False  # one frame, written as an image
     ckpt_dir: Path | None = None  # None: the user has to name it
-    num_train_timesteps: int = 1000
     latent_channels: int = 16
     vae_stride: tuple[int, int, int] = (4, 8, 8)  # frames, rows, columns
     patch_size: tuple[int, int, int] = (1, 2, 2)
-    text_len: int = 512  # a checkpoint's config.json may say otherwise
     vae_checkpoint: str = "Wan2.1_VAE.pth"
     t5_checkpoint: str = "models_t5_umt5-xxl-enc-bf16.pth"
     t5_tokenizer: str = "google/umt5-xxl"
@@ -73,6 +72,9 @@ def parse_size(size: str) -> tuple[int, int]:
 
 def check_frame_num(frame_num: int, stride: int = 4) -> None:
     """A clip has stride * n + 1 frames; InputError names the two nearest valid numbers."""
+    most = stride * (LATENT_FRAMES - 1) + 1
+    if frame_num > most:
+        raise InputError(f"frame_num {frame_num} is too large: take at most {most}")
     if frame_num >= 1 and frame_num % stride == 1:
         return
     below = max(0, (frame_num - 1) // stride) * stride + 1

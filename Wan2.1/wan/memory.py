@@ -34,7 +34,7 @@ def check_room(needs: dict[str, int], device: torch.device, way_out: str = "") -
 
 
 @contextmanager
-def out_of_memory_as_input_error(device: torch.device) -> Iterator[None]:
+def out_of_memory_as_input_error(device: torch.device, what: str) -> Iterator[None]:
     """Turn a failed allocation into one line; torch reports the host's as a RuntimeError."""
     try:
         yield
@@ -45,7 +45,7 @@ def out_of_memory_as_input_error(device: torch.device) -> Iterator[None]:
         ):
             raise
         raise InputError(
-            f"not enough memory on {device} ({first}): "
+            f"not enough memory on {device} for {what} ({first}): "
             "take a smaller --size, fewer frames or a smaller model"
         ) from error
 

@@ -55,7 +55,8 @@ class WanT2V:
 
     config: one of configs.CONFIGS; checkpoint_dir: an official checkpoint folder; device: CUDA
     where there is one, else the CPU; torch_dtype: of the transformer's weights, fp32 as the
-    official code or bf16 for half the memory; t5_cpu: keep the text encoder on the CPU.
+    official code or bf16 for half the memory; t5_cpu: keep the text encoder on the CPU;
+    offload_model: count what `generate` moves to the host with it among the host's memory.
     Raises InputError when the folder is incomplete or damaged, or memory does not suffice.
     """
 
@@ -67,12 +68,13 @@ class WanT2V:
         *,
         torch_dtype: torch.dtype = torch.float32,
         t5_cpu: bool = False,
+        offload_model: bool = True,
     ) -> None:
         folder = Path(checkpoint_dir)
         check_folder(folder, config)
         self.config, self.t5_cpu = config, t5_cpu
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        check_memory(folder, config, self.device, torch_dtype, t5_cpu)
+        check_memory(folder, config, self.device, torch_dtype, t5_cpu, offload_model)
         text_len = model_kwargs(folder)["text_len"]
         self.text_encoder = TextEncoder(
             folder / config.t5_checkpoint, folder / config.t5_tokenizer, text_len
@@ -146,6 +148,7 @@ class WanT2V:
             torch.cuda.empty_cache()
         with self._timed() as decoding:
             video = self.decode(latent)
+        check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
         self.last_run = replace(
             self.last_run,
             seed=seed,
@@ -206,6 +209,11 @@ class WanT2V:
                 bar.update(done - bar.n)
         self.last_run = self._stats(sample_solver, sampling_steps, visit, cache, loop.seconds)
         self._log_run(cache)
+        check_finite(
+            latent,
+            f"sampling with sample_guide_scale {guide_scale} and sample_shift {shift}",
+            "take values near the defaults; if they are, download the weights again",
+        )
         return latent
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -231,8 +239,6 @@ class WanT2V:
         )
         for line in lines:
             logger.info(line)
-        if plan.name == "paper":
-            logger.info("this is the paper's plan; --delta_cache balanced takes ours")
 
     def _log_run(self, cache: DeltaCache | None) -> None:
         run = self.last_run
@@ -272,13 +278,21 @@ class WanT2V:
         taken = _Seconds()
         self._synchronize()
         start = time.perf_counter()
-        yield taken
-        self._synchronize()
-        taken.seconds = time.perf_counter() - start
+        try:
+            yield taken
+            self._synchronize()  # not after an error, which it could replace by its own
+        finally:
+            taken.seconds = time.perf_counter() - start
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def check_finite(result: Tensor, what: str, way_out: str) -> None:
+    """InputError when an overflow or damaged weights would give a black or random clip."""
+    if not result.isfinite().all():
+        raise InputError(f"{what} gave numbers that are not finite: {way_out}")
 
 
 @dataclass
@@ -326,7 +340,12 @@ def progress_marks(
 
 
 def check_memory(
-    folder: Path, config: WanConfig, device: torch.device, dtype: torch.dtype, t5_cpu: bool
+    folder: Path,
+    config: WanConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    t5_cpu: bool,
+    offload_model: bool = True,
 ) -> None:
     """InputError when the weights do not fit, on the device or on the host."""
     encoder = {"text encoder": (folder / config.t5_checkpoint).stat().st_size}
@@ -337,7 +356,12 @@ def check_memory(
     if device.type == "cpu":
         check_room(models | encoder, device)
         return
-    check_room(encoder, torch.device("cpu"))
+    if offload_model:  # before decoding both lie on the host
+        on_host = {"transformer": models["transformer"]} | encoder
+        keep = "keep the transformer on the GPU with --offload_model false, "
+        check_room(on_host, torch.device("cpu"), keep)
+    else:
+        check_room(encoder, torch.device("cpu"))
     if t5_cpu:
         check_room(models, device)
     else:
