@@ -230,6 +230,8 @@ def test_wrong_sizes_of_the_text_encoder_are_named(
         ({"base_dim": -8}, "base_dim is -8, expected 1 to 1000000"),
         ({"base_dim": 10**12}, "base_dim is 1000000000000, expected 1 to"),
         ({"base_dim": "8"}, "Wan2.1_VAE.json: "),
+        ({"patch_size": 3}, "Wan2.1_VAE.json: shape .* is invalid"),
+        ({"temperal_downsample": [False] * 3}, r"of shape \(3, 2, 16, 16\), expected \(3, 5, 16"),
         ({"width": 8}, "unexpected keyword argument 'width'"),
         ({"latents_mean": [1.0]}, r"latents_mean is \[1.0\], expected a list of z_dim 16 numbers"),
         ({"latents_std": [1.0] * 17}, "latents_std is .*, expected a list of z_dim 16 numbers"),

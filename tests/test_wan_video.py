@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -188,6 +190,19 @@ def test_a_file_that_is_cut_short_is_an_error(tmp_path: Path, suffix: str) -> No
     assert done.returncode == 1
     assert re.search(r"InputError: save_file .* \([01] of 17 frames are in the", done.stderr)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+def test_a_full_disk_is_an_error_and_keeps_the_old_file(tmp_path: Path) -> None:
+    mounted = f"mount -t tmpfs -o size=16k tmpfs {tmp_path} 2>&-"
+    save = shlex.join([sys.executable, "-c", SAVE, str(ROOT / "Wan2.1"), "clip.mp4", "plainly"])
+    script = f"{mounted} || exit 77; cd {tmp_path}; echo old > clip.mp4; {save}; ls -A; cat *"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("a tmpfs cannot be mounted here")
+    assert "0 of 17 frames are in the file: is the disk full?" in done.stderr
+    assert done.stdout == "clip.mp4\nold\n"
 
 
 def test_an_encoder_that_starts_late_leaves_nothing_after_an_interrupt(tmp_path: Path) -> None:

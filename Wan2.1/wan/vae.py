@@ -21,10 +21,16 @@ def build_vae(checkpoint: Path) -> AutoencoderKLWan:
     kwargs = read_json(sizes) if sizes.exists() else {}
     check_counts(sizes, kwargs, least=1)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.no_grad():
             model = AutoencoderKLWan(**kwargs)
+            clip = model.decode(torch.empty(1, model.config.z_dim, 2, 2, 2)).sample
     except Exception as error:  # the module checks nothing itself: any error of torch's
         raise InputError(f"{sizes}: {first_line(error)}") from None
+    if clip.shape != (1, 3, 5, 16, 16):
+        raise InputError(
+            f"{sizes}: 2 latents of 2x2 become a clip of shape {tuple(clip.shape[1:])}, "
+            "expected (3, 5, 16, 16): these are not the sizes of a Wan2.1 VAE"
+        )
     for name in ("latents_mean", "latents_std"):
         _check_statistics(f"{sizes}: {name}", model.config[name], model.config.z_dim)
     if min(model.config.latents_std) <= 0:
