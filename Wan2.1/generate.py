@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         complain(f"error: {' '.join(str(error).split())}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        complain("interrupted, nothing was written")
+        complain("interrupted, no unfinished file is left")
         return EXIT_INTERRUPTED
     return 0
 

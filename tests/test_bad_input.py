@@ -295,7 +295,7 @@ def test_interrupt_leaves_no_file(
 
     monkeypatch.setattr(wan.text2video.VideoVAE, "decode", interrupt)
     line = outcome(*RUN, "--ckpt_dir", str(checkpoint), code=130)
-    assert line == "interrupted, nothing was written"
+    assert line == "interrupted, no unfinished file is left"
 
 
 @pytest.mark.parametrize("prompt", ["../../up", "a/b", "two\nlines", "red " * 125, "一只猫"])
