@@ -104,6 +104,7 @@ CONFIGS = {
             "128*128",
             "red circle moving right over blue stripes",
             frame_num=33,
+            sample_guide_scale=3.0,
             sample_neg_prompt="",
             ckpt_dir=TREE / "ckpts" / "Wan2.1-T2V-mini",
         ),
