@@ -227,7 +227,7 @@ def arguments() -> argparse.Namespace:
     add("--solver", default="unipc")
     add("--steps", type=int, default=50)
     add("--shift", type=float, default=5.0)
-    add("--guidance", type=float, default=5.0)
+    add("--guidance", type=float, default=3.0)
     add("--batch", type=int, default=12)
     add("--part", type=int, default=0, help="number of this process, for several at a time")
     add("--parts", type=int, default=1)

@@ -1,13 +1,13 @@
 """Makes the Wan miniature from a seed, in five stages.
 
     torchrun --nproc_per_node 2 -m miniatures.train vae --minutes 32
-    torchrun --nproc_per_node 2 -m miniatures.train latents --clips 4000
-    torchrun --nproc_per_node 2 -m miniatures.train dit --minutes 75
-    torchrun --nproc_per_node 2 -m miniatures.train decoder --minutes 10
+    torchrun --nproc_per_node 2 -m miniatures.train latents --clips 2000
+    torchrun --nproc_per_node 2 -m miniatures.train dit --minutes 70 --compile
+    torchrun --nproc_per_node 2 -m miniatures.train decoder --minutes 8.5 --clips 200
     python -m miniatures.train export
 
-A stopped `vae` or `dit` goes on where it was when the same command is given again. On a GPU:
-`python -m miniatures.train STAGE --device cuda`, one process, with --steps in place of --minutes.
+A stopped training goes on where it was when the same command is given again; more --minutes make
+it longer. On a GPU, one process: `python -m miniatures.train STAGE --device cuda --steps N`.
 """
 
 import argparse
