@@ -31,14 +31,15 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     config = CONFIGS["t2v-mini"]
     pipeline = WanT2V(config, config.ckpt_dir, default_device())
+    found = environment(pipeline.device)
     rows = []
     for number, prompt in enumerate(held_out_prompts(args.prompts)):
         for solver in args.solvers:
-            rows += one_prompt(pipeline, prompt, args.seed + number, solver)
+            new = one_prompt(pipeline, prompt, args.seed + number, solver)
+            for row in new:
+                append_row("policies", {**row, **found})
+            rows += new
             sys.stderr.write(f"{number + 1}/{args.prompts} {solver}: {prompt}\n")
-    found = environment(pipeline.device)
-    for row in rows:
-        append_row("policies", {**row, **found})
     sys.stdout.write(summary(rows) + "\n")
     return 0
 
