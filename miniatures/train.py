@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 2 -m miniatures.train vae --minutes 32
     torchrun --nproc_per_node 2 -m miniatures.train latents --clips 2000
     torchrun --nproc_per_node 2 -m miniatures.train dit --minutes 70 --compile
-    torchrun --nproc_per_node 2 -m miniatures.train decoder --minutes 8.5 --clips 200
+    torchrun --nproc_per_node 2 -m miniatures.train decoder --minutes 12.5 --clips 200
     python -m miniatures.train export
 
 A stopped training goes on where it was when the same command is given again; more --minutes make
