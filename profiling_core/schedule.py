@@ -3,7 +3,8 @@
 A schedule is a sorted tuple of step numbers in 0..steps-1: the steps at which a site is computed.
 Every other step reuses what the last compute step stored.
 
-The paper's schedule (arXiv 2504.03140). With s0 warm-up steps of S in all, equation 15 is
+The paper's schedule (arXiv 2504.03140). With s0 warm-up steps of S in all, equation 15 is read
+here as the linear law
 
     T_s = Tmax - (Tmax - Tmin) (s - s0) / (S - s0)
 
