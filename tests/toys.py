@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 
 
@@ -223,3 +224,32 @@ def cached_call(cache: Any, model: ToyWan) -> Any:
         return model(x, t, context)
 
     return call
+
+
+def bare(model, plan, seed=0):
+    return run_clip(model, plan, lambda step, branch, x, t, c: model(x, t, c), seed)
+
+
+def cached(model, plan, seed=0):
+    cache = DeltaCache(plan)
+    with cache.attached(model):
+        return run_clip(model, plan, cached_call(cache, model), seed), cache
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+PLANS = {
+    "release shape": [intervals(both(0, 1, 2, 6, 10), [[0, 0], [2, 4]])],
+    "run to the last block": [intervals(both(0, 1, 5), [[1, 5]])],
+    "every block": [intervals(both(0, 3, 7), [[0, 5]])],
+    "linear deltas": [intervals(both(0, 1, 4, 8), [[1, 2], [4, 5]], "linear")],
+    "prediction held": [prediction(both(0, 1, 4, 8))],
+    "prediction linear": [prediction(both(0, 1, 2, 5, 9), "linear")],
+    "branches apart": [intervals({"cond": [0, 2, 4, 6, 8, 10], "uncond": [0, 6]}, [[1, 4]])],
+    "prediction and intervals": [
+        prediction(both(0, 1, 2, 4, 6, 8, 10), "linear"),
+        intervals(both(0, 1, 6), [[1, 2], [3, 4]]),
+    ],
+}
