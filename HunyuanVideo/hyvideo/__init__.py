@@ -1,0 +1,1 @@
+"""HunyuanVideo: text to video with the official checkpoints and command line."""
