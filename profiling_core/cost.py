@@ -110,7 +110,11 @@ def bytes_held(
     latent_numel: int,
     prediction_itemsize: int = 4,
 ) -> int:
-    """Bytes of anchors at the worst moment; tokens and latent_numel are those of one process."""
+    """Bytes of anchors at the worst moment; tokens and latent_numel are those of one process.
+
+    tokens: of the residual stream, all samples of a batch together. HunyuanVideo's double blocks
+    update image and text apart, its single blocks one joint stream: both are image + text tokens.
+    """
     half = plan.storage == "bfloat16"
     delta = tokens * plan.model.width * (2 if half else stream_itemsize)
     prediction = latent_numel * (2 if half else prediction_itemsize)
@@ -135,6 +139,7 @@ def summary_lines(
     tokens: int | None = None,
     stream_itemsize: int = 4,
     latent_numel: int | None = None,
+    prediction_itemsize: int = 4,
 ) -> list[str]:
     """What the plan computes, costs and holds, in a few lines for a log."""
     runs, full = block_runs(plan), block_runs_full(plan)
@@ -146,7 +151,11 @@ def summary_lines(
     ]
     if tokens is not None and latent_numel is not None:
         held = bytes_held(
-            plan, tokens=tokens, stream_itemsize=stream_itemsize, latent_numel=latent_numel
+            plan,
+            tokens=tokens,
+            stream_itemsize=stream_itemsize,
+            latent_numel=latent_numel,
+            prediction_itemsize=prediction_itemsize,
         )
         lines.append(
             f"holds at most {format_bytes(held)} of anchors in {plan.storage_place} memory "
