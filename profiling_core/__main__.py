@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture, summary_lines
+from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan, PlanError
-from profiling_core.presets import MODELS, PRESETS, available, build_preset, plans_folder
+from profiling_core.presets import available, build_preset, plans_folder, presets_of
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -31,8 +32,9 @@ def show(args: argparse.Namespace) -> list[str]:
     if args.model not in MODELS:
         raise PlanError(f"--model {args.model}: plans are shipped for {', '.join(MODELS)}")
     for name in ("tokens", "latent"):
-        if getattr(args, name) < 1:
-            raise PlanError(f"--{name} {getattr(args, name)}: expected at least 1")
+        given = getattr(args, name)
+        if given is not None and given < 1:
+            raise PlanError(f"--{name} {given}: expected at least 1")
     plan = resolve_plan(args.plan, args.model)
     lines = summary_lines(plan)
     lines.append(_grid_line(plan))
@@ -50,10 +52,10 @@ def write_presets(args: argparse.Namespace) -> list[str]:
     if not folder.is_dir():
         raise PlanError(f"--out {folder}: no such folder")
     written = []
-    for model in MODELS:
-        for preset in PRESETS:
+    for model, planned in MODELS.items():
+        for preset in presets_of(planned):
             path = folder / f"{model}.{preset}.json"
-            build_preset(model, preset).save(path)
+            build_preset(planned, preset).save(path)
             written.append(f"wrote {path}")
     return written
 
@@ -66,16 +68,22 @@ def _grid_line(plan: CachePlan) -> str:
 
 
 def _memory_lines(plan: CachePlan, args: argparse.Namespace) -> list[str]:
-    """Bytes of the anchors for the given sizes, by the plan's formula."""
+    """Bytes of the anchors by the plan's formula, for the given or the model's usual sizes."""
+    planned = MODELS.get(plan.model.name, MODELS[args.model])
+    family, clip = planned.family, planned.clip
+    tokens, latent = args.tokens or clip.tokens, args.latent or clip.latent
+    usual = "" if args.tokens or args.latent else f" ({clip.size})"
+    stream = args.dtype or family.stream
     held = bytes_held(
         plan,
-        tokens=args.tokens,
-        stream_itemsize=ITEMSIZE[args.dtype],
-        latent_numel=args.latent,
+        tokens=tokens,
+        stream_itemsize=ITEMSIZE[stream],
+        latent_numel=latent,
+        prediction_itemsize=ITEMSIZE[family.prediction],
     )
     return [
         f"memory: {held_anchors(plan).formula(plan.model.width)} = {format_bytes(held)} at "
-        f"{args.tokens} tokens, {args.latent} latent elements, residual stream in {args.dtype}"
+        f"{tokens} tokens, {latent} latent elements{usual}, residual stream in {stream}"
     ]
 
 
@@ -89,16 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         default="wan2.1-t2v-14B",
         help="whose preset to show (default %(default)s); a file says it itself",
     )
-    sizes = "(default %(default)s: 832x480, 81 frames)"
-    one.add_argument("--tokens", type=int, default=32760, help=f"tokens of the model {sizes}")
-    one.add_argument(
-        "--latent", type=int, default=16 * 21 * 60 * 104, help=f"elements of the latent {sizes}"
-    )
+    usual = "(default: of the model's usual clip)"
+    one.add_argument("--tokens", type=int, help=f"tokens of the residual stream {usual}")
+    one.add_argument("--latent", type=int, help=f"elements of the latent {usual}")
     one.add_argument(
         "--dtype",
         choices=sorted(ITEMSIZE),
-        default="float32",
-        help="dtype of the residual stream (default %(default)s, as Wan runs)",
+        help="dtype of the residual stream (default: as the model runs)",
     )
     one.set_defaults(run=show)
     all_ = commands.add_parser("presets", help="make the shipped plan files again")

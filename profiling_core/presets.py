@@ -1,61 +1,35 @@
 """The plans that are shipped: made here, written to plans/ by `python -m profiling_core presets`.
 
-Three presets per model, each a file `<model>.<preset>.json`:
+Each preset of each model is a file `<model>.<preset>.json`:
 
-release   what the released code of the paper really runs on Wan: 6 warm-up steps, then every 6th,
-          28 of 40 blocks reused between.
-paper     the same blocks on the shrinking list of the release (equation 15's shape).
-balanced  the whole prediction: first 10 and last 4 of 50 steps computed, 12 evenly between, the
-          others stepped over by the solver.
+release     what the released code of the paper really runs. Wan: 6 warm-up steps, then every 6th,
+            28 of 40 blocks reused between. HunyuanVideo: 14 of 20 double blocks in that rhythm, 24
+            of 40 single blocks on a shrinking list of steps.
+paper       the background blocks on the shrinking list of the release (equation 15's shape); of
+            HunyuanVideo the single blocks alone.
+foreground  HunyuanVideo only, the paper's counter-check: the other single blocks, the same steps.
+balanced    the whole prediction: first 10 and last 4 of 50 steps computed, 12 evenly between. The
+            others are stepped over by Wan's multistep solver; for HunyuanVideo's Euler solver they
+            are forecast linearly in sigma.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
-from profiling_core.plan import BRANCHES, CachePlan, ModelFingerprint, PlanError
+from profiling_core.models import PlannedModel, Runs
+from profiling_core.plan import CachePlan, PlanError
 from profiling_core.schedule import RELEASED_STEPS, protected, uniform
 
 STEPS = 50
 WARMUP = 6
-# background blocks of the 40 in the released Wan code, as runs
-RELEASED_BACKGROUND = ((0, 0), (2, 7), (10, 20), (25, 32), (37, 38))
-RELEASED_DEPTH = 40
+EVERY_SIXTH = uniform(STEPS, WARMUP, 6)
+SHRINKING = (*range(WARMUP), *RELEASED_STEPS)
+SHRINKING_SETTINGS = {"warmup": WARMUP, "longest_interval": 12, "shortest_interval": 2}
 
-
-@dataclass(frozen=True)
-class PlannedModel:
-    """What a preset needs to know of a model."""
-
-    fingerprint: ModelFingerprint
-    shift: float
-
-
-MODELS = {
-    "wan2.1-t2v-14B": PlannedModel(
-        ModelFingerprint(
-            family="wan2.1", name="wan2.1-t2v-14B", block_lists={"blocks": 40}, width=5120
-        ),
-        shift=5.0,
-    ),
-    "wan2.1-t2v-1.3B": PlannedModel(
-        ModelFingerprint(
-            family="wan2.1", name="wan2.1-t2v-1.3B", block_lists={"blocks": 30}, width=1536
-        ),
-        shift=5.0,
-    ),
-    "wan2.1-t2v-mini": PlannedModel(
-        ModelFingerprint(
-            family="wan2.1", name="wan2.1-t2v-mini", block_lists={"blocks": 12}, width=160
-        ),
-        shift=5.0,
-    ),
-}
-PRESETS = ("paper", "release", "balanced")
+Recipe = tuple[list[dict], str, dict]  # sites, source and settings of a plan
 
 
 def plans_folder() -> Path:
@@ -81,19 +55,21 @@ def load_preset(model: str, preset: str) -> CachePlan:
     return CachePlan.load(plans_folder() / f"{model}.{preset}.json")
 
 
-def build_preset(model: str, preset: str) -> CachePlan:
-    """The plan behind a shipped file."""
-    planned = MODELS[model]
-    depth = planned.fingerprint.block_lists["blocks"]
-    builders = {"release": _release, "paper": _paper, "balanced": _balanced}
-    sites, source, settings = builders[preset](depth)
+def presets_of(model: PlannedModel) -> dict[str, Callable[[PlannedModel], Recipe]]:
+    """How the model's presets are made, by name."""
+    return PRESETS[model.fingerprint.family]
+
+
+def build_preset(planned: PlannedModel, preset: str) -> CachePlan:
+    """The plan behind a shipped file, or the same for another model of a known family."""
+    sites, source, settings = presets_of(planned)[preset](planned)
     return CachePlan.build(
         name=preset,
         model=planned.fingerprint,
         steps=STEPS,
-        sigmas=[round(sigma, 6) for sigma in unipc_sigmas(STEPS, planned.shift)],
-        solver="unipc",
-        shift=planned.shift,
+        sigmas=[round(sigma, 6) for sigma in planned.sigmas(STEPS)],
+        solver=planned.family.solver,
+        shift=planned.family.shift,
         sites=sites,
         provenance={
             "made_by": "profiling_core.presets",
@@ -103,75 +79,108 @@ def build_preset(model: str, preset: str) -> CachePlan:
     )
 
 
-def background_intervals(depth: int) -> tuple[tuple[int, int], ...]:
-    """The released background runs on a model of `depth` blocks.
-
-    Block b of depth d stands where block b (40 - 1) / (d - 1) of the released 40 stands and is
-    background when that one (rounded) is; d = 40 gives the released list itself.
-    """
-    released = {b for first, last in RELEASED_BACKGROUND for b in range(first, last + 1)}
-    scale = (RELEASED_DEPTH - 1) / (depth - 1)
-    runs: list[tuple[int, int]] = []
-    for block in range(depth):
-        if int(block * scale + 0.5) not in released:
-            continue
-        if runs and runs[-1][1] == block - 1:
-            runs[-1] = (runs[-1][0], block)
-        else:
-            runs.append((block, block))
-    return tuple(runs)
-
-
-def unipc_sigmas(steps: int, shift: float) -> list[float]:
-    """Noise levels of Wan's UniPC grid: 0.999 (as fp32) down to 0, last dropped, then shifted."""
-    grid = np.linspace(float(np.float32(0.999)), 0.0, steps + 1)[:-1].astype(np.float32)
-    return [float(s) for s in shift * grid / (1 + (shift - 1) * grid)]
-
-
-def _release(depth: int) -> tuple[list[dict], str, dict]:
+def _wan_release(planned: PlannedModel) -> Recipe:
     source = (
         "what the released code of arXiv 2504.03140 runs on Wan: warm-up 6, then every 6th step"
     )
     return (
-        [_intervals(depth, uniform(STEPS, WARMUP, 6))],
-        source + _scaled(depth),
+        [_background(planned, "blocks", EVERY_SIXTH)],
+        f"{source}; {_its_list(planned, 'blocks')}",
         {"warmup": WARMUP, "interval": 6},
     )
 
 
-def _paper(depth: int) -> tuple[list[dict], str, dict]:
+def _hunyuan_release(planned: PlannedModel) -> Recipe:
+    source = (
+        "what the released code of arXiv 2504.03140 runs on HunyuanVideo: warm-up 6, then double "
+        "blocks every 6th step, single blocks with an interval shrinking from 12 to 2"
+    )
+    lists = "; ".join(_its_list(planned, name) for name in planned.family.released)
+    sites = [
+        _background(planned, "double_blocks", EVERY_SIXTH),
+        _background(planned, "single_blocks", SHRINKING),
+    ]
+    return sites, f"{source}; {lists}", {"warmup": WARMUP, "interval": 6, **SHRINKING_SETTINGS}
+
+
+def _wan_paper(planned: PlannedModel) -> Recipe:
+    return _paper(planned, "blocks")
+
+
+def _hunyuan_paper(planned: PlannedModel) -> Recipe:
+    return _paper(planned, "single_blocks")
+
+
+def _paper(planned: PlannedModel, block_list: str) -> Recipe:
     source = "arXiv 2504.03140: background blocks, interval shrinking from 12 to 2 (released list)"
     return (
-        [_intervals(depth, (*range(WARMUP), *RELEASED_STEPS))],
-        source + _scaled(depth),
-        {"warmup": WARMUP, "longest_interval": 12, "shortest_interval": 2},
+        [_background(planned, block_list, SHRINKING)],
+        f"{source}; {_its_list(planned, block_list)}",
+        SHRINKING_SETTINGS,
     )
 
 
-def _balanced(depth: int) -> tuple[list[dict], str, dict]:
-    computed = protected(STEPS, first=10, last=4, between=12)
+def _foreground(planned: PlannedModel) -> Recipe:
+    source = "counter-check of arXiv 2504.03140: foreground blocks, the steps of its background"
+    runs = planned.family.released["single_blocks"].foreground_at(planned.depth("single_blocks"))
+    return (
+        [_intervals(planned, "single_blocks", runs, SHRINKING)],
+        f"{source}; all but {_its_list(planned, 'single_blocks')}",
+        SHRINKING_SETTINGS,
+    )
+
+
+def _jumping(planned: PlannedModel) -> Recipe:
+    return _balanced(planned, "jump", "the solver jumps the others")
+
+
+def _forecasting(planned: PlannedModel) -> Recipe:
+    return _balanced(planned, "linear", "the others are forecast linearly in sigma")
+
+
+def _balanced(planned: PlannedModel, skip: str, others: str) -> Recipe:
+    settings = {"first": 10, "last": 4, "between": 12}
+    computed = protected(STEPS, **settings)
     site = {
         "kind": "prediction",
-        "compute_steps": dict.fromkeys(BRANCHES, computed),
-        "skip": "jump",
+        "compute_steps": dict.fromkeys(planned.family.branches, computed),
+        "skip": skip,
     }
-    source = "by hand: first 10, last 4 and 12 evenly spaced steps, the solver jumps the others"
-    return [site], source, {"first": 10, "last": 4, "between": 12}
+    return [site], f"by hand: first 10, last 4 and 12 evenly spaced steps, {others}", settings
 
 
-def _intervals(depth: int, computed: tuple[int, ...]) -> dict:
+PRESETS = {
+    "wan2.1": {"paper": _wan_paper, "release": _wan_release, "balanced": _jumping},
+    "hunyuan-video": {
+        "paper": _hunyuan_paper,
+        "release": _hunyuan_release,
+        "balanced": _forecasting,
+        "foreground": _foreground,
+    },
+}
+
+
+def _background(planned: PlannedModel, block_list: str, computed: tuple[int, ...]) -> dict:
+    runs = planned.family.released[block_list].background_at(planned.depth(block_list))
+    return _intervals(planned, block_list, runs, computed)
+
+
+def _intervals(
+    planned: PlannedModel, block_list: str, runs: Runs, computed: tuple[int, ...]
+) -> dict:
     return {
         "kind": "intervals",
-        "block_list": "blocks",
-        "intervals": background_intervals(depth),
-        "compute_steps": dict.fromkeys(BRANCHES, computed),
+        "block_list": block_list,
+        "intervals": runs,
+        "compute_steps": dict.fromkeys(planned.family.branches, computed),
         "skip": "hold",
     }
 
 
-def _scaled(depth: int) -> str:
-    if depth == RELEASED_DEPTH:
-        return "; its list of 28 of 40 blocks"
-    return (
-        f"; its list of 28 of 40 blocks scaled to {depth} by position, not profiled on this model"
-    )
+def _its_list(planned: PlannedModel, block_list: str) -> str:
+    """Where a list of blocks comes from, in words."""
+    released, depth = planned.family.released[block_list], planned.depth(block_list)
+    words = f"its list of {released.blocks} of {released.depth} {block_list}"
+    if depth == released.depth:
+        return words
+    return f"{words} scaled to {depth} by position, not profiled on this model"

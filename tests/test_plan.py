@@ -1,4 +1,4 @@
-"""Plans: checks with the place in the file, JSON round trip, cost, carry-over, shipped presets."""
+"""Plans: checks with the place in the file, JSON round trip, cost, carry-over."""
 
 import json
 import os
@@ -10,38 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiling_core.cost import bytes_held, held_anchors, picture, speedup_flops
+from profiling_core.cost import held_anchors, picture
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan, PlanError
-from profiling_core.presets import MODELS, PRESETS, available, build_preset, load_preset
+from profiling_core.presets import available, load_preset
 from toys import both, intervals, prediction, toy_plan
-
-SHIPPED = [(model, preset) for model in MODELS for preset in PRESETS]
 
 
 def document() -> dict:
     return json.loads(load_preset("wan2.1-t2v-14B", "paper").dumps())
-
-
-@pytest.mark.parametrize(("model", "preset"), SHIPPED)
-def test_shipped_plan_is_what_its_builder_makes(model, preset):
-    assert load_preset(model, preset) == build_preset(model, preset)
-
-
-def test_release_has_the_block_runs_measured_on_the_released_code():
-    plan = load_preset("wan2.1-t2v-14B", "release")
-    assert plan.expected.block_runs == 2 * 992
-    assert speedup_flops(plan) == pytest.approx(2.016, abs=1e-3)
-
-
-def test_paper_holds_ten_deltas_and_balanced_nothing():
-    paper = load_preset("wan2.1-t2v-14B", "paper")
-    size = {"tokens": 32760, "stream_itemsize": 4, "latent_numel": 2096640}
-    assert bytes_held(paper, **size) == 10 * 32760 * 5120 * 4
-    balanced = load_preset("wan2.1-t2v-14B", "balanced")
-    assert bytes_held(balanced, **size) == 0
-    assert len(balanced.solver_steps) == 26
-    assert speedup_flops(balanced) == pytest.approx(50 / 26)
 
 
 def test_linear_prediction_holds_two_latents_per_branch():
@@ -225,7 +202,7 @@ def test_option_value_is_a_preset_or_a_file(tmp_path, monkeypatch):
         resolve_plan("fastest", model)
     with pytest.raises(PlanError, match=r"other\.json: No such file"):
         resolve_plan("other.json", model)
-    assert set(PRESETS) <= set(available(model))
+    assert available(model) == ["balanced", "paper", "release"]
 
 
 def test_model_with_another_depth_or_width_is_refused():
@@ -414,7 +391,8 @@ def test_damaged_random_plans_load_valid_or_are_refused(plan, rng):
 
 def test_six_hundred_mutations_of_a_shipped_plan_never_end_in_a_traceback():
     rng = random.Random(7)
-    texts = [load_preset("wan2.1-t2v-1.3B", preset).dumps() for preset in PRESETS]
+    names = ("paper", "release", "balanced")
+    texts = [load_preset("wan2.1-t2v-1.3B", preset).dumps() for preset in names]
     refused = 0
     for number in range(600):
         try:
@@ -428,6 +406,6 @@ def test_six_hundred_mutations_of_a_shipped_plan_never_end_in_a_traceback():
 
 
 def test_plans_need_no_torch():
-    modules = "plan, schedule, cost, importers, presets, options, __main__"
+    modules = "plan, schedule, cost, importers, models, presets, options, __main__"
     code = f"import sys; from profiling_core import {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
