@@ -70,7 +70,9 @@ def forecast_delta(
 ) -> torch.Tensor:
     """hidden + sum of weight x delta, out of place, in the dtype that the blocks return.
 
-    One fused multiply-add per anchor; with the single weight 1 it is exactly hidden + delta.
+    One fused multiply-add per anchor; with the single weight 1 it is exactly hidden + delta. A half
+    precision stream with several anchors is summed in fp32 and rounded once, with one fp32 tensor
+    of the stream's size alive meanwhile; with one anchor the fused add rounds once by itself.
     """
     newest, weight = needed[0]
     delta, dtype = newest.fetch(index), newest.dtypes[index]
@@ -79,25 +81,41 @@ def forecast_delta(
             f"{label}: the hidden state is {tuple(hidden.shape)}, its anchor {tuple(delta.shape)}: "
             "the size may not change between a compute step and its reuse steps"
         )
-    if torch.promote_types(hidden.dtype, delta.dtype) != dtype:
-        hidden = hidden.to(dtype)
+    summed = dtype if len(needed) == 1 else _at_least_fp32(dtype)
+    given = torch.promote_types(hidden.dtype, delta.dtype)
+    if torch.promote_types(given, summed) != given:
+        hidden = hidden.to(summed)
     result = hidden + delta if weight == 1.0 else torch.add(hidden, delta, alpha=weight)
     for anchor, weight in needed[1:]:
         result.add_(anchor.fetch(index), alpha=weight)
-    return result
+    return result.to(dtype)
 
 
 def forecast_prediction(needed: list[tuple[Anchor, float]]) -> Any:
-    """Weighted sum of stored predictions, in the structure and dtypes that the model returns."""
+    """Weighted sum of stored predictions, in the structure and dtypes that the model returns.
+
+    A single weight 1 gives a copy. Half precision is summed in fp32 and rounded once: weights of a
+    linear forecast such as (1.9, -0.9) would round every term at nearly twice its size.
+    """
     newest = needed[0][0]
-    results = []
-    for index, dtype in enumerate(newest.dtypes):
-        result = newest.fetch(index).to(dtype) * needed[0][1]
-        for anchor, weight in needed[1:]:
-            result.add_(anchor.fetch(index), alpha=weight)
-        results.append(result)
-    remaining = iter(results)
-    return tree_map(lambda _: next(remaining), newest.template, leaf=Slot)
+    tensors = iter([_weighted_sum(needed, i, dtype) for i, dtype in enumerate(newest.dtypes)])
+    return tree_map(lambda _: next(tensors), newest.template, leaf=Slot)
+
+
+def _weighted_sum(
+    needed: list[tuple[Anchor, float]], index: int, dtype: torch.dtype
+) -> torch.Tensor:
+    newest, weight = needed[0]
+    if len(needed) == 1 and weight == 1.0:
+        return newest.fetch(index).to(dtype, copy=True)  # the caller may change it in place
+    result = newest.fetch(index).to(_at_least_fp32(dtype)) * weight
+    for anchor, weight in needed[1:]:
+        result.add_(anchor.fetch(index), alpha=weight)
+    return result.to(dtype)
+
+
+def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def tree_map(change: Callable[[Any], Any], tree: Any, leaf: type = torch.Tensor) -> Any:
