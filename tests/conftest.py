@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "Wan2.1"))  # the tree's scripts run from inside it
+sys.path[:0] = [str(ROOT / "Wan2.1"), str(ROOT / "HunyuanVideo")]  # scripts run inside their tree
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
