@@ -1,0 +1,141 @@
+"""The layout of a checkpoint folder; nothing here reads a weight or imports torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from .errors import InputError
+
+MODEL = "hunyuan-video-t2v-720p"
+DIT = "mp_rank_00_model_states"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+MOST_LAYERS, LARGEST_SIZE = 1000, 10**6  # far past every real model, small enough to be counted
+HOW_TO_GET = {
+    "text_encoder": (
+        "it holds the language model and the tokenizer of xtuner's "
+        "llava-llama-3-8b-v1_1-transformers: load that repository with transformers' "
+        "LlavaForConditionalGeneration and save its language_model, and its processor's "
+        "tokenizer, into this folder"
+    ),
+    "text_encoder_2": "it is OpenAI's clip-vit-large-patch14, the whole repository: download it",
+}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the parts of a model lie."""
+
+    dit: Path
+    vae: Path  # folder
+    text_encoder: Path  # folder
+    text_encoder_2: Path  # folder
+
+    @property
+    def vae_config(self) -> Path:
+        return self.vae / "config.json"
+
+    @property
+    def vae_weights(self) -> Path:
+        return self.vae / "pytorch_model.pt"
+
+    @property
+    def fp8_map(self) -> Path:
+        return fp8_map(self.dit)
+
+
+def find_files(root: Path, dit_weight: Path | str | None = None, *, use_fp8: bool = False) -> Files:
+    """The files of a complete checkpoint; InputError names the first that is missing."""
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(
+            f"checkpoint folder {root} {what}: give --model-base the folder that holds {MODEL}, "
+            "text_encoder and text_encoder_2"
+        )
+    default = root / MODEL / "transformers" / f"{DIT}{'_fp8' if use_fp8 else ''}.pt"
+    files = Files(
+        find_dit(default if dit_weight is None else Path(dit_weight)),
+        root / MODEL / "vae",
+        root / "text_encoder",
+        root / "text_encoder_2",
+    )
+    if use_fp8 and not files.fp8_map.is_file():
+        raise InputError(
+            f"{files.fp8_map} is missing: --use-fp8 needs the scales beside the fp8 weights, give "
+            f"--dit-weight {DIT}_fp8.pt and download its map as well"
+        )
+    for path in (files.vae_config, files.vae_weights):
+        if not path.is_file():
+            raise InputError(f"checkpoint folder {root}: {path} is missing: download it as well")
+    _check_encoder(files.text_encoder)
+    _check_encoder(files.text_encoder_2)
+    return files
+
+
+def find_dit(path: Path) -> Path:
+    """The transformer's file: `path` itself, or the first that fits in the folder it names."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(
+            f"the transformer's weights {path} do not exist: download them, or give --dit-weight "
+            f"their file or folder"
+        )
+    found = sorted(path.glob("*_model_states.pt")) or sorted(path.glob("pytorch_model_*.pt"))
+    if not found:
+        raise InputError(
+            f"--dit-weight {path}: the folder holds no *_model_states.pt and no "
+            "pytorch_model_*.pt: name the file"
+        )
+    if len(found) > 1:
+        logger.warning(f"{len(found)} weight files in {path}, taking {found[0].name}")
+    return found[0]
+
+
+def fp8_map(dit: Path) -> Path:
+    """The file of scales that belongs to fp8 weights."""
+    return dit.with_name(dit.name.replace(".pt", "_map.pt"))
+
+
+def _check_encoder(folder: Path) -> None:
+    name = folder.name
+    if not folder.is_dir():
+        raise InputError(f"checkpoint folder {folder} is missing: {HOW_TO_GET[name]}")
+    needed = {
+        "config.json": ("config.json",),
+        "a weight file (*.safetensors or *.bin)": WEIGHT_FILES,
+        f"a tokenizer ({', '.join(TOKENIZER_FILES)})": TOKENIZER_FILES,
+    }
+    for what, patterns in needed.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            raise InputError(f"checkpoint folder {folder} has no {what}: {HOW_TO_GET[name]}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; InputError when the file is missing, unreadable or something else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): download it again") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no JSON object: download it again")
+    return document
+
+
+def check_counts(path: Path, sizes: dict[str, Any], least: int = 0) -> None:
+    """InputError when an integer in `sizes`, alone or in a list, is out of every model's range."""
+    for name, value in sizes.items():
+        most = MOST_LAYERS if name.startswith(("num_", "layers_")) else LARGEST_SIZE
+        for count in value if isinstance(value, list | tuple) else (value,):
+            if type(count) is int and not least <= count <= most:
+                raise InputError(f"{path}: {name} is {value!r}, expected {least} to {most}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, short enough for one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
