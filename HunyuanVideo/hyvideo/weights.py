@@ -1,0 +1,145 @@
+"""Official checkpoint files into modules: strict, by name and shape, with one copy in memory.
+
+A module is built on the meta device, the file's names and shapes are compared with it, and only
+then are tensors read and assigned. Nothing is renamed: the transformer has the official names.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import first_line, fp8_map
+from .config import HunyuanConfig
+from .errors import InputError
+from .fp8 import load_scales, store_as_fp8
+from .model import HYVideoDiffusionTransformer
+
+Shapes = dict[str, tuple[int, ...]]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LOAD_KEYS = ("module", "ema")
+
+
+def build_transformer(config: HunyuanConfig) -> HYVideoDiffusionTransformer:
+    """The model on the meta device, in the types its weights will have: no memory.
+
+    The final projection stays fp32 as in the official code.
+    """
+    try:
+        with torch.device("meta"):
+            model = HYVideoDiffusionTransformer(**config.transformer)
+    except (ValueError, RuntimeError, TypeError) as error:  # RuntimeError: sizes that overflow
+        raise InputError(f"model {config.model}: {first_line(error)}") from None
+    model.to(DTYPES[config.precision])
+    model.final_layer.linear.float()
+    if config.use_fp8:
+        store_as_fp8(model)
+    return model.eval().requires_grad_(False)
+
+
+def transformer_bytes(config: HunyuanConfig) -> int:
+    """Memory that the weights take."""
+    return sum(p.numel() * p.element_size() for p in build_transformer(config).parameters())
+
+
+def load_transformer(
+    file: Path, config: HunyuanConfig, device: torch.device | str
+) -> HYVideoDiffusionTransformer:
+    """The transformer of a checkpoint file on `device`, in eval mode and without gradients.
+
+    On the meta device names and shapes are checked and no tensor is read. InputError names the file
+    and the first tensor that is missing, unexpected or of wrong shape.
+    """
+    device = torch.device(device)
+    model = build_transformer(config)
+    state = read_transformer_file(file, config.load_key)
+    expected = model.state_dict()
+    check_names(file, shapes(expected), shapes(state))
+    if config.use_fp8:
+        _check_fp8(file, expected, state)
+        load_scales(model, fp8_map(file))
+    if device.type != "meta":
+        # A copy of each tensor: what comes out of the file is mapped, and a file that is replaced
+        # during the run would change the weights.
+        for name in expected:
+            state[name] = state[name].to(device, expected[name].dtype, copy=True)
+        model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def shapes(state: dict[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def check_names(source: Path, expected: Shapes, found: Shapes) -> None:
+    """InputError unless both have the same names and shapes."""
+    missing = [name for name in expected if name not in found]
+    surplus = [name for name in found if name not in expected]
+    for names, what in ((missing, "missing"), (surplus, "not known to this model")):
+        if names:
+            raise InputError(
+                f"{source}: {len(names)} tensors are {what}, the first is {names[0]!r}: "
+                "this is another model's checkpoint, or a part of one"
+            )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise InputError(
+                f"{source}: tensor {name!r} has shape {found[name]}, the model {shape}: "
+                "the weights belong to other sizes than the model"
+            )
+
+
+def _check_fp8(file: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        if tensor.dtype == torch.float8_e4m3fn != state[name].dtype:
+            raise InputError(
+                f"{file}: tensor {name!r} is {state[name].dtype}, expected float8_e4m3fn: "
+                "give --dit-weight the fp8 file, or leave --use-fp8 out"
+            )
+
+
+def read_transformer_file(path: Path, load_key: str) -> dict[str, Tensor]:
+    """The state dict under `load_key`, or the file itself where it is a bare one."""
+    content = read_torch_file(path)
+    found = [key for key in LOAD_KEYS if key in content]
+    if found and load_key not in content:
+        raise InputError(
+            f"{path} has no {load_key!r}: take --load-key {' or '.join(map(str, found))}"
+        )
+    return plain_state(path, content[load_key] if found else content)
+
+
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """The dict in a .pt file, mapped rather than read where its format allows."""
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as error:  # damage can surface anywhere in the unpickler
+        raise InputError(
+            f"{path} is not a complete weight file ({first_line(error)}): download it again"
+        ) from None
+    return plain_dict(path, content)
+
+
+def plain_dict(path: Path, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(f"{path} holds no plain state dict of tensors: download it again")
+    return dict(content)
+
+
+def plain_state(path: Path, content: Any) -> dict[str, Tensor]:
+    """`content` if it is a dict from names to tensors."""
+    state = plain_dict(path, content)
+    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError(f"{path} holds no plain state dict of tensors: download it again")
+    return state
+
+
+def assign(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Give a meta module the tensors of `state`, without a copy; strict about names and shapes."""
+    check_names(source, shapes(module.state_dict()), shapes(state))
+    module.load_state_dict(state, strict=True, assign=True)
+    module.eval().requires_grad_(False)
