@@ -1,0 +1,224 @@
+"""The two text encoders: states of a language model, and CLIP's one vector per prompt."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from loguru import logger
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from .checkpoint import HOW_TO_GET, first_line
+from .config import TEMPLATES, HunyuanConfig, Template
+from .errors import InputError
+from .weights import DTYPES
+
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # no code from a folder is run
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """config.json of an encoder's folder, of CLIP the text part."""
+    try:
+        config = AutoConfig.from_pretrained(folder, **LOCAL)
+    except Exception as error:  # whatever a file of another shape makes the library do
+        raise _unusable(folder, "configuration", error) from None
+    return config.text_config if config.model_type == "clip" else config
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; InputError when it is unusable or cannot pad."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **LOCAL)
+    except Exception as error:
+        raise _unusable(folder, "tokenizer", error) from None
+    if tokenizer.pad_token is None:
+        raise InputError(
+            f"text encoder folder {folder}: tokenizer_config.json names no pad_token: "
+            "make the folder again"
+        )
+    return tokenizer
+
+
+def load_model(
+    folder: Path, kind: type[AutoModel] | type[CLIPTextModel], dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model of a folder; InputError unless every weight of it is there."""
+    try:
+        with _quiet():
+            model, report = kind.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+    except Exception as error:
+        raise _unusable(folder, "weights", error) from None
+    for what in ("missing_keys", "mismatched_keys"):
+        names = sorted(map(str, report.get(what) or ()))
+        if names:
+            raise InputError(
+                f"text encoder folder {folder}: {len(names)} tensors are "
+                f"{what.removesuffix('_keys')}, the first is {names[0]}: "
+                f"{HOW_TO_GET.get(folder.name, 'make it again')}"
+            )
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar of the library's, and no list of tensors: those that count are told as errors."""
+    verbosity = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _unusable(folder: Path, part: str, error: Exception) -> InputError:
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return InputError(f"text encoder folder {folder}: the {part} cannot be used ({reason})")
+
+
+def encoder_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Memory that an encoder's weights take in `dtype`."""
+    config = load_config(folder)
+    kind = CLIPTextModel if config.model_type == "clip_text_model" else AutoModel
+    try:
+        with torch.device("meta"):
+            model = kind._from_config(config) if kind is CLIPTextModel else kind.from_config(config)
+    except Exception as error:
+        raise _unusable(folder, "configuration", error) from None
+    return sum(p.numel() for p in model.parameters()) * dtype.itemsize
+
+
+class Encoder:
+    """What both have in common: a folder, a type to compute in, and a type of the result.
+
+    On the CPU an encoder computes in fp32 with weights rounded to `precision`; what it returns is
+    rounded to `precision` everywhere, since the transformer officially gets it in that type.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kind: type[AutoModel] | type[CLIPTextModel],
+        precision: str,
+        device: torch.device | str,
+        longest: int,
+    ) -> None:
+        self.folder, self.dtype = folder, DTYPES[precision]
+        self.tokenizer = load_tokenizer(folder)
+        self._check(load_config(folder), longest)
+        self.model = load_model(folder, kind, self.dtype)
+        if torch.device(device).type == "cpu" and self.dtype != torch.float32:
+            self.model.float()
+
+    def _check(self, config: PretrainedConfig, longest: int) -> None:
+        vocab_size, positions = config.vocab_size, config.max_position_embeddings
+        if len(self.tokenizer) > vocab_size:
+            raise InputError(
+                f"text encoder folder {self.folder}: its tokenizer has {len(self.tokenizer)} "
+                f"tokens, its model {vocab_size}: the two belong to different models"
+            )
+        if longest > positions:
+            raise InputError(
+                f"text encoder folder {self.folder}: {longest} tokens with template and padding "
+                f"are more than its {positions} positions: take a smaller text-len"
+            )
+
+    def to(self, device: torch.device | str) -> None:
+        self.model.to(device)
+
+    def _tokens(self, text: str, length: int) -> tuple[Tensor, Tensor]:
+        """Padded ids and mask, (1, length) each, on the model's device."""
+        tokens = self.tokenizer(
+            text,
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        return tokens.input_ids, tokens.attention_mask
+
+
+class LanguageModel(Encoder):
+    """A prompt in its template to one state per token, taken below the model's last layers."""
+
+    def __init__(self, folder: Path, config: HunyuanConfig, device: torch.device | str) -> None:
+        self.config = config
+        longest = config.text_len + TEMPLATES[config.prompt_template_video].crop_start
+        super().__init__(folder, AutoModel, config.text_encoder_precision, device, longest)
+        self.dim = self.model.config.hidden_size
+        for name in dict.fromkeys((config.prompt_template, config.prompt_template_video)):
+            self._check_head(name, TEMPLATES[name])
+
+    def _check(self, config: PretrainedConfig, longest: int) -> None:
+        layers = getattr(config, "num_hidden_layers", None)
+        if not isinstance(layers, int):
+            raise InputError(
+                f"text encoder folder {self.folder} holds a {config.model_type!r} model, no "
+                f"language model: {HOW_TO_GET['text_encoder']}"
+            )
+        if not 0 <= self.config.hidden_state_skip_layer <= layers:
+            raise InputError(
+                f"hidden-state-skip-layer {self.config.hidden_state_skip_layer}: the text encoder "
+                f"has {layers} layers, take 0 to {layers}"
+            )
+        super()._check(config, longest)
+
+    def _check_head(self, name: str, template: Template) -> None:
+        ids = self.tokenizer(template.head).input_ids
+        if ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        if len(ids) != template.crop_start:
+            logger.warning(
+                f"text encoder folder {self.folder}: the head of template {name} has {len(ids)} "
+                f"tokens, {template.crop_start} are cut off: a part of the prompt is lost, or a "
+                "part of the template stays; is this the official tokenizer?"
+            )
+
+    @torch.no_grad()
+    def __call__(self, text: str, length: int) -> tuple[Tensor, Tensor]:
+        """States (1, L, dim) and mask (1, L) of a prompt, the template's head cut off.
+
+        length: frames of the clip, which decide on the template; see HunyuanConfig.text_tokens.
+        """
+        template = self.config.template(length)
+        crop = template.crop_start
+        ids, mask = self._tokens(template.fill(text), crop + self.config.text_tokens(length))
+        out = self.model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        skip = self.config.hidden_state_skip_layer
+        states = out.hidden_states[-(skip + 1)]
+        if self.config.apply_final_norm and skip > 0:  # the last state is normed already
+            states = self.model.norm(states)
+        return states[:, crop:].to(self.dtype), mask[:, crop:]
+
+
+class PooledClip(Encoder):
+    """A prompt to CLIP's pooled vector."""
+
+    def __init__(self, folder: Path, config: HunyuanConfig, device: torch.device | str) -> None:
+        self.text_len = config.text_len_2
+        super().__init__(
+            folder, CLIPTextModel, config.text_encoder_precision_2, device, self.text_len
+        )
+        self.dim = self.model.config.hidden_size
+
+    @torch.no_grad()
+    def __call__(self, text: str) -> Tensor:
+        """The vector (1, dim) of a prompt, cut or padded to text_len tokens."""
+        ids, mask = self._tokens(text, self.text_len)
+        return self.model(ids, attention_mask=mask).pooler_output.to(self.dtype)

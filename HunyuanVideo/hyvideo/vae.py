@@ -1,0 +1,161 @@
+"""The video VAE: official weight and configuration files, diffusers' model, official tiles."""
+
+from contextlib import AbstractContextManager
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from loguru import logger
+from torch import Tensor
+
+from .checkpoint import check_counts, first_line, read_json
+from .errors import InputError
+from .model import no_autocast
+from .weights import DTYPES, assign, plain_state, read_torch_file
+
+# names in the official config.json -> names of diffusers' arguments; the others are not sizes
+NAMES = {
+    **{
+        name: name
+        for name in (
+            "in_channels",
+            "out_channels",
+            "latent_channels",
+            "block_out_channels",
+            "layers_per_block",
+            "act_fn",
+            "norm_num_groups",
+            "scaling_factor",
+            "mid_block_add_attention",
+            "spatial_compression_ratio",
+            "temporal_compression_ratio",
+        )
+    },
+    "time_compression_ratio": "temporal_compression_ratio",
+}
+TILE_PIXELS, TILE_FRAMES = 256, 64  # sample_size and sample_tsize of the official VAE
+TILE_STRIDE = 0.75  # of a tile; neighbours overlap by the rest and are blended there
+
+
+def build_vae(config_file: Path) -> AutoencoderKLHunyuanVideo:
+    """The VAE of a config.json on the meta device, its tiles set; absent keys are official."""
+    given = read_json(config_file)
+    check_counts(config_file, {k: v for k, v in given.items() if v is not None}, least=1)
+    kwargs = {NAMES[name]: value for name, value in given.items() if name in NAMES}
+    try:
+        levels = len(kwargs.get("block_out_channels", range(4)))
+        with torch.device("meta"), torch.no_grad():
+            model = AutoencoderKLHunyuanVideo(
+                **kwargs,
+                down_block_types=("HunyuanVideoDownBlock3D",) * levels,
+                up_block_types=("HunyuanVideoUpBlock3D",) * levels,
+            )
+            clip = model.decode(torch.empty(1, model.config.latent_channels, 2, 2, 2)).sample
+    except Exception as error:  # the module checks nothing itself: any error of torch's
+        raise InputError(f"{config_file}: {first_line(error)}") from None
+    if clip.shape != (1, 3, 5, 16, 16):
+        raise InputError(
+            f"{config_file}: 2 latents of 2x2 become a clip of shape {tuple(clip.shape[1:])}, "
+            "expected (3, 5, 16, 16): these are not the sizes of a HunyuanVideo VAE"
+        )
+    factor = model.config.scaling_factor
+    if not isinstance(factor, int | float) or not isfinite(factor) or factor <= 0:
+        raise InputError(f"{config_file}: scaling_factor is {factor!r}, expected a number above 0")
+    _set_tiles(model, config_file, given)
+    return model
+
+
+def _set_tiles(model: AutoencoderKLHunyuanVideo, config_file: Path, given: dict[str, Any]) -> None:
+    """Official tiles: of sample_size pixels and sample_tsize frames, overlapping by a quarter."""
+    spatial, temporal = model.spatial_compression_ratio, model.temporal_compression_ratio
+    pixels, pixel_stride = _tile(config_file, given, "sample_size", TILE_PIXELS, spatial)
+    frames, frame_stride = _tile(config_file, given, "sample_tsize", TILE_FRAMES, temporal)
+    model.enable_tiling(
+        tile_sample_min_height=pixels,
+        tile_sample_min_width=pixels,
+        tile_sample_min_num_frames=frames,
+        tile_sample_stride_height=pixel_stride,
+        tile_sample_stride_width=pixel_stride,
+        tile_sample_stride_num_frames=frame_stride,
+    )
+
+
+def _tile(
+    config_file: Path, given: dict[str, Any], name: str, official: int, ratio: int
+) -> tuple[int, int]:
+    """A tile's size and stride, both whole latents."""
+    size = given.get(name, official)
+    if isinstance(size, list) and size:  # [height, width], always alike
+        size = size[0]
+    if type(size) is not int or int(size // ratio * TILE_STRIDE) < 1:
+        raise InputError(f"{config_file}: {name} is {size!r}, expected at least {2 * ratio}")
+    return size, int(size // ratio * TILE_STRIDE) * ratio
+
+
+def read_vae_file(path: Path) -> dict[str, Tensor]:
+    """The VAE's tensors, without the wrappings that official files may have."""
+    content = read_torch_file(path)
+    state = plain_state(path, content.get("state_dict", content))
+    if any(name.startswith("vae.") for name in state):
+        own = {name: tensor for name, tensor in state.items() if name.startswith("vae.")}
+        state = {name.removeprefix("vae."): tensor for name, tensor in own.items()}
+    return state
+
+
+def vae_bytes(config_file: Path, dtype: torch.dtype) -> int:
+    """Memory that the weights take in `dtype`."""
+    return sum(p.numel() for p in build_vae(config_file).parameters()) * dtype.itemsize
+
+
+class VideoVAE:
+    """Clips (3, F, H, W) in [0, 1] to scaled latents (z, f, h, w) and back.
+
+    On a GPU it works in `precision`, fp16 officially, under autocast. Host processors lack or crawl
+    through half-precision convolutions: there the same rounded weights are computed in fp32.
+    """
+
+    def __init__(
+        self,
+        config_file: Path,
+        checkpoint: Path,
+        device: torch.device | str,
+        precision: str = "fp16",
+        *,
+        autocast: bool = True,
+    ) -> None:
+        """Load on the host; InputError when the weights or the configuration are unusable."""
+        self.device, self.autocast = torch.device(device), autocast
+        self.dtype = DTYPES[precision]
+        self.model = build_vae(config_file)
+        state = {name: t.to(self.dtype) for name, t in read_vae_file(checkpoint).items()}
+        if self.device.type == "cpu" and self.dtype != torch.float32:
+            logger.info(f"the VAE computes in fp32 on the CPU, its weights rounded to {precision}")
+            self.dtype = torch.float32
+            state = {name: tensor.float() for name, tensor in state.items()}
+        assign(self.model, state, checkpoint)
+
+    def to(self, device: torch.device | str) -> None:
+        self.model.to(device)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Latent of a clip: the posterior's mean, scaled, fp32."""
+        with self._precision():
+            clip = (2 * video[None].float() - 1).to(self.dtype)
+            mean = self.model.encode(clip).latent_dist.mode()
+        return mean[0].float() * self.model.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Clip (3, F, H, W) of a latent, fp32 in [0, 1], also inside an autocast region."""
+        with self._precision():
+            scaled = latent[None].float() / self.model.config.scaling_factor
+            clip = self.model.decode(scaled.to(self.dtype)).sample[0]
+        return (clip / 2 + 0.5).clamp(0, 1).float()
+
+    def _precision(self) -> AbstractContextManager:
+        if self.dtype == torch.float32 or not self.autocast:
+            return no_autocast(self.device)
+        return torch.autocast(self.device.type, self.dtype)
