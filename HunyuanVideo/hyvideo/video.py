@@ -1,0 +1,123 @@
+"""Clips to files: safe names, 8-bit frames, and a file that is complete or not there."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import imageio.v3 as iio
+import imageio_ffmpeg
+import numpy as np
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROMPT_CHARACTERS = 100
+LONGEST_NAME = 255  # bytes
+
+
+def safe_words(text: str) -> str:
+    """`text` with everything but [A-Za-z0-9._-] replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)
+
+
+def default_name(prompt: str, seed: int, suffix: str = "", *, still: bool, now: datetime) -> str:
+    """The official pattern time_seed_prompt, as a name safe on every system.
+
+    Unlike the official one the time has no colons and all but [A-Za-z0-9._-] of the prompt is
+    replaced, so that neither a slash nor a newline gets into the name; the suffix, officially
+    ignored, follows the prompt.
+    """
+    words = safe_words(prompt[:PROMPT_CHARACTERS]).strip("._-") or "prompt"
+    ending = f"_{safe_words(suffix)}" if suffix else ""
+    return f"{now:%Y-%m-%d-%H%M%S}_seed{seed}_{words}{ending}{'.png' if still else '.mp4'}"
+
+
+def save_folder(save_path: str, suffix: str) -> Path:
+    """The folder of the clips, officially made of both options."""
+    return Path(f"{save_path}_{suffix}" if suffix else save_path)
+
+
+def check_target(folder: Path, name: str) -> None:
+    """InputError unless files can be written into `folder`, or it can be made; tried."""
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise InputError(
+            f"file name {name} is longer than {LONGEST_NAME} bytes: take a shorter --name-suffix"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"save-path {folder} is a file: name a folder")
+    existing = folder
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryDirectory(prefix=".", dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"save-path {folder}: cannot write into {existing} ({reason}): name another folder"
+        ) from None
+
+
+def to_frames(video: "Tensor") -> np.ndarray:
+    """(3, F, H, W) in [0, 1] to uint8 (F, H, W, 3), truncated as the official writer does."""
+    scaled = video.float().clamp(0, 1) * 255
+    return scaled.byte().permute(1, 2, 3, 0).cpu().numpy()
+
+
+def save_video(video: "Tensor", path: Path, fps: int) -> None:
+    """Write an H.264 file at quality 8; InputError when that fails, and then no file is left."""
+    frames = to_frames(video)
+    with _complete_or_absent(path) as temporary:
+        iio.imwrite(
+            temporary,
+            frames,
+            plugin="FFMPEG",
+            fps=fps,
+            codec="libx264",
+            quality=8,
+            macro_block_size=1,  # else sizes that are no multiple of 16 are resized silently
+            ffmpeg_log_level="quiet",
+        )
+        _check_complete(temporary, len(frames))
+
+
+def save_image(video: "Tensor", path: Path) -> None:
+    """Write the only frame of a clip; InputError when that fails, and then no file is left."""
+    with _complete_or_absent(path) as temporary:
+        iio.imwrite(temporary, to_frames(video)[0])
+
+
+def _check_complete(path: Path, frames: int) -> None:
+    """OSError unless the file has so many frames: ffmpeg's exit code is lost inside imageio."""
+    try:
+        found, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+    except RuntimeError:
+        found = 0  # not even readable
+    if found != frames:
+        raise OSError(f"{found} of {frames} frames are in the file: is the disk full?")
+
+
+@contextmanager
+def _complete_or_absent(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` if the block succeeds, else is removed.
+
+    It lies in a folder of its own: an interrupted ffmpeg may make its file after we are gone, and
+    cannot once the folder is. The folder of `path` is made where it is missing.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=".", dir=path.parent, ignore_cleanup_errors=True
+        ) as folder:
+            temporary = Path(folder) / f"clip{path.suffix}"
+            yield temporary
+            os.replace(temporary, path)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"saving {path} failed ({reason})") from error

@@ -1,0 +1,430 @@
+"""HunyuanVideo text to video: the official command line, plus `--delta_cache`.
+
+Unlike the official script: --model-base says where all parts lie (the environment's MODEL_BASE
+still wins); one --video-size value is a square; --num-videos saves them all, one after the other,
+and --video-length 1 saves an image; file names hold no colon and nothing of a prompt that is
+special to a file system; options that officially do nothing work or say why they do not.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+from dataclasses import replace
+from datetime import datetime
+from math import isfinite
+from pathlib import Path
+from typing import NoReturn
+
+from loguru import logger
+
+from hyvideo.checkpoint import find_files
+from hyvideo.config import (
+    CONFIGS,
+    DEFAULT_MODEL,
+    PRECISIONS,
+    TEMPLATES,
+    HunyuanConfig,
+    check_video_length,
+    round_size,
+)
+from hyvideo.errors import InputError
+from hyvideo.sigmas import SOLVER, sigma_grid
+from hyvideo.video import check_target, default_name, save_folder, save_image, save_video
+from profiling_core.options import DEFAULT_PRESET, add_delta_cache_option, resolve_plan
+from profiling_core.plan import CachePlan, PlanError
+
+LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # torch's generators take 64 bits
+LARGEST_DRAWN_SEED = 1_000_000
+MOST_TEXT = 100_000
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
+# options whose defaults are fields of the model's configuration, by the same name
+PER_MODEL = (
+    "text_states_dim",
+    "text_len",
+    "text_states_dim_2",
+    "flow_shift",
+    "model_base",
+    "infer_steps",
+    "video_size",
+    "video_length",
+    "embedded_cfg_scale",
+)
+# options that replace fields of the configuration
+SETTINGS = (
+    "precision",
+    "rope_theta",
+    "vae_precision",
+    "text_encoder_precision",
+    "text_encoder_precision_2",
+    "text_len",
+    "text_len_2",
+    "prompt_template",
+    "prompt_template_video",
+    "hidden_state_skip_layer",
+    "apply_final_norm",
+    "load_key",
+    "use_fp8",
+    "disable_autocast",
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without the usage text: an error is one line, as every other user error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def usual(field: str) -> str:
+    """'default 129, 33 for HYVideo-mini': what the models take for an absent option."""
+    first, *others = (
+        (name, _shown(getattr(config, field)))
+        for name, config in sorted(CONFIGS.items(), key=lambda item: item[0] != DEFAULT_MODEL)
+    )
+    return ", ".join(
+        [f"default {first[1]}", *(f"{value} for {m}" for m, value in others if value != first[1])]
+    )
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All official options with their defaults; None means: decided per model."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_model_options(parser)
+    _add_schedule_options(parser)
+    _add_run_options(parser)
+    add_delta_cache_option(parser)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The transformer, the VAE and the text encoders."""
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, choices=[*CONFIGS])
+    add("--latent-channels", type=int, default=16, help="16 is the only number there is")
+    add("--precision", default="bf16", choices=PRECISIONS, help="of the transformer")
+    add("--rope-theta", type=int, default=256, help="base of the rotary frequencies")
+    add("--vae", default="884-16c-hy", choices=["884-16c-hy"])
+    add("--vae-precision", default="fp16", choices=PRECISIONS, help="fp32 on the CPU")
+    add("--vae-tiling", action="store_true", default=True, help="always on")
+    add("--text-encoder", default="llm", choices=["clipL", "llm"], help="only llm")
+    add("--text-encoder-precision", default="fp16", choices=PRECISIONS, help="also of the noise")
+    add("--text-states-dim", type=int, help=f"width of its states; {usual('text_states_dim')}")
+    add("--text-len", type=int, help=f"text tokens; {usual('text_len')}")
+    add("--tokenizer", default="llm", choices=["clipL", "llm"], help="only llm")
+    add("--prompt-template", default="dit-llm-encode", choices=[*TEMPLATES], help="of one frame")
+    add("--prompt-template-video", default="dit-llm-encode-video", choices=[*TEMPLATES])
+    add("--hidden-state-skip-layer", type=int, default=2, help="last layers not used")
+    add("--apply-final-norm", action="store_true", help="norm the states taken earlier")
+    add("--text-encoder-2", default="clipL", choices=["clipL", "llm"], help="only clipL")
+    add("--text-encoder-precision-2", default="fp16", choices=PRECISIONS)
+    add("--text-states-dim-2", type=int, help=f"width of its vector; {usual('text_states_dim_2')}")
+    add("--tokenizer-2", default="clipL", choices=["clipL", "llm"], help="only clipL")
+    add("--text-len-2", type=int, default=77, help="text tokens of the second encoder")
+
+
+def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
+    """Noise levels and solver."""
+    add = parser.add_argument
+    add("--denoise-type", default="flow", help="only flow")
+    add("--flow-shift", type=float, help=usual("flow_shift"))
+    add("--flow-reverse", action="store_true", help="NEEDED: without it the result is noise")
+    add("--flow-solver", default=SOLVER, help=f"only {SOLVER}")
+    add("--use-linear-quadratic-schedule", action="store_true", help="not available")
+    add("--linear-schedule-end", type=int, default=25, help="not available")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Weights, the clip, guidance, seeds and processes."""
+    add = parser.add_argument
+    add("--model-base", help=f"checkpoint folder, unless MODEL_BASE is set; {usual('model_base')}")
+    add("--dit-weight", help="file or folder; default: the official file in --model-base")
+    add("--model-resolution", default="540p", choices=["540p", "720p"], help="has no effect")
+    add("--load-key", default="module", help="key of the weights in the file: module or ema")
+    add("--use-cpu-offload", action="store_true", help="encoders and VAE wait on the host")
+    add("--batch-size", type=int, default=1, help="only 1, see --num-videos")
+    add("--infer-steps", type=int, help=usual("infer_steps"))
+    add("--disable-autocast", action="store_true", help="with --precision fp32")
+    add("--save-path", default="./results", help="folder of the clips, made if missing")
+    add("--save-path-suffix", default="", help="added to the folder's name")
+    add("--name-suffix", default="", help="added to the files' names")
+    add("--num-videos", type=int, default=1, help="clips, their seeds count up")
+    add("--video-size", type=int, nargs="+", help=f"height width; {usual('video_size')}")
+    add("--video-length", type=int, help=f"frames, 4n+1; {usual('video_length')}")
+    add("--prompt", help="what is to be seen; needed")
+    add("--seed-type", default="auto", choices=["file", "random", "fixed", "auto"])
+    add("--seed", type=int, help="default: one is drawn and logged")
+    add("--neg-prompt", help="with --cfg-scale above 1; default: the model's own")
+    add("--cfg-scale", type=float, default=1.0, help="above 1: real guidance, twice the work")
+    add("--embedded-cfg-scale", type=float, help=usual("embedded_cfg_scale"))
+    add("--use-fp8", action="store_true", help="8-bit weights, with their map file")
+    add("--reproduce", action="store_true", help="deterministic algorithms where torch has them")
+    add("--ulysses-degree", type=int, default=1, help="only 1 so far")
+    add("--ring-degree", type=int, default=1, help="only 1 so far")
+
+
+def environment_int(name: str, default: int) -> int:
+    """A whole number that a launcher left in the environment."""
+    text = os.getenv(name) or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"the environment's {name} {text!r} is no whole number") from None
+
+
+def check_supported(args: argparse.Namespace) -> None:
+    """InputError for what the official command line parses and cannot do, or this tree cannot."""
+    only = {
+        "denoise_type": ("flow", "the model is a flow"),
+        "flow_solver": (SOLVER, "no other solver is known for this model"),
+        "text_encoder": ("llm", "the transformer needs one state per token, which CLIP's is not"),
+        "tokenizer": ("llm", "it belongs to the text encoder"),
+        "text_encoder_2": ("clipL", "the transformer needs CLIP's pooled vector"),
+        "tokenizer_2": ("clipL", "it belongs to the second text encoder"),
+        "latent_channels": (16, "the VAE 884-16c-hy has 16"),
+        "batch_size": (1, "a batch has one prompt: take --num-videos for several clips of it"),
+        "use_linear_quadratic_schedule": (False, "no schedule of that kind is defined"),
+        "linear_schedule_end": (25, "it belongs to --use-linear-quadratic-schedule"),
+    }
+    for name, (value, reason) in only.items():
+        if getattr(args, name) != value:
+            shown = "" if value is False else f" {getattr(args, name)}"
+            way_out = "leave it out" if value is False else f"take {value}"
+            raise InputError(f"{flag(name)}{shown}: {reason}, {way_out}")
+    for name in ("ulysses_degree", "ring_degree"):
+        if getattr(args, name) < 1:
+            raise InputError(
+                f"{flag(name)} {getattr(args, name)} is no number of processes: take 1"
+            )
+    several = {
+        f"--ulysses-degree {args.ulysses_degree}": args.ulysses_degree != 1,
+        f"--ring-degree {args.ring_degree}": args.ring_degree != 1,
+        f"WORLD_SIZE {os.getenv('WORLD_SIZE')}": environment_int("WORLD_SIZE", 1) > 1,
+    }
+    for what, given in several.items():
+        if given:
+            raise InputError(
+                f"{what}: runs of several processes are not there yet, leave it out and start one"
+            )
+    check_seed(args)
+
+
+def flag(name: str) -> str:
+    """'flow_shift' to '--flow-shift'."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_seed(args: argparse.Namespace) -> None:
+    """InputError for a kind of seed that is not there, or that does not go with --seed."""
+    if args.seed_type == "file":
+        raise InputError("--seed-type file: there is no file of seeds, give --seed")
+    if args.seed_type == "random" and args.seed is not None:
+        raise InputError(f"--seed-type random and --seed {args.seed} exclude each other")
+    if args.seed_type == "fixed" and args.seed is None:
+        raise InputError("--seed-type fixed: give the seed with --seed")
+    if args.num_videos < 1:
+        raise InputError(f"num-videos {args.num_videos} is too few: take at least 1")
+    last = (args.seed or 0) + args.num_videos - 1
+    if not LEAST_SEED <= (args.seed or 0) or last > LARGEST_SEED:
+        raise InputError(
+            f"seed {args.seed or 0} is out of range: take {LEAST_SEED} to "
+            f"{LARGEST_SEED - args.num_videos + 1}"
+        )
+
+
+def fill_defaults(args: argparse.Namespace, config: HunyuanConfig) -> None:
+    """Replace every absent value by the model's own; where the checkpoint lies is decided here."""
+    for name in PER_MODEL:
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(config, name))
+    if os.getenv("MODEL_BASE"):
+        args.model_base = os.environ["MODEL_BASE"]
+        logger.info(f"the environment's MODEL_BASE is taken for --model-base: {args.model_base}")
+    if args.model_resolution != "540p":
+        logger.info("--model-resolution has no effect: --video-size alone decides")
+    sides = tuple(args.video_size)
+    if len(sides) > 2:
+        raise InputError(
+            f"video-size {' '.join(map(str, sides))}: give height and width, or one for both"
+        )
+    asked = (sides[0], sides[-1])
+    args.video_size = round_size(asked)
+    if args.video_size != asked:
+        height, width = args.video_size
+        logger.info(
+            f"video-size {asked[0]} {asked[1]} is rounded up to multiples of 16: {height} {width}"
+        )
+    if args.seed is None:
+        args.seed = [random.randint(0, LARGEST_DRAWN_SEED) for _ in range(args.num_videos)]
+        logger.info(f"drew seed {', '.join(map(str, args.seed))}")
+    else:
+        args.seed = [args.seed + number for number in range(args.num_videos)]
+
+
+def settings_of(args: argparse.Namespace, config: HunyuanConfig) -> HunyuanConfig:
+    """The model's configuration with what the command line says of it."""
+    widths = {name: getattr(args, name) for name in ("text_states_dim", "text_states_dim_2")}
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    return replace(config, transformer={**config.transformer, **widths}, **settings)
+
+
+def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
+    """InputError for values that cannot work; needs no weights."""
+    check_video_length(args.video_length, config.vae_stride[0])
+    if args.prompt is None:
+        raise InputError("--prompt is missing: say what is to be seen")
+    if not args.prompt.strip():
+        raise InputError("the prompt is empty: say in --prompt what is to be seen")
+    for text in (args.prompt, args.neg_prompt or ""):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError("the prompt is not valid UTF-8: give --prompt readable text")
+    for name in ("text_len", "text_len_2", "text_states_dim", "text_states_dim_2", "rope_theta"):
+        if not 1 <= getattr(args, name) <= MOST_TEXT:
+            raise InputError(f"{flag(name)} {getattr(args, name)}: take 1 to {MOST_TEXT}")
+    tokens = config.text_tokens(args.video_length)
+    if tokens < 1:
+        raise InputError(
+            f"--prompt-template-video {config.prompt_template_video} and --text-len "
+            f"{config.text_len} leave one frame's prompt no token: take a larger --text-len"
+        )
+    for name in ("cfg_scale", "embedded_cfg_scale"):
+        if not isfinite(getattr(args, name)):
+            raise InputError(f"{flag(name)} {getattr(args, name)} is not a finite number")
+    if args.disable_autocast and args.precision != "fp32":
+        raise InputError(
+            f"--disable-autocast with --precision {args.precision}: the transformer mixes types "
+            "that only autocast brings together, take --precision fp32 with it"
+        )
+    sigma_grid(args.infer_steps, args.flow_shift)
+    if args.delta_cache is not None and not args.flow_reverse:
+        raise InputError(
+            "--delta_cache without --flow-reverse: plans are for falling noise levels, and without "
+            "it the result is noise: add --flow-reverse"
+        )
+    check_target(save_folder(args.save_path, args.save_path_suffix), file_name(args, args.seed[-1]))
+    find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
+
+
+def warn(args: argparse.Namespace) -> None:
+    """Say what is allowed and hardly meant."""
+    if args.neg_prompt and args.cfg_scale <= 1:
+        logger.warning("--neg-prompt has no effect without a --cfg-scale above 1")
+    if args.precision == "fp16":
+        logger.warning("--precision fp16 is known to overflow in this model: bf16 is safe")
+
+
+def file_name(args: argparse.Namespace, seed: int) -> str:
+    still = args.video_length == 1
+    prompt = args.prompt.strip()
+    return default_name(prompt, seed, args.name_suffix, still=still, now=datetime.now())
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Check everything that needs no weights, then load, sample and save."""
+    check_supported(args)
+    fill_defaults(args, CONFIGS[args.model])
+    config = settings_of(args, CONFIGS[args.model])
+    check_values(args, config)
+    warn(args)
+    plan = resolve_plan(args.delta_cache, config.plan_model)
+    if args.delta_cache == DEFAULT_PRESET:
+        logger.info("this is the paper's plan; --delta_cache balanced takes ours")
+    logger.info(f"arguments: {vars(args)}")
+    logger.info(f"configuration: {config}")
+    logger.info(f"prompt: {args.prompt.strip()}")
+    run(args, config, plan)
+    logger.info("finished")
+
+
+def run(args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None) -> None:
+    """Sample the clips and save each as it is done."""
+    if args.reproduce:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
+    import torch
+
+    from hyvideo.memory import out_of_memory_as_input_error
+    from hyvideo.pipeline import HunyuanVideo, check_plan
+
+    if plan is not None:
+        plan = check_plan(plan, config, args.infer_steps, args.flow_shift)
+    if args.reproduce:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    height, width = args.video_size
+    what = f"model {args.model}, video-size {height} {width}, video-length {args.video_length}"
+    with out_of_memory_as_input_error(device, what):
+        logger.info(f"loading {args.model_base}")
+        pipeline = HunyuanVideo(
+            config,
+            args.model_base,
+            device,
+            dit_weight=args.dit_weight,
+            use_cpu_offload=args.use_cpu_offload,
+        )
+        still = args.video_length == 1
+        for seed in args.seed:
+            logger.info(f"generating {'an image' if still else 'a video'}")
+            video = pipeline.generate(
+                args.prompt.strip(),
+                size=args.video_size,
+                video_length=args.video_length,
+                infer_steps=args.infer_steps,
+                flow_shift=args.flow_shift,
+                flow_reverse=args.flow_reverse,
+                embedded_guidance=args.embedded_cfg_scale,
+                cfg_scale=args.cfg_scale,
+                neg_prompt=args.neg_prompt,
+                seed=seed,
+                plan=plan,
+                progress=sys.stderr is not None,
+            )[0]
+            path = save_folder(args.save_path, args.save_path_suffix) / file_name(args, seed)
+            logger.info(f"saving {path}")
+            if still:
+                save_image(video, path)
+            else:
+                save_video(video, path, config.sample_fps)
+
+
+def init_logging() -> None:
+    """Rank 0 tells what it does on standard output, other ranks only what goes wrong."""
+    level = "INFO" if environment_int("RANK", 0) == 0 else "ERROR"
+    logger.remove()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # prompts in an encoding that lacks their characters
+            stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is not None:  # closed by the caller
+        logger.add(sys.stdout, level=level, format=LOG_FORMAT)
+
+
+def complain(line: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"{line}\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 2 for a user error, 130 when interrupted."""
+    try:
+        init_logging()
+        sample(build_parser().parse_args(argv))
+    except (InputError, PlanError, OSError) as error:
+        complain(f"error: {' '.join(str(error).split())}")
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        complain("interrupted, no unfinished file is left")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # cleans up on the way
+    sys.exit(main())
