@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -172,3 +173,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """Writes a tiny checkpoint folder of this test's own."""
     return lambda **options: write_checkpoint(tmp_path / "ckpt", **options)
+
+
+@pytest.fixture(scope="session")
+def hunyuan_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny HunyuanVideo checkpoint folder that no test may change."""
+    from hunyuan_toys import write_checkpoint as write  # which imports this file
+
+    return write(tmp_path_factory.mktemp("HYVideo-tiny"))
+
+
+@pytest.fixture
+def new_hunyuan_checkpoint(hunyuan_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of it of this test's own."""
+    return shutil.copytree(hunyuan_checkpoint, tmp_path / "ckpts")
