@@ -119,13 +119,19 @@ class Encoder:
         longest: int,
     ) -> None:
         self.folder, self.dtype = folder, DTYPES[precision]
+        config = load_config(folder)
+        self._check_kind(config)
         self.tokenizer = load_tokenizer(folder)
-        self._check(load_config(folder), longest)
+        self._check_sizes(config, longest)
         self.model = load_model(folder, kind, self.dtype)
         if torch.device(device).type == "cpu" and self.dtype != torch.float32:
             self.model.float()
 
-    def _check(self, config: PretrainedConfig, longest: int) -> None:
+    def _check_kind(self, config: PretrainedConfig) -> None:
+        """InputError when the folder holds another kind of model."""
+        raise NotImplementedError
+
+    def _check_sizes(self, config: PretrainedConfig, longest: int) -> None:
         vocab_size, positions = config.vocab_size, config.max_position_embeddings
         if len(self.tokenizer) > vocab_size:
             raise InputError(
@@ -165,9 +171,9 @@ class LanguageModel(Encoder):
         for name in dict.fromkeys((config.prompt_template, config.prompt_template_video)):
             self._check_head(name, TEMPLATES[name])
 
-    def _check(self, config: PretrainedConfig, longest: int) -> None:
+    def _check_kind(self, config: PretrainedConfig) -> None:
         layers = getattr(config, "num_hidden_layers", None)
-        if not isinstance(layers, int):
+        if not isinstance(layers, int) or not hasattr(config, "vocab_size"):
             raise InputError(
                 f"text encoder folder {self.folder} holds a {config.model_type!r} model, no "
                 f"language model: {HOW_TO_GET['text_encoder']}"
@@ -177,7 +183,6 @@ class LanguageModel(Encoder):
                 f"hidden-state-skip-layer {self.config.hidden_state_skip_layer}: the text encoder "
                 f"has {layers} layers, take 0 to {layers}"
             )
-        super()._check(config, longest)
 
     def _check_head(self, name: str, template: Template) -> None:
         ids = self.tokenizer(template.head).input_ids
@@ -216,6 +221,13 @@ class PooledClip(Encoder):
             folder, CLIPTextModel, config.text_encoder_precision_2, device, self.text_len
         )
         self.dim = self.model.config.hidden_size
+
+    def _check_kind(self, config: PretrainedConfig) -> None:
+        if config.model_type != "clip_text_model":
+            raise InputError(
+                f"text encoder folder {self.folder} holds a {config.model_type!r} model, no CLIP: "
+                f"{HOW_TO_GET['text_encoder_2']}"
+            )
 
     @torch.no_grad()
     def __call__(self, text: str) -> Tensor:
