@@ -1,0 +1,588 @@
+"""From prompt to clip on a tiny random checkpoint: repeatable, and steered by plans."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loguru import logger
+from torch import Tensor
+
+import hyvideo.pipeline
+import sample_video
+from hunyuan_toys import TINY, TINY_DIT, dit_file, tiny_config, tiny_dit, write_fp8
+from hyvideo.checkpoint import find_files
+from hyvideo.config import CONFIGS, NEGATIVE_PROMPT
+from hyvideo.errors import InputError
+from hyvideo.pipeline import (
+    Conditioning,
+    HunyuanVideo,
+    check_memory,
+    check_plan,
+    clip_seeds,
+    progress_marks,
+)
+from hyvideo.sigmas import sigmas_fp32
+from hyvideo.vae import vae_bytes
+from hyvideo.weights import transformer_bytes
+from profiling_core.cost import bytes_held
+from profiling_core.plan import CachePlan, PlanError
+
+STEPS = 6
+BLOCKS = TINY_DIT["mm_double_blocks_depth"] + TINY_DIT["mm_single_blocks_depth"]
+CLIP = {"size": (32, 32), "video_length": 5, "infer_steps": STEPS, "seed": 3, "progress": False}
+PROMPT = "a red circle moving right over blue stripes"  # 8 words
+TEXT, IMAGE = 9, 2 * 2 * 2  # tokens: the words and the template's end; frames x rows x columns
+
+
+@pytest.fixture(scope="module")
+def pipeline(hunyuan_checkpoint: Path) -> HunyuanVideo:
+    return HunyuanVideo(TINY, hunyuan_checkpoint, "cpu")
+
+
+@pytest.fixture(scope="module")
+def full(pipeline: HunyuanVideo) -> Tensor:
+    return pipeline.generate(PROMPT, **CLIP)
+
+
+def tiny_plan(*sites: dict[str, Any], **fields: Any) -> CachePlan:
+    """A plan for the tiny transformer on this file's grid."""
+    model = {
+        "family": "hunyuan-video",
+        "name": "hunyuan-video-tiny",
+        "block_lists": {"double_blocks": 2, "single_blocks": 3},
+        "width": TINY_DIT["hidden_size"],
+    }
+    return CachePlan.build(
+        name=fields.pop("name", "tiny"),
+        model=model,
+        steps=STEPS,
+        sigmas=list(sigmas_fp32(STEPS, 7.0)),
+        solver="euler",
+        shift=7.0,
+        sites=list(sites),
+        provenance={"made_by": "tests", "source": "by hand"},
+        **fields,
+    )
+
+
+def intervals(*steps: int, kind: str = "single", runs: tuple = ((1, 2),)) -> dict[str, Any]:
+    return {
+        "kind": "intervals",
+        "block_list": f"{kind}_blocks",
+        "intervals": [list(run) for run in runs],
+        "compute_steps": {"cond": list(steps)},
+        "skip": "hold",
+    }
+
+
+def prediction(*steps: int, skip: str) -> dict[str, Any]:
+    return {"kind": "prediction", "compute_steps": {"cond": list(steps)}, "skip": skip}
+
+
+def calls_of(pipeline: HunyuanVideo, **changes: Any) -> list[dict[str, Any]]:
+    """The keyword arguments of every model call of one clip."""
+    seen: list[dict[str, Any]] = []
+
+    def remember(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        assert not args
+        seen.append(kwargs)
+
+    hook = pipeline.model.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        pipeline.generate(PROMPT, **{**CLIP, **changes})
+    finally:
+        hook.remove()
+    return seen
+
+
+def test_a_clip_has_its_shape_and_range(full: Tensor) -> None:
+    assert full.shape == (1, 3, 5, 32, 32) and full.dtype == torch.float32
+    assert full.min() >= 0 and full.max() <= 1 and full.std() > 0.01
+
+
+def test_the_second_clip_equals_the_first(pipeline: HunyuanVideo, full: Tensor) -> None:
+    assert torch.equal(pipeline.generate(PROMPT, **CLIP), full)
+    assert not torch.equal(pipeline.generate(PROMPT, **{**CLIP, "seed": 4}), full)
+
+
+def test_prompt_guidance_and_schedule_matter(pipeline: HunyuanVideo, full: Tensor) -> None:
+    for change in (
+        {"prompt": "a green square"},
+        {"embedded_guidance": 1.0},
+        {"flow_shift": 5.0},
+        {"cfg_scale": 2.0},
+        {"flow_reverse": False},
+    ):
+        clip = pipeline.generate(**{"prompt": PROMPT, **CLIP, **change})
+        assert not torch.equal(clip, full), change
+
+
+def test_defaults_are_the_models_own(pipeline: HunyuanVideo, full: Tensor) -> None:
+    assert torch.equal(pipeline.generate(PROMPT, seed=3, progress=False), full)
+
+
+def test_several_videos_are_those_of_their_own_seeds(pipeline: HunyuanVideo, full: Tensor) -> None:
+    clips = pipeline.generate(PROMPT, **CLIP, num_videos=2)
+    fourth = pipeline.generate(PROMPT, **{**CLIP, "seed": 4})
+    assert torch.equal(clips, torch.cat([full, fourth]))
+    listed = pipeline.generate(PROMPT, **{**CLIP, "seed": [4, 3]}, num_videos=2)
+    assert torch.equal(listed, clips.flip(0))
+    assert pipeline.last_run.seed == 3
+
+
+def test_guidance_of_6_is_6016_in_bf16(pipeline: HunyuanVideo) -> None:
+    for strength, expected in ((1.0, 1000), (5.0, 4992), (6.0, 6016), (6.5, 6496), (8.0, 8000)):
+        guidance = pipeline.guidance(strength, 2)
+        assert guidance.dtype == torch.bfloat16 and guidance.tolist() == [expected] * 2
+    seen = calls_of(pipeline)
+    assert {tuple(call["guidance"].tolist()) for call in seen} == {(6016.0,)}
+
+
+def test_the_model_gets_official_types(pipeline: HunyuanVideo) -> None:
+    first, *others = calls_of(pipeline)
+    types = {name: value.dtype for name, value in first.items()}
+    assert types == {
+        "x": torch.float32,
+        "t": torch.float32,
+        "text_states": torch.float16,  # of the text encoders
+        "text_mask": torch.int64,
+        "text_states_2": torch.float16,
+        "freqs_cos": torch.float32,
+        "freqs_sin": torch.float32,
+        "guidance": torch.bfloat16,
+    }
+    assert first["text_mask"].device.type == "cpu"
+    assert torch.equal(first["x"], first["x"].half().float())  # drawn in fp16
+    assert not torch.equal(others[0]["x"], others[0]["x"].half().float())
+    assert [float(call["t"]) for call in (first, *others)] == [
+        float(torch.tensor(sigma) * 1000) for sigma in sigmas_fp32(STEPS, 7.0)
+    ]
+
+
+def test_noise_is_drawn_in_the_text_encoders_type(pipeline: HunyuanVideo) -> None:
+    noise = pipeline.noise((16, 2, 4, 4), 5)
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.randn((1, 16, 2, 4, 4), generator=generator, dtype=torch.float16)
+    assert noise.dtype == torch.float32 and torch.equal(noise, drawn.float())
+
+
+def test_real_guidance_is_one_doubled_call_with_the_negative_prompt_first(
+    pipeline: HunyuanVideo,
+) -> None:
+    seen = calls_of(pipeline, cfg_scale=2.0, neg_prompt="green")
+    assert len(seen) == STEPS
+    for call in seen:
+        assert torch.equal(call["x"][0], call["x"][1])
+        assert call["t"].shape == (2,) and call["guidance"].tolist() == [6016.0] * 2
+    states = pipeline.encode("green", video_length=5).states
+    assert torch.equal(seen[0]["text_states"][:1], states)
+    assert seen[0]["text_mask"].sum(dim=1).tolist() == [2, TEXT]
+    single = calls_of(pipeline)[0]
+    assert torch.equal(seen[0]["text_states"][1:], single["text_states"])
+
+
+def test_the_models_own_negative_prompt_stands_for_none(
+    pipeline: HunyuanVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    encode = HunyuanVideo.encode
+
+    def remember(self: HunyuanVideo, prompt: str, negative: str | None, **options: Any) -> Any:
+        asked.append(negative)
+        return encode(self, prompt, negative, **options)
+
+    monkeypatch.setattr(HunyuanVideo, "encode", remember)
+    for changes in (
+        {"cfg_scale": 2.0},
+        {"cfg_scale": 2.0, "neg_prompt": ""},
+        {"cfg_scale": 2.0, "neg_prompt": "blue"},
+        {"cfg_scale": 1.0, "neg_prompt": "blue"},
+    ):
+        pipeline.generate(PROMPT, **CLIP, **changes)
+    assert asked == [NEGATIVE_PROMPT, NEGATIVE_PROMPT, "blue", None]
+
+
+def test_real_guidance_weighs_both_halves(pipeline: HunyuanVideo) -> None:
+    """With equal halves the scale has no effect; rows of a batch are computed alike up to bf16."""
+    clip = pipeline.generate(PROMPT, **CLIP, cfg_scale=3.0, neg_prompt=PROMPT)
+    assert torch.allclose(clip, pipeline.generate(PROMPT, **CLIP), atol=0.05)
+
+
+def test_a_model_without_guidance_embedding_gets_none(new_hunyuan_checkpoint: Path) -> None:
+    sizes = {**TINY_DIT, "guidance_embed": False}
+    torch.save(
+        {"module": tiny_dit(guidance_embed=False).state_dict()}, dit_file(new_hunyuan_checkpoint)
+    )
+    bare = HunyuanVideo(tiny_config(transformer=sizes), new_hunyuan_checkpoint, "cpu")
+    assert {call["guidance"] for call in calls_of(bare)} == {None}
+
+
+def test_statistics_of_a_full_run(pipeline: HunyuanVideo) -> None:
+    pipeline.generate(PROMPT, **CLIP)
+    run = pipeline.last_run
+    assert (run.solver, run.steps, run.solver_steps, run.seed) == ("euler", STEPS, STEPS, 3)
+    assert run.block_runs == run.block_runs_full == STEPS * BLOCKS
+    assert (run.model_calls, run.reused_calls, run.cache_peak_bytes) == (STEPS, 0, 0)
+    assert run.plan is None
+    assert min(run.denoise_seconds, run.encode_seconds, run.decode_seconds) > 0
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
+def test_an_all_compute_plan_is_bit_identical_to_no_plan(
+    pipeline: HunyuanVideo, cfg_scale: float
+) -> None:
+    bare = pipeline.generate(PROMPT, **CLIP, cfg_scale=cfg_scale)
+    every = range(STEPS)
+    for sites in (
+        (intervals(*every), intervals(*every, kind="double", runs=((0, 1),))),
+        (prediction(*every, skip="jump"),),
+    ):
+        planned = pipeline.generate(PROMPT, **CLIP, cfg_scale=cfg_scale, plan=tiny_plan(*sites))
+        assert torch.equal(planned, bare)
+        assert pipeline.last_run.block_runs == STEPS * BLOCKS
+
+
+PLANS = {
+    "single": (intervals(0, 1, 3),),
+    "double": (intervals(0, 1, 3, kind="double", runs=((0, 1),)),),
+    "both": (intervals(0, 1, 3), intervals(0, 2, kind="double", runs=((0, 0), (1, 1)))),
+    "hold": (prediction(0, 1, 3, 5, skip="hold"),),
+    "linear": (prediction(0, 1, 3, 5, skip="linear"),),
+}
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("kind", PLANS)
+def test_the_cache_holds_the_bytes_that_were_announced(
+    hunyuan_checkpoint: Path, kind: str, precision: str, cfg_scale: float
+) -> None:
+    """Image and valid text tokens, both halves of real guidance, in the stream's type."""
+    pipeline = HunyuanVideo(tiny_config(precision=precision), hunyuan_checkpoint, "cpu")
+    plan = tiny_plan(*PLANS[kind])
+    pipeline.generate(PROMPT, **CLIP, cfg_scale=cfg_scale, neg_prompt="red", plan=plan)
+    rows, itemsize = (2 if cfg_scale > 1 else 1), (2 if precision == "bf16" else 4)
+    expected = bytes_held(
+        plan,
+        tokens=rows * (IMAGE + TEXT),
+        stream_itemsize=itemsize,
+        latent_numel=rows * 16 * 2 * 4 * 4,
+        prediction_itemsize=itemsize,
+    )
+    assert pipeline.last_run.cache_peak_bytes == expected > 0
+
+
+def test_intervals_skip_blocks_of_both_lists(pipeline: HunyuanVideo, full: Tensor) -> None:
+    clip = pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS["both"]))
+    run = pipeline.last_run
+    assert run.block_runs == STEPS * BLOCKS - 3 * 2 - 4 * 2
+    assert run.reused_intervals == 3 * 1 + 4 * 2 and run.model_calls == STEPS
+    assert not torch.equal(clip, full)
+    assert torch.equal(pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS["both"])), clip)
+
+
+@pytest.mark.parametrize("skip", ["hold", "linear"])
+def test_a_forecast_prediction_leaves_the_model_out(pipeline: HunyuanVideo, skip: str) -> None:
+    pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS[skip]))
+    run = pipeline.last_run
+    assert (run.model_calls, run.reused_calls, run.solver_steps) == (4, 2, STEPS)
+    assert run.block_runs == 4 * BLOCKS
+
+
+def test_a_jump_gives_the_solver_only_the_computed_levels(pipeline: HunyuanVideo) -> None:
+    plan = tiny_plan(prediction(0, 1, 3, 5, skip="jump"))
+    jumped = [float(call["t"]) for call in calls_of(pipeline, plan=plan)]
+    assert pipeline.last_run.solver_steps == 4
+    every = [float(call["t"]) for call in calls_of(pipeline)]
+    assert jumped == [every[step] for step in (0, 1, 3, 5)]
+
+
+def test_a_plan_is_carried_over_to_another_grid(pipeline: HunyuanVideo) -> None:
+    plan = tiny_plan(prediction(0, 1, 3, 5, skip="jump"))
+    pipeline.generate(PROMPT, **{**CLIP, "infer_steps": 10}, flow_shift=3.0, plan=plan)
+    assert pipeline.last_run.steps == 10
+    assert 4 <= pipeline.last_run.solver_steps < 10
+
+
+@pytest.mark.parametrize("error", [RuntimeError("block failed"), KeyboardInterrupt()])
+def test_an_exception_leaves_the_model_as_it_was(
+    pipeline: HunyuanVideo, full: Tensor, error: BaseException
+) -> None:
+    model = pipeline.model
+    plain = type(model), type(model.double_blocks), type(model.single_blocks)
+
+    def fail(*args: object) -> None:
+        raise error
+
+    hook = model.single_blocks[1].register_forward_hook(fail)
+    with pytest.raises(type(error)):
+        pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS["both"]))
+    hook.remove()
+    assert (type(model), type(model.double_blocks), type(model.single_blocks)) == plain
+    assert torch.equal(pipeline.generate(PROMPT, **CLIP), full)
+
+
+def test_the_cache_is_gone_before_the_vae_decodes(
+    pipeline: HunyuanVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = []
+    attach = hyvideo.pipeline.DeltaCache.attach
+
+    def remember(self: Any, model: torch.nn.Module) -> Any:
+        caches.append(self)
+        return attach(self, model)
+
+    def decode(latent: Tensor) -> Tensor:
+        assert caches[0].bytes_held == 0
+        assert "_delta_cache" not in pipeline.model.__dict__
+        return latent
+
+    monkeypatch.setattr(hyvideo.pipeline.DeltaCache, "attach", remember)
+    monkeypatch.setattr(pipeline.vae, "decode", decode)
+    pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS["single"]))
+    assert caches[0].report.peak_bytes > 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"precision": "fp32"}, {"precision": "fp32", "disable_autocast": True}]
+)
+def test_fp32_samples_a_latent_alike(
+    pipeline: HunyuanVideo, hunyuan_checkpoint: Path, change: dict[str, Any]
+) -> None:
+    exact = HunyuanVideo(tiny_config(**change), hunyuan_checkpoint, "cpu")
+    assert {p.dtype for p in exact.model.parameters()} == {torch.float32}
+    half, full = (
+        p.denoise(
+            p.encode(PROMPT, video_length=5),
+            p.noise((16, 2, 4, 4), 3),
+            infer_steps=STEPS,
+            embedded_guidance=1.0,  # 1000 in every type; 6.0 is 6016 in bf16 and 6000 in fp32
+            progress=False,
+        )
+        for p in (pipeline, exact)
+    )
+    assert 0 < (half - full).norm() / full.norm() < 0.05
+    assert calls_of(exact)[0]["text_states"].dtype == torch.float32
+
+
+def test_fp8_samples_a_clip_alike(new_hunyuan_checkpoint: Path, full: Tensor) -> None:
+    write_fp8(
+        dit_file(new_hunyuan_checkpoint).with_name("mp_rank_00_model_states_fp8.pt"), tiny_dit()
+    )
+    pipeline = HunyuanVideo(tiny_config(use_fp8=True), new_hunyuan_checkpoint, "cpu")
+    clip = pipeline.generate(PROMPT, **CLIP)
+    assert 0 < (clip - full).abs().mean() < 0.05
+    pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS["both"]))
+    assert pipeline.last_run.reused_intervals > 0
+
+
+def test_one_frame_is_an_image(pipeline: HunyuanVideo) -> None:
+    seen = calls_of(pipeline, video_length=1)
+    assert seen[0]["x"].shape == (1, 16, 1, 4, 4)
+    assert seen[0]["text_states"].shape == (1, 12 + 95 - 36, 32)
+    assert pipeline.generate(PROMPT, **{**CLIP, "video_length": 1}).shape == (1, 3, 1, 32, 32)
+
+
+def test_sizes_are_rounded_up(pipeline: HunyuanVideo) -> None:
+    assert pipeline.generate(PROMPT, **{**CLIP, "size": (20, 33)}).shape == (1, 3, 5, 32, 48)
+
+
+def test_missing_reverse_is_warned_of_and_runs(pipeline: HunyuanVideo) -> None:
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(line.record["message"]), level="WARNING")
+    times = [float(call["t"]) for call in calls_of(pipeline, flow_reverse=False)]
+    logger.remove(sink)
+    assert lines and "without --flow-reverse THE RESULT IS NOISE" in lines[0]
+    assert times[0] == 0 and times == sorted(times)
+    with pytest.raises(PlanError, match=r"is for falling noise levels: add --flow-reverse"):
+        pipeline.generate(PROMPT, **CLIP, flow_reverse=False, plan=tiny_plan(*PLANS["both"]))
+
+
+def test_plan_is_told_before_step_0_and_counted_after(pipeline: HunyuanVideo) -> None:
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(line.record["message"]), level="INFO")
+    pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS["single"], name="paper"))
+    logger.remove(sink)
+    text = "\n".join(lines)
+    assert "plan 'paper' for hunyuan-video-tiny" in text
+    assert "computes 24 of 30 block runs" in text and "holds at most" in text
+    assert text.index("holds at most") < text.index("ran 24 of 30 blocks")
+    assert "--delta_cache" not in text  # a file may have any name
+    assert "denoising took" in text and "seed 3" in text
+
+
+def test_progress_shows_the_share_of_reuse_steps() -> None:
+    cache = hyvideo.pipeline.DeltaCache(tiny_plan(prediction(0, 1, 3, skip="jump")))
+    assert progress_marks(cache, (0, 1, 3), 6) == [
+        (1, "reused 0%"),
+        (3, "reused 33%"),
+        (6, "reused 50%"),
+    ]
+    assert progress_marks(None, (0, 1), 2) == [(1, ""), (2, "")]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"video_length": 6}, r"video-length 6 is not 4n\+1: take 5 or 9"),
+        ({"size": (0, 32)}, "video-size 0 32: both have to be positive"),
+        ({"size": (32, 10**6)}, "video-size 32 1000000 is too large"),
+        ({"infer_steps": 0}, "infer-steps 0"),
+        ({"num_videos": 0}, "num-videos 0 is too few"),
+        ({"seed": [1], "num_videos": 2}, "1 seeds for num-videos 2: give one for each"),
+    ],
+)
+def test_impossible_clips_are_refused(pipeline: HunyuanVideo, change: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        pipeline.generate(PROMPT, **{**CLIP, **change})
+
+
+def test_seeds_that_are_not_given_are_drawn() -> None:
+    drawn = clip_seeds(None, 3)
+    assert len(drawn) == 3 and all(0 <= seed <= 1_000_000 for seed in drawn)
+
+
+def test_plans_that_do_not_fit_are_refused_before_loading() -> None:
+    fitting = tiny_plan(*PLANS["both"])
+    assert check_plan(fitting, TINY, STEPS, 7.0) == fitting
+    both = {"cond": [0, 1], "uncond": [0, 1]}
+    two_branches = tiny_plan({**prediction(0, skip="hold"), "compute_steps": both})
+    with pytest.raises(
+        PlanError, match=r"branches cond and uncond, .* take a plan with cond alone"
+    ):
+        check_plan(two_branches, TINY, STEPS, 7.0)
+    official = CONFIGS["HYVideo-T/2-cfgdistill"]
+    with pytest.raises(PlanError, match="has 2 double_blocks, this model 20"):
+        check_plan(fitting, official, STEPS, 7.0)
+
+
+def test_numbers_that_are_not_finite_are_no_clip(
+    pipeline: HunyuanVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"cfg-scale 1e\+38, flow-shift 7\.0 and precision bf16 g"):
+        pipeline.generate(PROMPT, **CLIP, cfg_scale=1e38)
+    nan = torch.full((3, 5, 32, 32), float("nan"))
+    monkeypatch.setattr(pipeline.vae, "decode", lambda latent: nan)
+    with pytest.raises(InputError, match=r"decoding gave .* download .*pytorch_model\.pt again"):
+        pipeline.generate(PROMPT, **CLIP)
+
+
+def test_half_precision_without_autocast_is_refused(hunyuan_checkpoint: Path) -> None:
+    with pytest.raises(InputError, match=r"disable-autocast with precision bf16: .* fp32 with it"):
+        HunyuanVideo(tiny_config(disable_autocast=True), hunyuan_checkpoint, "cpu")
+
+
+def test_files_of_several_checkpoints_are_told(new_hunyuan_checkpoint: Path) -> None:
+    for name, says in (
+        ("text_states_dim", "the text encoder's width 32 and the transformer's text_states_dim 40"),
+        ("text_states_dim_2", "second text encoder's width 24 and .* text_states_dim_2 40 do not"),
+    ):
+        model = tiny_dit(**{name: 40})
+        torch.save({"module": model.state_dict()}, dit_file(new_hunyuan_checkpoint))
+        config = tiny_config(transformer={**TINY_DIT, name: 40})
+        with pytest.raises(InputError, match=says):
+            HunyuanVideo(config, new_hunyuan_checkpoint, "cpu")
+
+
+def test_offload_needs_room_for_one_part_at_a_time(
+    hunyuan_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, cuda = find_files(hunyuan_checkpoint), torch.device("cuda")
+    free = {"cuda": 10**12, "cpu": 10**12}
+    monkeypatch.setattr("hyvideo.memory.available_bytes", lambda device: free[device.type])
+    check_memory(files, TINY, cuda)
+    largest = vae_bytes(files.vae_config, torch.float16)
+    free["cuda"] = transformer_bytes(TINY) + largest
+    check_memory(files, TINY, cuda, offload=True)
+    with pytest.raises(InputError, match=r"on cuda: .* keep the others on the host with --use-cpu"):
+        check_memory(files, TINY, cuda)
+    free["cpu"] = 1000
+    with pytest.raises(InputError, match=r"on cpu: text encoder .* VAE"):
+        check_memory(files, TINY, cuda, offload=True)
+
+
+def test_parts_visit_the_device_only_while_they_work(
+    pipeline: HunyuanVideo, full: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[tuple[str, str]] = []
+    for name in ("text_encoder", "text_encoder_2", "vae"):
+        part = getattr(pipeline, name)
+        monkeypatch.setattr(part, "to", lambda device, name=name: moves.append((name, str(device))))
+    monkeypatch.setattr(pipeline, "offload", True)
+    assert torch.equal(pipeline.generate(PROMPT, **CLIP), full)
+    parts = ("text_encoder", "text_encoder_2", "vae")
+    assert moves == [(part, "cpu") for part in parts for _ in range(2)]  # to work, and back
+
+
+def test_conditioning_is_all_that_denoise_needs(pipeline: HunyuanVideo, full: Tensor) -> None:
+    conditioning = pipeline.encode(PROMPT, video_length=5)
+    assert isinstance(conditioning, Conditioning)
+    latent = pipeline.denoise(
+        conditioning, pipeline.noise((16, 2, 4, 4), 3), infer_steps=STEPS, progress=False
+    )
+    assert latent.shape == (1, 16, 2, 4, 4) and latent.dtype == torch.float32
+    assert torch.equal(pipeline.decode(latent), full[0])
+
+
+@pytest.fixture
+def command(hunyuan_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The short command on the tiny checkpoint."""
+    monkeypatch.setitem(CONFIGS, "HYVideo-tiny", TINY)
+    monkeypatch.delenv("MODEL_BASE", raising=False)
+    words = ["--model", "HYVideo-tiny", "--model-base", str(hunyuan_checkpoint), "--flow-reverse"]
+    return [*words, "--prompt", PROMPT, "--seed", "42", "--save-path", str(tmp_path / "results")]
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        ((), ["seed42_{}.mp4"]),
+        (("--num-videos", "2"), ["seed42_{}.mp4", "seed43_{}.mp4"]),
+        (("--video-length", "1"), ["seed42_{}.png"]),
+        (("--cfg-scale", "2", "--neg-prompt", "green"), ["seed42_{}.mp4"]),
+        (("--use-cpu-offload", "--vae-tiling"), ["seed42_{}.mp4"]),
+        (("--precision", "fp32", "--disable-autocast"), ["seed42_{}.mp4"]),
+        (("--reproduce", "--model-resolution", "720p"), ["seed42_{}.mp4"]),
+        (("--name-suffix", "x:y"), ["seed42_{}_x_y.mp4"]),
+    ],
+)
+def test_the_command_line_makes_the_files(
+    command: list[str], tmp_path: Path, options: tuple[str, ...], files: list[str]
+) -> None:
+    try:
+        assert sample_video.main([*command, *options]) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    words = PROMPT.replace(" ", "_")
+    found = sorted(file.name.partition("_")[2] for file in (tmp_path / "results").iterdir())
+    assert found == [file.format(words) for file in files]
+
+
+def test_the_command_line_runs_a_plan(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for kind, sites in PLANS.items():
+        file = tmp_path / f"{kind}.json"
+        tiny_plan(*sites, name=kind).save(file)
+        assert sample_video.main([*command, "--delta_cache", str(file)]) == 0
+        assert f"plan '{kind}' for hunyuan-video-tiny" in capsys.readouterr().out
+    folder = [*command, "--save-path-suffix", "b"]
+    assert sample_video.main(folder) == 0
+    assert len(list((tmp_path / "results_b").iterdir())) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_gpu_samples_the_same_clip(hunyuan_checkpoint: Path, offload: bool) -> None:
+    clip = {**CLIP, "noise_device": "cpu", "plan": tiny_plan(*PLANS["both"])}
+    expected = HunyuanVideo(TINY, hunyuan_checkpoint, "cpu").generate(PROMPT, **clip)
+    pipeline = HunyuanVideo(TINY, hunyuan_checkpoint, "cuda", use_cpu_offload=offload)
+    first = pipeline.generate(PROMPT, **clip)
+    assert first.device.type == "cpu" and (first - expected).abs().mean() < 0.05
+    place = "cpu" if offload else "cuda"
+    for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae):
+        assert next(part.model.parameters()).device.type == place
+    assert next(pipeline.model.parameters()).device.type == "cuda"
+    assert torch.equal(pipeline.generate(PROMPT, **clip), first)
