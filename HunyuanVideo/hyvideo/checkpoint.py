@@ -106,8 +106,8 @@ def _check_encoder(folder: Path) -> None:
         raise InputError(f"checkpoint folder {folder} is missing: {HOW_TO_GET[name]}")
     needed = {
         "config.json": ("config.json",),
-        "a weight file (*.safetensors or *.bin)": WEIGHT_FILES,
-        f"a tokenizer ({', '.join(TOKENIZER_FILES)})": TOKENIZER_FILES,
+        "weight file (*.safetensors or *.bin)": WEIGHT_FILES,
+        f"tokenizer ({', '.join(TOKENIZER_FILES)})": TOKENIZER_FILES,
     }
     for what, patterns in needed.items():
         if not any(any(folder.glob(pattern)) for pattern in patterns):
