@@ -313,8 +313,13 @@ def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
     find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
 
 
-def warn(args: argparse.Namespace) -> None:
+def warn(args: argparse.Namespace, config: HunyuanConfig) -> None:
     """Say what is allowed and hardly meant."""
+    embeds = config.transformer["guidance_embed"]
+    if not embeds and args.embedded_cfg_scale != config.embedded_cfg_scale:
+        logger.warning(f"--embedded-cfg-scale has no effect: {args.model} embeds no guidance")
+    if args.cfg_scale < 1:
+        logger.warning(f"--cfg-scale {args.cfg_scale} has no effect: only above 1 it guides")
     if args.neg_prompt and args.cfg_scale <= 1:
         logger.warning("--neg-prompt has no effect without a --cfg-scale above 1")
     if args.precision == "fp16":
@@ -333,7 +338,7 @@ def sample(args: argparse.Namespace) -> None:
     fill_defaults(args, CONFIGS[args.model])
     config = settings_of(args, CONFIGS[args.model])
     check_values(args, config)
-    warn(args)
+    warn(args, config)
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
         logger.info("this is the paper's plan; --delta_cache balanced takes ours")

@@ -15,7 +15,7 @@ import torch
 import hyvideo.pipeline
 import sample_video
 from conftest import ROOT
-from hunyuan_toys import TINY, dit_file, tiny_dit
+from hunyuan_toys import TINY, TINY_DIT, dit_file, tiny_config, tiny_dit
 from hyvideo.config import CONFIGS
 from hyvideo.sigmas import sigmas_fp32
 from profiling_core.plan import CachePlan
@@ -172,6 +172,8 @@ def test_noise_is_warned_of(
     [
         (("--neg-prompt", "x"), "--neg-prompt has no effect without a --cfg-scale above 1"),
         (("--precision", "fp16"), "--precision fp16 is known to overflow"),
+        (("--cfg-scale", "0.5"), "--cfg-scale 0.5 has no effect: only above 1 it guides"),
+        (("--embedded-cfg-scale", "3"), "--embedded-cfg-scale has no effect: HYVideo-bare embeds"),
     ],
 )
 def test_what_is_hardly_meant_is_warned_of(
@@ -181,8 +183,11 @@ def test_what_is_hardly_meant_is_warned_of(
     options: tuple[str, ...],
     says: str,
 ) -> None:
+    bare = tiny_config(transformer={**TINY_DIT, "guidance_embed": False})
+    monkeypatch.setitem(CONFIGS, "HYVideo-bare", bare)
     monkeypatch.setattr(sample_video, "run", lambda args, config, plan: None)
-    assert sample_video.main([*RUN, "--model-base", str(hunyuan_checkpoint), *options]) == 0
+    argv = [*RUN, "--model", "HYVideo-bare", "--model-base", str(hunyuan_checkpoint), *options]
+    assert sample_video.main(argv) == 0
     assert f"WARNING: {says}" in capsys.readouterr().out
 
 

@@ -426,6 +426,7 @@ def test_progress_shows_the_share_of_reuse_steps() -> None:
     ("change", "says"),
     [
         ({"video_length": 6}, r"video-length 6 is not 4n\+1: take 5 or 9"),
+        ({"video_length": 0}, r"video-length 0 is not 4n\+1: take 1"),
         ({"size": (0, 32)}, "video-size 0 32: both have to be positive"),
         ({"size": (32, 10**6)}, "video-size 32 1000000 is too large"),
         ({"infer_steps": 0}, "infer-steps 0"),

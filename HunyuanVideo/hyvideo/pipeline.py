@@ -150,7 +150,8 @@ class HunyuanVideo:
         drawn ("cpu" gives the same noise on every machine).
         """
         config = self.config
-        size, video_length = size or config.video_size, video_length or config.video_length
+        size = config.video_size if size is None else size
+        video_length = config.video_length if video_length is None else video_length
         shape = self._latent_shape(size, video_length)
         seeds = clip_seeds(seed, num_videos)
         negative = (neg_prompt or NEGATIVE_PROMPT) if cfg_scale > 1 else None

@@ -42,7 +42,8 @@ def sigmas_fp32(steps: int, shift: float) -> tuple[float, ...]:
 def _falling_line(steps: int) -> np.ndarray:
     """fp32 values from 1 to 0 as torch.linspace rounds them.
 
-    Either half counts fp32 steps from its own end, in one multiply-add: exact, then rounded once.
+    Either half counts fp32 steps from its own end, in one fused multiply-add: exact, then rounded
+    once.
     """
     step = float(np.float32(-1) / np.float32(steps))
     index = np.arange(steps + 1, dtype=np.float64)
