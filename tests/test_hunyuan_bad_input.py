@@ -1,5 +1,6 @@
 """What a user gets for a mistake: one line with the value and the way out, code 2, no file."""
 
+import json
 import os
 import shlex
 import shutil
@@ -11,14 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPTextConfig, LlamaConfig
 
 import hyvideo.pipeline
 import sample_video
 from conftest import ROOT
-from hunyuan_toys import TINY, TINY_DIT, dit_file, tiny_config, tiny_dit
+from hunyuan_toys import OFFICIAL_VAE, TINY, TINY_DIT, dit_file, tiny_config, tiny_dit
+from hyvideo.checkpoint import MODEL
 from hyvideo.config import CONFIGS
 from hyvideo.sigmas import sigmas_fp32
 from profiling_core.plan import CachePlan
+from test_hunyuan_weights import official_shapes, write_empty
 
 SEED_COMMAND = (
     '--video-size 360 720 --video-length 129 --infer-steps 50 --prompt "A cat" --flow-reverse '
@@ -141,6 +145,37 @@ def test_the_issues_command_ends_at_the_missing_checkpoint(
 ) -> None:
     line = outcome(*shlex.split(SEED_COMMAND))
     assert line.startswith("error: checkpoint folder ckpts does not exist: give --model-base the")
+
+
+def write_full_size(root: Path) -> None:
+    """The official folder with true names and sizes, and no weights in it."""
+    write_empty(dit_file(root), official_shapes("HYVideo-T/2-cfgdistill"))
+    sizes = {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
+    vae = {**OFFICIAL_VAE, **sizes, "layers_per_block": 2}
+    (root / MODEL / "vae" / "config.json").write_text(json.dumps(vae))
+    llama = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    llama |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128320}
+    LlamaConfig(**llama, max_position_embeddings=8192).save_pretrained(root / "text_encoder")
+    clip = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    CLIPTextConfig(**clip).save_pretrained(root / "text_encoder_2")
+
+
+def test_the_issues_command_passes_every_check_of_a_full_size_folder(
+    outcome: Callable[..., str],
+    nothing_loads: None,
+    new_hunyuan_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Arguments, folder, plan and sizes; it ends where 12.8 billion weights find no room."""
+    write_full_size(new_hunyuan_checkpoint)
+    monkeypatch.setattr("hyvideo.memory.available_bytes", lambda device: 16 * 10**9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = shlex.split(SEED_COMMAND.replace("ckpts", str(new_hunyuan_checkpoint)))
+    line = outcome(*command)
+    parts = "transformer 25.6 GB + text encoder 30.0 GB + second text encoder 0.5 GB + VAE 1.0 GB"
+    assert line.startswith(
+        f"error: not enough memory on cpu: {parts} = 57.1 GB are needed, 16.0 GB"
+    )
 
 
 def test_one_frame_needs_room_beside_a_longer_template(

@@ -27,6 +27,7 @@ from hyvideo.vae import vae_bytes
 from hyvideo.weights import transformer_bytes
 from profiling_core.cost import bytes_held
 from profiling_core.plan import CachePlan, PlanError
+from profiling_core.presets import available, load_preset
 
 STEPS = 6
 BLOCKS = TINY_DIT["mm_double_blocks_depth"] + TINY_DIT["mm_single_blocks_depth"]
@@ -456,6 +457,17 @@ def test_plans_that_do_not_fit_are_refused_before_loading() -> None:
     official = CONFIGS["HYVideo-T/2-cfgdistill"]
     with pytest.raises(PlanError, match="has 2 double_blocks, this model 20"):
         check_plan(fitting, official, STEPS, 7.0)
+
+
+@pytest.mark.parametrize("model", [m for m in CONFIGS if m != TINY.model])
+def test_shipped_plans_fit_their_models_and_grids(model: str) -> None:
+    config = CONFIGS[model]
+    presets = available(config.plan_model)
+    assert {"paper", "release", "balanced"} <= set(presets)
+    for preset in presets:
+        plan = load_preset(config.plan_model, preset)
+        checked = check_plan(plan, config, config.infer_steps, config.flow_shift)
+        assert checked is plan and not plan.notes, preset  # on the grid it was made for
 
 
 def test_numbers_that_are_not_finite_are_no_clip(
