@@ -22,7 +22,7 @@ from .checkpoint import check_folder
 from .configs import WanConfig, check_frame_num
 from .errors import InputError
 from .memory import check_room
-from .model import no_autocast
+from .model import bf16_autocast, emulates_bf16, no_autocast
 from .scheduler import build_scheduler
 from .sigmas import sigmas_fp32
 from .t5 import TextEncoder
@@ -84,6 +84,8 @@ class WanT2V:
         self._check_parts_fit()
         self.last_run: RunStats | None = None
         logger.info(f"attention on {self.device}: {backend(self.device)}")
+        if emulates_bf16(self.device):
+            logger.info("this processor has no bf16 instructions: the transformer runs in fp32")
 
     def _check_parts_fit(self) -> None:
         channels = self.config.latent_channels
@@ -188,7 +190,7 @@ class WanT2V:
         self.model.to(self.device)
         latent = noise.to(self.device, torch.float32)
         seq_len = self.config.tokens(tuple(latent.shape))
-        autocast = torch.autocast(self.device.type, torch.bfloat16)
+        autocast = bf16_autocast(self.device)
         bar = tqdm(total=sampling_steps, disable=not progress, unit="step")
         marks = progress_marks(cache, visit, sampling_steps)
         with self._timed() as loop, torch.no_grad(), autocast, bar, _attached(cache, self.model):
