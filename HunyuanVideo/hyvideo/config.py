@@ -196,7 +196,7 @@ CONFIGS = {
                 "mm_double_blocks_depth": 4,
                 "mm_single_blocks_depth": 10,
                 "rope_dim_list": (16, 24, 24),
-                "text_states_dim": 128,
+                "text_states_dim": 256,
                 "text_states_dim_2": 64,
                 "guidance_embed": True,
             },

@@ -88,7 +88,7 @@ class VectorEmbedder(nn.Module):
         self.out_layer = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_layer(F.silu(self.in_layer(x)))
+        return self.out_layer(F.silu(self.in_layer(x.to(self.in_layer.weight.dtype))))
 
 
 class TextProjection(nn.Module):
@@ -165,7 +165,7 @@ class TokenRefiner(nn.Module):
         """mask (B, L) fp32, 1 for valid tokens: of these the raw states' mean is conditioned on."""
         mean = (x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)  # fp32
         c = self.t_embedder(t) + self.c_embedder(mean)
-        x = self.input_embedder(x)
+        x = self.input_embedder(x.to(self.input_embedder.weight.dtype))
         for block in self.individual_token_refiner.blocks:
             x = block(x, c, text_lens)
         return x
