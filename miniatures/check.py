@@ -1,9 +1,10 @@
 """Measures whether the miniature draws what its prompts say, and prints a contact sheet.
 
-    python -m miniatures.check --out runs/check
-    python -m miniatures.check --drawn          the same measures on drawn clips: their own ceiling
+    python -m miniatures.check --tree wan --out runs/check-wan
+    python -m miniatures.check --tree hunyuan
+    python -m miniatures.check --tree wan --drawn     drawn clips: the measures' own ceiling
 
-Sampling goes through the Wan2.1 tree (loaders, text encoder, solver, transformer, VAE), several
+Sampling goes through the tree itself (loaders, text encoders, solver, transformer, VAE), several
 clips in one batch because the tree's own loop takes one at a time.
 """
 
@@ -20,19 +21,15 @@ from loguru import logger
 from PIL import Image, ImageDraw
 from skimage.measure import label
 from skimage.morphology import dilation, disk, erosion
-from torch import Tensor
-from tqdm import tqdm
 
-from miniatures import clips, dit, vae
-
-from wan.configs import CONFIGS  # isort: skip  (dit puts the tree on the path)
-from wan.scheduler import build_scheduler  # isort: skip
-from wan.text2video import WanT2V  # isort: skip
-from wan.vae import VideoVAE  # isort: skip
+from miniatures import clips, samplers
+from miniatures.autoencoder import to_tensor
 
 CHANGED = 0.22  # difference to the background, in 0..1, that two shades of one colour do not reach
 SMALLEST = 80  # pixels of a shape
 TRAVEL = 20  # pixels that count as a movement
+
+Clip = tuple[str, int, np.ndarray]  # prompt, seed, frames (T, H, W, 3) uint8
 
 
 @dataclass(frozen=True)
@@ -130,49 +127,19 @@ def background_share(video: np.ndarray, masks: np.ndarray) -> float:
     return float(change[outside].mean() / change[either].mean())
 
 
-@torch.no_grad()
-def sample(
-    pipeline: WanT2V,
-    jobs: list[tuple[str, int]],
-    solver: str,
-    steps: int,
-    shift: float,
-    guidance: float,
-) -> Tensor:
-    """Latents (jobs, 16, f, h, w) of prompts and seeds: the tree's loop, all clips in one batch."""
-    shape = pipeline.config.latent_shape((clips.SIZE, clips.SIZE), clips.FRAMES)
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for _, s in jobs]
-    context = pipeline.encode([prompt for prompt, _ in jobs])
-    context += pipeline.encode([pipeline.config.sample_neg_prompt]) * len(jobs)
-    scheduler = build_scheduler(solver, steps, shift, pipeline.device)
-    latent = torch.stack(noise).to(pipeline.device)
-    seq_len = pipeline.config.tokens(shape)
-    for t in tqdm(scheduler.timesteps, mininterval=10):
-        with torch.autocast(pipeline.device.type, torch.bfloat16):
-            both = pipeline.model([*latent, *latent], t.repeat(2 * len(jobs)), context, seq_len)
-        cond, uncond = torch.stack(both).chunk(2)
-        flow = uncond + guidance * (cond - uncond)
-        latent = scheduler.step(flow, t, latent, return_dict=False)[0]
-    return latent
-
-
-def generated(args: argparse.Namespace) -> Iterator[tuple[str, int, np.ndarray]]:
+def generated(sampler: samplers.Sampler, args: argparse.Namespace) -> Iterator[Clip]:
     """Prompt, seed and frames of every clip of the check."""
-    config = CONFIGS["t2v-mini"]
-    pipeline = WanT2V(config, args.ckpt_dir)
-    if pipeline.device.type == "cpu":
-        dit.wan.model.attention = dit.plain_attention  # SDPA is slow on a CPU; same values
     prompts = clips.held_out_prompts(args.prompts)
     jobs = [(prompt, seed) for seed in range(args.seeds) for prompt in prompts]
     jobs = jobs[args.part :: args.parts]
     for first in range(0, len(jobs), args.batch):
         batch = jobs[first : first + args.batch]
-        latents = sample(pipeline, batch, args.solver, args.steps, args.shift, args.guidance)
-        for (prompt, seed), latent in zip(batch, latents, strict=True):
-            yield prompt, seed, vae.to_frames(pipeline.decode(latent))
+        videos = sampler.sample(batch, args.steps, args.shift, args.guidance)
+        for (prompt, seed), frames in zip(batch, videos, strict=True):
+            yield prompt, seed, frames
 
 
-def drawn(args: argparse.Namespace) -> Iterator[tuple[str, int, np.ndarray]]:
+def drawn(args: argparse.Namespace) -> Iterator[Clip]:
     """The same prompts as drawn clips, in place of sampled ones."""
     for seed in range(args.seeds):
         for i, prompt in enumerate(clips.held_out_prompts(args.prompts)):
@@ -180,12 +147,12 @@ def drawn(args: argparse.Namespace) -> Iterator[tuple[str, int, np.ndarray]]:
             yield prompt, seed, clips.draw(clips.parse(prompt), rng).frames
 
 
-def reconstruction(checkpoint: Path, count: int) -> list[float]:
+def reconstruction(sampler: samplers.Sampler, count: int) -> list[float]:
     """PSNR in dB of held-out clips through the VAE, per clip, in 0..1."""
-    model, scores = VideoVAE(checkpoint / "Wan2.1_VAE.pth", "cpu"), []
+    scores = []
     for clip in clips.clips(0, 0, count, held_out=True):
-        video = vae.to_tensor(clip.frames)
-        error = (model.decode(model.encode(video)) - video).square().mean()
+        video = to_tensor(clip.frames)
+        error = (sampler.reconstruct(video) - video).square().mean()
         scores.append(10 * np.log10(4 / error.item()))
     return scores
 
@@ -219,36 +186,39 @@ def summary(verdicts: list[Verdict]) -> dict[str, float]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--ckpt_dir", type=Path, default=CONFIGS["t2v-mini"].ckpt_dir)
-    add("--out", type=Path, default=Path("runs/check"))
+    add("--tree", choices=samplers.SAMPLERS, required=True)
+    add("--ckpt_dir", type=Path, help="checkpoint folder, default the bundled one")
+    add("--out", type=Path, help="default runs/check-TREE")
     add("--drawn", action="store_true", help="judge drawn clips in place of sampled ones")
     add("--prompts", type=int, default=24)
     add("--seeds", type=int, default=3)
-    add("--solver", default="unipc")
     add("--steps", type=int, default=50)
-    add("--shift", type=float, default=5.0)
-    add("--guidance", type=float, default=3.0)
+    add("--shift", type=float, help="default the miniature's own")
+    add("--guidance", type=float, help="default the miniature's own")
     add("--batch", type=int, default=12)
     add("--part", type=int, default=0, help="number of this process, for several at a time")
     add("--parts", type=int, default=1)
     add("--vae_clips", type=int, default=24, help="held-out clips for the reconstruction")
     add("--threads", type=int, default=2)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.out = args.out or Path("runs") / f"check-{args.tree}"
+    return args
 
 
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    sampler = samplers.SAMPLERS[args.tree](args.ckpt_dir)
     verdicts, rows = [], []
-    for prompt, seed, frames in drawn(args) if args.drawn else generated(args):
+    for prompt, seed, frames in drawn(args) if args.drawn else generated(sampler, args):
         verdicts.append(judge(prompt, seed, frames))
         rows.append((f"{prompt}  (seed {seed})", frames))
     for verdict in verdicts:
         logger.info(verdict)
     result = summary(verdicts)
     if args.vae_clips:
-        scores = reconstruction(args.ckpt_dir, args.vae_clips)
+        scores = reconstruction(sampler, args.vae_clips)
         result |= {"reconstruction dB": float(np.mean(scores)), "worst dB": float(min(scores))}
     name = f"check-{args.part}"
     (args.out / f"{name}.json").write_text(

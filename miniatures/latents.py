@@ -6,21 +6,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from tqdm import tqdm
 
-from miniatures import clips, optim, vae
+from miniatures import clips, optim
+from miniatures.autoencoder import Autoencoder, to_tensor, trained
 
 SHAPE = (16, 9, 16, 16)
 HELD_OUT = 48
+TOGETHER = 2  # one thread has no fast convolution for a single clip
 
 
 @torch.no_grad()
-def encode(run: Path, seed: int, device: str, count: int) -> None:
+def encode(kind: Autoencoder, run: Path, seed: int, device: str, count: int) -> None:
     """Writes train.npy, held_out.npy, their prompts and statistics.json."""
     rank, world = optim.start_processes(device)
-    model = vae.trained(run).to(device)
-    _encode_split(run, "train", model, seed, device, range(count)[rank::world], count)
-    _encode_split(run, "held_out", model, seed, device, range(HELD_OUT)[rank::world], HELD_OUT)
+    model = trained(kind, run).to(device)
+    for name, total in (("train", count), ("held_out", HELD_OUT)):
+        _encode_split(kind, run, name, model, seed, device, range(total)[rank::world], total)
     if world > 1:
         dist.barrier()
     if rank == 0:
@@ -28,9 +31,10 @@ def encode(run: Path, seed: int, device: str, count: int) -> None:
 
 
 def _encode_split(
+    kind: Autoencoder,
     run: Path,
     name: str,
-    model: vae.AutoencoderKLWan,
+    model: nn.Module,
     seed: int,
     device: str,
     indices: range,
@@ -46,11 +50,12 @@ def _encode_split(
         dist.barrier()
     latents = np.load(path, mmap_mode="r+")
     missing = [i for i in indices if not latents[i].any()]  # the others are from a stopped run
-    for i in tqdm(missing, desc=name, disable=indices.start > 0, mininterval=10):
-        video = vae.to_tensor(clips.clip(seed, i, held_out).frames)[None].to(device)
-        with torch.autocast(device, torch.bfloat16):
-            mean, _ = vae.encode(model, video)
-        latents[i] = mean[0].float().cpu().numpy()
+    groups = [missing[i : i + TOGETHER] for i in range(0, len(missing), TOGETHER)]
+    for group in tqdm(groups, desc=name, disable=indices.start > 0, mininterval=10):
+        drawn = [to_tensor(clips.clip(seed, i, held_out).frames) for i in group]
+        with optim.mixed_precision(device):
+            mean, _ = kind.encode(model, torch.stack(drawn).to(device))
+        latents[group] = mean.float().cpu().numpy()
     latents.flush()
 
 

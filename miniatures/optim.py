@@ -5,6 +5,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,7 +22,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Nearest semi-orthogonal matrices of a stack (N, rows, columns), approximately."""
     a, b, c = QUINTIC
-    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.bfloat16() if fast_bf16(x.device) else x
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     for _ in range(steps):
@@ -124,6 +126,17 @@ def average_gradients(model: nn.Module) -> None:
     flat /= dist.get_world_size()
     for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         grad.copy_(part.view_as(grad))
+
+
+def fast_bf16(device: torch.device | str) -> bool:
+    """Does bf16 save time here? An AVX2 core ran a linear at 56 GFLOPS in fp32, at 5 in bf16."""
+    return torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def mixed_precision(device: torch.device | str) -> AbstractContextManager:
+    """bf16 autocast where that is faster than fp32, else nothing."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16) if fast_bf16(device) else nullcontext()
 
 
 def start_processes(device: str) -> tuple[int, int]:

@@ -1,69 +1,81 @@
-"""Makes the Wan miniature from a seed, in five stages.
+"""Makes a tree's miniature from a seed, stage by stage.
 
-    torchrun --nproc_per_node 2 -m miniatures.train vae --minutes 32
-    torchrun --nproc_per_node 2 -m miniatures.train latents --clips 2000
-    torchrun --nproc_per_node 2 -m miniatures.train dit --minutes 70 --compile
-    torchrun --nproc_per_node 2 -m miniatures.train decoder --minutes 12.5 --clips 200
-    python -m miniatures.train export
+    torchrun --nproc_per_node 2 -m miniatures.train --tree wan vae --minutes 32
+    torchrun --nproc_per_node 2 -m miniatures.train --tree wan latents --clips 2000
+    torchrun --nproc_per_node 2 -m miniatures.train --tree wan dit --minutes 70 --compile
+    torchrun --nproc_per_node 2 -m miniatures.train --tree wan decoder --minutes 12.5 --clips 200
+    python -m miniatures.train --tree wan export
 
-A stopped training goes on where it was when the same command is given again; more --minutes make
-it longer. On a GPU, one process: `python -m miniatures.train STAGE --device cuda --steps N`.
+HunyuanVideo's has one stage more, `distil` after `dit`: guided predictions of the trained
+transformer go into its guidance embedder. A stopped training goes on where it was when the same
+command is given again; more --minutes make it longer. On a GPU, one process:
+`python -m miniatures.train STAGE --device cuda --steps N`.
 """
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from loguru import logger
 
-CHECKPOINT = Path(__file__).parents[1] / "Wan2.1" / "ckpts" / "Wan2.1-T2V-mini"
+ROOT = Path(__file__).parents[1]
+CHECKPOINTS = {
+    "wan": ROOT / "Wan2.1" / "ckpts" / "Wan2.1-T2V-mini",
+    "hunyuan": ROOT / "HunyuanVideo" / "ckpts" / "HYVideo-mini",
+}
+STAGES = ("vae", "latents", "dit", "distil", "decoder", "export")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("stage", choices=("vae", "latents", "dit", "decoder", "export"))
-    add("--run", type=Path, default=Path("runs/wan-mini"), help="working folder")
-    add("--out", type=Path, default=CHECKPOINT, help="checkpoint folder that export writes")
+    add("stage", choices=STAGES)
+    add("--tree", choices=CHECKPOINTS, required=True)
+    add("--run", type=Path, help="working folder, default runs/TREE-mini")
+    add("--out", type=Path, help="checkpoint folder that export writes, default the tree's")
     add("--seed", type=int, default=0)
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--minutes", type=float, help="length of a training by the clock")
     add("--steps", type=int, help="length of a training in steps")
     add("--clips", type=int, default=400, help="clips drawn: vae: per process; latents: in all")
-    add("--batch", type=int, default=16, help="dit: clips per step, over all processes")
-    add("--lr", type=float, default=1.5e-3, help="dit: RMS of a step of the block weights")
-    add("--compile", action="store_true", help="dit: torch.compile the blocks")
+    add("--batch", type=int, default=16, help="dit, distil: clips per step, over all processes")
+    add("--lr", type=float, help="dit, distil: RMS of a step of the block weights")
+    add("--compile", action="store_true", help="dit, distil: torch.compile the blocks")
     add("--threads", type=int, default=1, help="CPU threads per process")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.stage == "distil" and args.tree == "wan":
+        parser.error("stage distil: Wan has two guidance branches and nothing to distil")
+    args.run = args.run or Path("runs") / f"{args.tree}-mini"
+    args.out = args.out or CHECKPOINTS[args.tree]
+    return args
 
 
 def main() -> None:
-    from miniatures import dit, export, latents, vae
-
     args = arguments()
     torch.set_num_threads(args.threads)
     args.run.mkdir(parents=True, exist_ok=True)
     logger.add(args.run / f"{args.stage}.log")
     logger.info(f"arguments: {vars(args)}")
+    from miniatures import autoencoder, latents
+
+    def part(name: str):  # one tree's alone: the other's libraries are not loaded
+        return import_module(f"miniatures.{args.tree}.{name}")
+
     length = {"minutes": args.minutes, "steps": args.steps}
+    common = (args.run, args.seed, args.device)
     if args.stage == "vae":
-        vae.train(args.run, args.seed, args.device, pool=args.clips, **length)
+        autoencoder.train(part("vae").AUTOENCODER, *common, pool=args.clips, **length)
     elif args.stage == "decoder":
-        vae.refine(args.run, args.seed, args.device, pool=args.clips, **length)
+        autoencoder.refine(part("vae").AUTOENCODER, *common, pool=args.clips, **length)
     elif args.stage == "latents":
-        latents.encode(args.run, args.seed, args.device, args.clips)
-    elif args.stage == "dit":
-        dit.train(
-            args.run,
-            args.seed,
-            args.device,
-            batch=args.batch,
-            lr=args.lr,
-            compiled=args.compile,
-            **length,
-        )
+        latents.encode(part("vae").AUTOENCODER, *common, args.clips)
+    elif args.stage in ("dit", "distil"):
+        run = part("dit").train if args.stage == "dit" else part("distil").train
+        rate = {} if args.lr is None else {"lr": args.lr}
+        run(*common, batch=args.batch, compiled=args.compile, **rate, **length)
     elif args.stage == "export":
-        export.write(args.run, args.out, args.seed)
+        part("export").write(args.run, args.out, args.seed)
 
 
 if __name__ == "__main__":

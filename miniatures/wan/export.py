@@ -10,7 +10,8 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from miniatures import dit, text, vae
+from miniatures.autoencoder import trained
+from miniatures.wan import dit, text, vae
 
 # diffusers' names of the VAE's parts -> official ones; {n} stands for a number
 RESIDUAL = {
@@ -33,7 +34,7 @@ def write(run: Path, out: Path, seed: int) -> None:
 
 def write_vae(run: Path, out: Path) -> None:
     """`Wan2.1_VAE.pth` under official names in fp16, and its sizes beside it."""
-    model = vae.trained(run)
+    model = trained(vae.AUTOENCODER, run)
     state = {official_name(k): v.half() for k, v in model.state_dict().items()}
     back = convert_wan_vae_to_diffusers(dict(state))
     expected = {k: v.shape for k, v in model.state_dict().items()}

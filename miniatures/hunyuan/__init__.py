@@ -1,0 +1,1 @@
+"""What the HunyuanVideo miniature is made of: its autoencoder, text encoders and transformer."""

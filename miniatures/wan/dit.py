@@ -1,0 +1,113 @@
+"""The Wan miniature's transformer, trained on cached latents with flow matching."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from loguru import logger
+from torch import Tensor, nn
+
+from miniatures import flow, optim
+from miniatures.wan import text
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "Wan2.1"))  # the tree's folder name is no Python package name
+
+import wan.model  # noqa: E402
+from wan.configs import NEGATIVE_PROMPT  # noqa: E402
+from wan.model import WanModel  # noqa: E402
+
+CONFIG = {
+    "model_type": "t2v",
+    "text_len": text.TEXT_LEN,
+    "in_dim": 16,
+    "dim": 160,
+    "ffn_dim": 640,
+    "freq_dim": 256,
+    "text_dim": 256,
+    "out_dim": 16,
+    "num_heads": 2,
+    "num_layers": 12,
+    "eps": 1e-6,
+}
+TOKENS = 576
+
+
+class Prompts:
+    """Encoded prompts, each encoded once."""
+
+    def __init__(self, seed: int, device: str) -> None:
+        self.tokenizer, self.encoder = text.build_tokenizer(), text.build_encoder(seed)
+        self.rows: dict[str, Tensor] = {}
+        self.device = device
+
+    def __getitem__(self, prompt: str) -> Tensor:
+        if prompt not in self.rows:
+            rows = text.embed(self.tokenizer, self.encoder, prompt)
+            self.rows[prompt] = rows.float().to(self.device)
+        return self.rows[prompt]
+
+
+def velocities(
+    model: WanModel, x0: Tensor, noise: Tensor, sigma: Tensor, context: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Predicted and true velocity noise - x0 at x0 + sigma (noise - x0)."""
+    noisy = flow.noisy_latents(x0, noise, sigma)
+    with optim.mixed_precision(x0.device):
+        predicted = torch.stack(model(list(noisy), 1000 * sigma, context, TOKENS))
+    return predicted.float(), noise - x0
+
+
+def train(
+    run: Path,
+    seed: int,
+    device: str,
+    minutes: float | None,
+    steps: int | None,
+    batch: int,
+    compiled: bool,
+    lr: float = 1.5e-3,
+) -> None:
+    """Trains the transformer into `run/dit.pt`."""
+    rank, world = optim.start_processes(device)
+    torch.manual_seed(seed)
+    model, clock = WanModel(**CONFIG).to(device), optim.Clock(minutes, steps)
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    average, opts = optim.Average(model, 0.999), flow.optimizers(model, matrices, lr)
+    data, check = (
+        flow.Latents(run, name, device, *flow.statistics(run)) for name in ("train", "held_out")
+    )
+    prompts, batches = Prompts(seed, device), flow.Batches(data, batch, rank, world)
+    if device == "cpu":
+        wan.model.attention = flow.plain_attention
+    if compiled:
+        for block in model.blocks:
+            block.compile()
+    logger.info(f"{sum(p.numel() for p in model.parameters())} parameters, {len(data)} clips")
+
+    def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
+        x0, noise, sigma, said = batches.draw(rng)
+        kept = [flow.drop(prompt, rng.random(), NEGATIVE_PROMPT) for prompt in said]
+        return flow.loss(*velocities(model, x0, noise, sigma, [prompts[p] for p in kept]))
+
+    def report() -> float:
+        return flow.held_out_loss(
+            lambda x0, noise, sigma, said: velocities(
+                average.model, x0, noise, sigma, [prompts[p] for p in said]
+            ),
+            check,
+        )
+
+    path = run / "dit.pt"
+    optim.fit(
+        model, average, opts, batch_loss, path, seed, clock, warmup=50, flat=0.35, report=report
+    )
+
+
+def load(run: Path, averaged: bool = True) -> tuple[nn.Module, int]:
+    """Model of a training under way and its step."""
+    state = torch.load(run / "dit.pt", weights_only=True, map_location="cpu")
+    model = WanModel(**CONFIG)
+    model.load_state_dict(state["average" if averaged else "model"])
+    return model.eval(), state["step"]
