@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import sys
-from dataclasses import replace
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
@@ -30,6 +29,7 @@ from hyvideo.config import (
     round_size,
 )
 from hyvideo.errors import InputError
+from hyvideo.inference import settings_of
 from hyvideo.sigmas import SOLVER, sigma_grid
 from hyvideo.video import check_target, default_name, save_folder, save_image, save_video
 from profiling_core.options import DEFAULT_PRESET, add_delta_cache_option, resolve_plan
@@ -53,23 +53,6 @@ PER_MODEL = (
     "video_size",
     "video_length",
     "embedded_cfg_scale",
-)
-# options that replace fields of the configuration
-SETTINGS = (
-    "precision",
-    "rope_theta",
-    "vae_precision",
-    "text_encoder_precision",
-    "text_encoder_precision_2",
-    "text_len",
-    "text_len_2",
-    "prompt_template",
-    "prompt_template_video",
-    "hidden_state_skip_layer",
-    "apply_final_norm",
-    "load_key",
-    "use_fp8",
-    "disable_autocast",
 )
 
 
@@ -267,13 +250,6 @@ def fill_defaults(args: argparse.Namespace, config: HunyuanConfig) -> None:
         logger.info(f"drew seed {', '.join(map(str, args.seed))}")
     else:
         args.seed = [args.seed + number for number in range(args.num_videos)]
-
-
-def settings_of(args: argparse.Namespace, config: HunyuanConfig) -> HunyuanConfig:
-    """The model's configuration with what the command line says of it."""
-    widths = {name: getattr(args, name) for name in ("text_states_dim", "text_states_dim_2")}
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    return replace(config, transformer={**config.transformer, **widths}, **settings)
 
 
 def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:

@@ -8,6 +8,7 @@ import pytest
 import sample_video
 from hyvideo.config import CONFIGS, TREE
 from hyvideo.errors import InputError
+from hyvideo.inference import SETTINGS, settings_of
 
 PER_MODEL = {  # None on the command line, these values for the official models
     "--text-states-dim": 4096,
@@ -124,7 +125,7 @@ def test_hunyuan_choices_are_official() -> None:
 def test_official_models_take_the_official_values(model: str) -> None:
     args = resolved("--model", model)
     assert {n: getattr(args, n[2:].replace("-", "_")) for n in PER_MODEL} == PER_MODEL
-    config = sample_video.settings_of(args, CONFIGS[model])
+    config = settings_of(args, CONFIGS[model])
     assert config == CONFIGS[model]  # the configuration holds the same defaults
     assert config.transformer["guidance_embed"] is (model == "HYVideo-T/2-cfgdistill")
     assert config.plan_model == "hunyuan-video-t2v-720p"
@@ -132,7 +133,7 @@ def test_official_models_take_the_official_values(model: str) -> None:
 
 def test_the_miniature_has_values_of_its_own() -> None:
     args, config = resolved("--model", "HYVideo-mini"), CONFIGS["HYVideo-mini"]
-    assert sample_video.settings_of(args, config) == config
+    assert settings_of(args, config) == config
     assert (args.video_size, args.video_length) == ((128, 128), 33)
     assert args.model_base == TREE / "ckpts" / "HYVideo-mini"
     assert config.latent_shape(args.video_size, args.video_length) == (16, 9, 16, 16)
@@ -153,8 +154,8 @@ def test_settings_reach_the_configuration() -> None:
         *("--prompt-template", "dit-llm-encode-video", "--load-key", "ema", "--use-fp8"),
         *("--text-states-dim", "99", "--text-states-dim-2", "88", "--disable-autocast"),
     )
-    config = sample_video.settings_of(args, CONFIGS[args.model])
-    for name in sample_video.SETTINGS:
+    config = settings_of(args, CONFIGS[args.model])
+    for name in SETTINGS:
         assert getattr(config, name) == getattr(args, name)
     assert (config.text_states_dim, config.text_states_dim_2) == (99, 88)
     assert CONFIGS[args.model].text_states_dim == 4096

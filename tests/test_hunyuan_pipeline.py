@@ -14,6 +14,7 @@ from hunyuan_toys import TINY, TINY_DIT, dit_file, tiny_config, tiny_dit, write_
 from hyvideo.checkpoint import find_files
 from hyvideo.config import CONFIGS, NEGATIVE_PROMPT
 from hyvideo.errors import InputError
+from hyvideo.inference import HunyuanVideoSampler
 from hyvideo.pipeline import (
     Conditioning,
     HunyuanVideo,
@@ -536,6 +537,38 @@ def test_conditioning_is_all_that_denoise_needs(pipeline: HunyuanVideo, full: Te
     )
     assert latent.shape == (1, 16, 2, 4, 4) and latent.dtype == torch.float32
     assert torch.equal(pipeline.decode(latent), full[0])
+
+
+def test_the_official_python_object_makes_the_same_clips(
+    hunyuan_checkpoint: Path, full: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "HYVideo-tiny", TINY)
+    args = sample_video.build_parser().parse_args(["--model", "HYVideo-tiny", "--flow-reverse"])
+    sampler = HunyuanVideoSampler.from_pretrained(hunyuan_checkpoint, args=args, device="cpu")
+    assert sampler.args is args
+    out = sampler.predict(
+        prompt=f" {PROMPT} ",
+        height=32,
+        width=32,
+        video_length=5,
+        seed=2,
+        negative_prompt=None,
+        infer_steps=STEPS,
+        guidance_scale=1.0,
+        num_videos_per_prompt=2,
+        flow_shift=7.0,
+        batch_size=1,
+        embedded_guidance_scale=6.0,
+        progress=False,
+    )
+    assert torch.equal(out["samples"][1:], full) and out["samples"].shape == (2, 3, 5, 32, 32)
+    assert out["seeds"] == [2, 3] and out["prompts"] == [PROMPT] * 2
+    assert out["size"] == (32, 32, 5)
+    assert len(sampler.predict(PROMPT, infer_steps=2, progress=False)["seeds"]) == 1
+    with pytest.raises(InputError, match="batch_size 2: a batch has one prompt"):
+        sampler.predict(PROMPT, batch_size=2)
+    with pytest.raises(TypeError, match="prompt is a NoneType, expected a str"):
+        sampler.predict(None)
 
 
 @pytest.fixture
