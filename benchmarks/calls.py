@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -12,17 +13,48 @@ import torch
 from torch import nn
 
 from common import paired_ratio, timed
+from profiling_core.anchors import tensors_of
 from profiling_core.cost import anchor_lifetimes, bytes_held, speedup_flops
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import BRANCHES, CachePlan
+from profiling_core.models import PlannedModel
+from profiling_core.plan import CachePlan
+from profiling_core.presets import build_preset, presets_of
 
 Call = Callable[[], Any]
+PLANS = ("release", "paper", "foreground", "balanced")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and one call of it with fixed inputs, as a denoising loop makes it."""
+
+    name: str
+    model: nn.Module
+    call: Call
+    planned: PlannedModel  # its block lists, family and clip: the presets are made for them
+
+    @property
+    def presets(self) -> list[str]:
+        return [preset for preset in PLANS if preset in presets_of(self.planned)]
+
+    def plan(self, preset: str) -> CachePlan:
+        """The shipped plan where this is a shipped model's size, else its like for this one."""
+        return build_preset(self.planned, preset)
 
 
 def all_compute(plan: CachePlan) -> CachePlan:
-    """The same model with every step computed, both seams in place and walked."""
+    """The same model with every step computed, all seams in place and walked."""
     every = dict.fromkeys(plan.branches, tuple(range(plan.steps)))
-    last = plan.model.block_lists["blocks"] - 1
+    intervals = [
+        {
+            "kind": "intervals",
+            "block_list": name,
+            "intervals": [[0, length - 1]],
+            "compute_steps": every,
+            "skip": "hold",
+        }
+        for name, length in plan.model.block_lists.items()
+    ]
     return CachePlan.build(
         name="all compute",
         model=plan.model,
@@ -30,18 +62,51 @@ def all_compute(plan: CachePlan) -> CachePlan:
         sigmas=plan.sigmas,
         solver=plan.solver,
         shift=plan.shift,
-        sites=[
-            {"kind": "prediction", "compute_steps": every, "skip": "hold"},
-            {
-                "kind": "intervals",
-                "block_list": "blocks",
-                "intervals": [[0, last]],
-                "compute_steps": every,
-                "skip": "hold",
-            },
-        ],
+        sites=[{"kind": "prediction", "compute_steps": every, "skip": "hold"}, *intervals],
         provenance={"made_by": "benchmarks", "source": "every step computed"},
     )
+
+
+def kinds(plan: CachePlan, branch: str) -> dict[int, str]:
+    """What the call of every step does: 'run' all blocks, 'keep' anchors meanwhile, 'reuse' them.
+
+    Sites that differ are joined in the plan's order: 'keep+reuse'.
+    """
+    sites = [
+        {
+            **dict.fromkeys(plan.computes(site, branch), "run"),
+            **dict.fromkeys(anchor_lifetimes(plan, site, branch), "keep"),
+            **dict.fromkeys(plan.forecasts(site, branch), "reuse"),
+        }
+        for site in plan.sites
+    ]
+    found = {}
+    for step in plan.solver_steps:
+        words = [site[step] for site in sites if step in site]  # a skipped call walks no blocks
+        found[step] = words[0] if len(set(words)) == 1 else "+".join(words)
+    return found
+
+
+def visit(plan: CachePlan, branch: str, wanted: set[str]) -> list[int]:
+    """One step of every wanted kind, that with the most anchors, and all steps these build on."""
+    forecasts = [plan.forecasts(site, branch) for site in plan.sites]
+
+    def anchors(step: int) -> list[int]:
+        return [anchor for steps in forecasts for anchor, _ in steps.get(step, ())]
+
+    by_kind: dict[str, list[int]] = {}
+    for step, kind in kinds(plan, branch).items():
+        by_kind.setdefault(kind, []).append(step)
+    open_ = [
+        max(steps, key=lambda s: len(anchors(s))) for k, steps in by_kind.items() if k in wanted
+    ]
+    found: set[int] = set()
+    while open_:
+        step = open_.pop()
+        if step not in found:
+            found.add(step)
+            open_ += anchors(step)
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -49,66 +114,117 @@ class CallCosts:
     """Median seconds per call of the model, from rounds in which they alternate."""
 
     bare: float
-    keeping: float  # all blocks run, anchors are stored
-    reusing: float  # 0 where the solver jumps: there is no such call
+    seconds: dict[str, float]  # per kind of call; 'run' is taken for a bare one
+    counts: dict[str, int]  # calls of each kind in one clip
+    calls: int  # of one clip without a plan
     attached_over_bare: float  # all-compute plan attached, paired by round
-    achieved: float  # speed-up of the whole loop, built from these calls
     ideal: float
 
-    def as_row(self) -> dict[str, float]:
-        rounded = {key: round(value, 5) for key, value in vars(self).items()}
-        return {**rounded, "achieved_over_ideal": round(self.achieved / self.ideal, 4)}
+    @property
+    def keeping(self) -> float:
+        """All blocks run, anchors are stored."""
+        return self.seconds.get("keep", self.bare)
+
+    @property
+    def reusing(self) -> float:
+        """All sites reuse; 0 where the solver jumps: there is no such call."""
+        return self.seconds.get("reuse", 0.0)
+
+    @property
+    def achieved(self) -> float:
+        """Speed-up of the whole loop, built from these calls and the plan's counts of them."""
+        each = {**self.seconds, "run": self.bare}
+        return self.calls * self.bare / sum(each[kind] * n for kind, n in self.counts.items())
+
+    def as_row(self) -> dict[str, Any]:
+        names = ("bare", "keeping", "reusing", "attached_over_bare", "achieved", "ideal")
+        return {
+            **{name: round(getattr(self, name), 5) for name in names},
+            "achieved_over_ideal": round(self.achieved / self.ideal, 4),
+            "kinds": {
+                kind: {"calls": count, "seconds": round(self.seconds.get(kind, self.bare), 5)}
+                for kind, count in self.counts.items()
+            },
+        }
 
 
-def measure(
-    model: nn.Module, call: Call, plan: CachePlan, rounds: int, device: torch.device
-) -> CallCosts:
-    """Alternate bare, all-compute, keeping and reusing calls of `model` made by `call`.
+def measure(subject: Subject, plan: CachePlan, rounds: int, device: torch.device) -> CallCosts:
+    """Alternate bare calls, all-compute ones and one of every kind that the plan has.
 
-    The loop's time is put together from the plan's own counts of each kind of call.
+    Calls are timed in the plan's first branch; they cost the same in the others.
     """
-    computed, reused = first_reuse(plan)
+    first = plan.branches[0]
+    kind_of = kinds(plan, first)
+    steps = visit(plan, first, set(kind_of.values()) - {"run"})
     empty = all_compute(plan)
-    seconds: dict[str, list[float]] = {name: [] for name in ("bare", "all", "keep", "reuse")}
+    bare, attached, by_kind = [], [], {kind_of[step]: [] for step in steps}
     for number in range(rounds + 1):
-        taken = {"bare": timed(call, device), "all": _attached(model, call, empty, [0], device)[0]}
-        if reused is not None:
-            *_, taken["keep"], taken["reuse"] = _attached(
-                model, call, plan, [*computed, reused], device
-            )
+        bare_now = timed(subject.call, device)
+        attached_now = _attached(subject, empty, [0], device)[0]
+        planned = _attached(subject, plan, steps, device)
         if number:  # the first round warms up
-            for name, value in taken.items():
-                seconds[name].append(value)
-    bare = median(seconds["bare"])
-    keeping = median(seconds["keep"]) if seconds["keep"] else bare
-    reusing = median(seconds["reuse"]) if seconds["reuse"] else 0.0
+            bare.append(bare_now)
+            attached.append(attached_now)
+            for step, seconds in zip(steps, planned, strict=True):
+                by_kind[kind_of[step]].append(seconds)
     return CallCosts(
-        bare=bare,
-        keeping=keeping,
-        reusing=reusing,
-        attached_over_bare=paired_ratio(seconds["all"], seconds["bare"]),
-        achieved=_loop_speedup(plan, bare, keeping, reusing),
+        bare=median(bare),
+        seconds={kind: median(seconds) for kind, seconds in by_kind.items()},
+        counts=Counter(kind for b in plan.branches for kind in kinds(plan, b).values()),
+        calls=plan.steps * len(plan.branches),
+        attached_over_bare=paired_ratio(attached, bare),
         ideal=speedup_flops(plan),
     )
 
 
-def measured_bytes(
-    model: nn.Module, call: Call, plan: CachePlan, device: torch.device, **sizes: int
-) -> tuple[int, int]:
-    """Bytes really held after both branches kept their anchors, and the plan's formula.
+def _attached(
+    subject: Subject, plan: CachePlan, steps: list[int], device: torch.device
+) -> list[float]:
+    cache = DeltaCache(plan)
+    taken = []
+    with cache.attached(subject.model):
+        for step in steps:
+            cache.begin(step, plan.branches[0])
+            taken.append(timed(subject.call, device))
+    return taken
+
+
+def measured_bytes(subject: Subject, plan: CachePlan, device: torch.device) -> tuple[int, int]:
+    """Bytes really held once all branches kept what a step reuses at most, and the plan's formula.
 
     On CUDA the allocator's count, on the CPU the storages of all live tensors.
     """
-    computed, _ = first_reuse(plan)
-    cache = DeltaCache(plan)
-    with cache.attached(model):
+    cache, sizes = DeltaCache(plan), formula_sizes(subject)
+    with cache.attached(subject.model):
         before = live_bytes(device)
-        for step in computed:
+        for step in visit(plan, plan.branches[0], {"reuse"})[:-1]:
             for branch in plan.branches:
                 cache.begin(step, branch)
-                call()
+                subject.call()
         held = live_bytes(device) - before
     return held, bytes_held(plan, **sizes)
+
+
+def formula_sizes(subject: Subject) -> dict[str, int]:
+    """What the formula of bytes is given: the clip's sizes, and the types of one bare call."""
+    stream: set[int] = set()
+
+    def see(block: nn.Module, args: tuple, output: Any) -> None:
+        stream.update(tensor.element_size() for tensor in tensors_of(output))
+
+    lists = [getattr(subject.model, name) for name in subject.planned.fingerprint.block_lists]
+    hooks = [block.register_forward_hook(see) for blocks in lists for block in blocks]
+    prediction = {tensor.element_size() for tensor in tensors_of(subject.call())}
+    for hook in hooks:
+        hook.remove()
+    if len(stream) > 1 or len(prediction) > 1:
+        raise ValueError(f"blocks return items of {stream} bytes, predictions of {prediction}")
+    return {
+        "tokens": subject.planned.clip.tokens,
+        "latent_numel": subject.planned.clip.latent,
+        "stream_itemsize": stream.pop(),
+        "prediction_itemsize": prediction.pop(),
+    }
 
 
 def live_bytes(device: torch.device) -> int:
@@ -123,37 +239,3 @@ def live_bytes(device: torch.device) -> int:
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
-
-
-def _attached(
-    model: nn.Module, call: Call, plan: CachePlan, steps: list[int], device: torch.device
-) -> list[float]:
-    cache = DeltaCache(plan)
-    taken = []
-    with cache.attached(model):
-        for step in steps:
-            cache.begin(step, BRANCHES[0])
-            taken.append(timed(call, device))
-    return taken
-
-
-def first_reuse(plan: CachePlan) -> tuple[list[int], int | None]:
-    """The first reuse step that needs the most anchors, and the compute steps it needs."""
-    best: tuple[list[int], int | None] = ([], None)
-    for site in plan.sites:
-        for step, forecast in sorted(plan.forecasts(site, BRANCHES[0]).items()):
-            if len(forecast) > len(best[0]):
-                best = (sorted(anchor for anchor, _ in forecast), step)
-    return best
-
-
-def _loop_speedup(plan: CachePlan, bare: float, keeping: float, reusing: float) -> float:
-    """Steps x bare call over the plan's own mix of calls, one site deciding per step."""
-    site = plan.sites[0]
-    total = 0.0
-    for branch in plan.branches:
-        kept = anchor_lifetimes(plan, site, branch)
-        computed = plan.computes(site, branch)
-        reused = plan.forecasts(site, branch)
-        total += keeping * len(kept) + bare * (len(computed) - len(kept)) + reusing * len(reused)
-    return plan.steps * len(plan.branches) * bare / total

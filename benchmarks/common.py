@@ -1,4 +1,4 @@
-"""What the benchmarks share: the Wan tree, the environment of a row, alternating timing."""
+"""What the benchmarks share: both trees, the environment of a row, alternating timing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path.insert(0, str(ROOT / "Wan2.1"))
+TREES = ("wan", "hunyuan")
+sys.path[:0] = [str(ROOT), str(ROOT / "Wan2.1"), str(ROOT / "HunyuanVideo")]
 
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Has the device bf16 instructions? A CPU without them emulates bf16, far slower than fp32."""
+    if device.type != "cpu":
+        return True
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and supported()
 
 
 def device_name(device: torch.device) -> str:

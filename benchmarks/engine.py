@@ -1,7 +1,8 @@
 """What the engine costs: attached without reuse, achieved over ideal speed-up, bytes, attach.
 
-On the bundled miniature and on a mid-size Wan with random weights (dim 768, 12 heads, 12 blocks,
-2,048 tokens). Rows go to results/engine.jsonl.
+On both bundled miniatures and on models of middle size with random weights: Wan (12 blocks) and
+HunyuanVideo (4 double and 8 single blocks), both of width 768 with 12 heads and 2,048 image tokens.
+Rows go to results/engine.jsonl.
 """
 
 from __future__ import annotations
@@ -10,149 +11,178 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from statistics import median
 
 import torch
 
-from calls import Call, measure, measured_bytes
-from common import append_row, default_device, environment, table
+from calls import Subject, measure, measured_bytes
+from common import TREES, append_row, default_device, environment, has_bf16, table
 from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
-from profiling_core.presets import load_preset
-from wan.configs import CONFIGS
-from wan.model import WanModel
-from wan.weights import load_transformer
+from subjects import hunyuan_subject, random_model, wan_subject
 
-PLANS = ("release", "paper", "balanced")
-MID_SIZE = {
+MID_LATENT = (16, 8, 32, 32)  # 8 x 16 x 16 = 2,048 tokens
+MID_TEXT = 64
+MID_WAN = {
     "dim": 768,
     "num_heads": 12,
     "num_layers": 12,
     "ffn_dim": 3072,
     "text_dim": 256,
-    "text_len": 64,
+    "text_len": MID_TEXT,
 }
-MID_LATENT = (16, 8, 32, 32)  # 8 x 16 x 16 = 2,048 tokens
+MID_HUNYUAN = {
+    "hidden_size": 768,
+    "heads_num": 12,
+    "mm_double_blocks_depth": 4,
+    "mm_single_blocks_depth": 8,
+    "rope_dim_list": (16, 24, 24),
+    "text_states_dim": 256,
+    "text_states_dim_2": 64,
+    "guidance_embed": True,
+}
 
 
 def main() -> int:
-    args = parse_arguments()
+    args = build_parser().parse_args()
     torch.set_num_threads(args.threads)
     device = default_device()
-    header = ["model", "plan", "attached/bare", "ideal", "achieved", "achieved/ideal"]
-    header += ["bytes", "formula", "attach+detach"]
     lines = []
-    for name, model, call, latent in models(args.models, device):
-        for preset in PLANS:
-            row = one_row(name, model, call, latent, preset, args.rounds, device)
-            append_row("engine", {**row, **environment(device)})
-            sys.stderr.write(f"{name} {preset} done\n")
-            cells = (
-                f"{row['attached_over_bare']:.4f}",
-                f"{row['ideal']:.3f}x",
-                f"{row['achieved']:.3f}x",
-                f"{row['achieved_over_ideal']:.3f}",
-                str(row["bytes"]),
-                str(row["bytes_formula"]),
-                f"{1000 * row['attach_detach_seconds']:.2f} ms",
-            )
-            lines.append([name, preset, *cells])
-    sys.stdout.write(table(header, lines) + "\n")
+    for tree in args.trees:
+        for subject in subjects(tree, args.models, device):
+            for preset in subject.presets:
+                row = {"tree": tree, **one_row(subject, preset, args.rounds, device)}
+                append_row("engine", {**row, **environment(device)})
+                sys.stderr.write(f"{tree} {subject.name} {preset} done\n")
+                lines.append(cells(row))
+    header = ["tree", "model", "plan", "attached/bare", "ideal", "achieved", "achieved/ideal"]
+    sys.stdout.write(table([*header, "bytes", "formula", "attach+detach"], lines) + "\n")
     return 0
 
 
-def models(
-    wanted: list[str], device: torch.device
-) -> Iterator[tuple[str, WanModel, Call, tuple[int, ...]]]:
-    """Name, model, one call of it and the latent's shape."""
+def subjects(tree: str, wanted: list[str], device: torch.device) -> Iterator[Subject]:
+    """The tree's models, one after another; in bf16 only where the device computes in it."""
+    bf16 = has_bf16(device)
     if "mini" in wanted:
-        config = CONFIGS["t2v-mini"]
-        model = load_transformer(config.ckpt_dir, device, torch.float32)
-        latent = config.latent_shape((128, 128), config.frame_num)
-        yield "miniature, bf16 autocast", model, one_call(model, latent, device, True), latent
-    for dtype in (torch.float32, torch.bfloat16):
-        label = str(dtype).removeprefix("torch.")
-        if "mid" in wanted:
-            torch.manual_seed(0)
-            model = WanModel(**MID_SIZE).to(device, dtype).eval()
-            torch.nn.init.normal_(model.head.head.weight, std=0.02)
-            call = one_call(model, MID_LATENT, device, dtype == torch.bfloat16)
-            yield f"mid-size, {label}", model, call, MID_LATENT
+        yield MINIATURES[tree](device, bf16)
+    if "mid" not in wanted:
+        return
+    yield MID_SIZE[tree](torch.float32, device)
+    if bf16:
+        yield MID_SIZE[tree](torch.bfloat16, device)
+    else:
+        sys.stderr.write(f"{tree} mid-size, bfloat16 left out: no bf16 instructions here\n")
 
 
-def one_call(
-    model: WanModel, latent: tuple[int, ...], device: torch.device, autocast: bool
-) -> Call:
-    """A call with fixed random inputs; bf16 autocast as the pipeline runs, or none."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(latent, generator=generator).to(device)
-    text = torch.randn(model.text_len, model.text_dim, generator=generator).to(device)
-    t = torch.tensor([700], device=device)
-    tokens = latent[1] * latent[2] * latent[3] // 4
+def wan_miniature(device: torch.device, bf16: bool) -> Subject:
+    """As its pipeline runs it: fp32 weights, bf16 autocast where that is not emulated."""
+    from wan.configs import CONFIGS, parse_size
+    from wan.weights import load_transformer
 
-    def call() -> object:
-        region = torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
-        with torch.no_grad(), region:
-            return model([x], t, [text], tokens)
-
-    return call
+    config = CONFIGS["t2v-mini"]
+    latent = config.latent_shape(parse_size(config.default_size), config.frame_num)
+    model = load_transformer(config.ckpt_dir, device, torch.float32)
+    return wan_subject(miniature_name(bf16), model, latent, autocast=bf16)
 
 
-def one_row(
-    name: str,
-    model: WanModel,
-    call: Call,
-    latent: tuple[int, ...],
-    preset: str,
-    rounds: int,
-    device: torch.device,
-) -> dict:
-    plan = plan_for(model, preset)
-    costs = measure(model, call, plan, rounds, device)
-    tokens = latent[1] * latent[2] * latent[3] // 4
-    sizes = {"tokens": tokens, "stream_itemsize": 4, "latent_numel": torch.Size(latent).numel()}
-    held, formula = measured_bytes(model, call, plan, device, **sizes)
+def hunyuan_miniature(device: torch.device, bf16: bool) -> Subject:
+    """As its pipeline runs it: bf16 weights and autocast, fp32 where bf16 is emulated."""
+    from hyvideo.checkpoint import find_files
+    from hyvideo.config import CONFIGS
+    from hyvideo.weights import load_transformer
+
+    config = replace(CONFIGS["HYVideo-mini"], precision="bf16" if bf16 else "fp32")
+    latent = config.latent_shape(config.video_size, config.video_length)
+    model = load_transformer(find_files(config.model_base).dit, config, device)
+    name = miniature_name(bf16)
+    return hunyuan_subject(name, model, latent, config.text_len, autocast=bf16)
+
+
+def miniature_name(bf16: bool) -> str:
+    return f"miniature, {'bf16 autocast' if bf16 else 'float32'}"
+
+
+def mid_wan(dtype: torch.dtype, device: torch.device) -> Subject:
+    from wan.model import WanModel
+
+    model = random_model(lambda: WanModel(**MID_WAN), dtype, device)
+    half = dtype == torch.bfloat16
+    return wan_subject(mid_name(dtype), model, MID_LATENT, autocast=half)
+
+
+def mid_hunyuan(dtype: torch.dtype, device: torch.device) -> Subject:
+    from hyvideo.model import HYVideoDiffusionTransformer
+
+    model = random_model(lambda: HYVideoDiffusionTransformer(**MID_HUNYUAN), dtype, device)
+    half = dtype == torch.bfloat16
+    return hunyuan_subject(mid_name(dtype), model, MID_LATENT, MID_TEXT, autocast=half)
+
+
+def mid_name(dtype: torch.dtype) -> str:
+    return f"mid-size, {str(dtype).removeprefix('torch.')}"
+
+
+MINIATURES: dict[str, Callable[[torch.device, bool], Subject]] = {
+    "wan": wan_miniature,
+    "hunyuan": hunyuan_miniature,
+}
+MID_SIZE: dict[str, Callable[[torch.dtype, torch.device], Subject]] = {
+    "wan": mid_wan,
+    "hunyuan": mid_hunyuan,
+}
+
+
+def one_row(subject: Subject, preset: str, rounds: int, device: torch.device) -> dict:
+    plan = subject.plan(preset)
+    costs = measure(subject, plan, rounds, device)
+    held, formula = measured_bytes(subject, plan, device)
     return {
-        "model": name,
+        "model": subject.name,
         "plan": preset,
-        "tokens": tokens,
+        "tokens": subject.planned.clip.tokens,
         "rounds": rounds,
         **costs.as_row(),
         "bytes": held,
         "bytes_formula": formula,
-        "attach_detach_seconds": round(attach_seconds(model, plan), 6),
+        "attach_detach_seconds": round(attach_seconds(subject, plan), 6),
     }
 
 
-def plan_for(model: WanModel, preset: str) -> CachePlan:
-    """The miniature's preset, fitted to this model's depth and width (steps and runs unchanged)."""
-    plan = load_preset("wan2.1-t2v-mini", preset)
-    document = plan.model_dump(mode="json", exclude_none=True)
-    document["model"]["width"] = model.dim
-    document.pop("expected")
-    if document["model"]["block_lists"]["blocks"] != len(model.blocks):
-        raise ValueError(f"the miniature's plans are for another depth than {len(model.blocks)}")
-    return CachePlan.build(**{k: v for k, v in document.items() if k != "format"})
+def cells(row: dict) -> list[str]:
+    """The row's line of the table."""
+    return [
+        row["tree"],
+        row["model"],
+        row["plan"],
+        f"{row['attached_over_bare']:.4f}",
+        f"{row['ideal']:.3f}x",
+        f"{row['achieved']:.3f}x",
+        f"{row['achieved_over_ideal']:.3f}",
+        f"{row['bytes']:,}",
+        f"{row['bytes_formula']:,}",
+        f"{1000 * row['attach_detach_seconds']:.2f} ms",
+    ]
 
 
-def attach_seconds(model: WanModel, plan: CachePlan) -> float:
+def attach_seconds(subject: Subject, plan: CachePlan) -> float:
     """Median seconds to attach and detach."""
     taken = []
     for _ in range(20):
         start = time.perf_counter()
-        DeltaCache(plan).attach(model).detach()
+        DeltaCache(plan).attach(subject.model).detach()
         taken.append(time.perf_counter() - start)
     return median(taken)
 
 
-def parse_arguments() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
     parser.add_argument("--models", nargs="+", choices=("mini", "mid"), default=["mini", "mid"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
