@@ -1,4 +1,4 @@
-# make demo    one clip on the bundled miniature: full, the paper's plan, ours (out/demo)
+# make demo    one clip on each bundled miniature: full, the paper's plan, ours (out/demo)
 # make test    the test suite
 # Both set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
 # Without a GPU, TORCH_INDEX=<package index of torch's CPU builds> saves the CUDA libraries.
