@@ -1,6 +1,9 @@
 """The benchmarks run: at toy sizes on the CPU, so that the GPU scripts do not rot unseen."""
 
+import json
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,62 +12,297 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import calls
 import common
+import demo
 import engine
 import gpu_step
-from profiling_core.plan import CachePlan
-from profiling_core.presets import load_preset
+import pipelines
+import policies
+from hunyuan_toys import TINY as TINY_HUNYUAN
+from profiling_core.models import HUNYUAN, MODELS, WAN, Clip, PlannedModel
+from profiling_core.plan import CachePlan, ModelFingerprint
+from profiling_core.presets import build_preset, load_preset, presets_of
+from subjects import random_model
+from wan.configs import CONFIGS as WAN_CONFIGS
 
 CPU = torch.device("cpu")
-TINY = {"dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 12, "text_dim": 16, "text_len": 4}
-LATENT = (16, 2, 4, 4)
+TOY_WAN, TOY_HUNYUAN = "wan2.1-t2v-1.3B", "hunyuan-video-540p"
+TOYS = {
+    TOY_WAN: gpu_step.FullWan(
+        {"dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 12, "text_dim": 16, "text_len": 4},
+        torch.float32,
+        latent=(16, 2, 4, 4),
+    ),
+    TOY_HUNYUAN: gpu_step.FullHunyuan(
+        {
+            "hidden_size": 48,
+            "heads_num": 2,
+            "mm_double_blocks_depth": 4,
+            "mm_single_blocks_depth": 10,
+            "rope_dim_list": (8, 8, 8),
+            "text_states_dim": 32,
+            "text_states_dim_2": 24,
+            "guidance_embed": True,
+        },
+        latent=(16, 2, 4, 4),
+        text_tokens=5,
+    ),
+}
+PRESETS = {TOY_WAN: ["release", "paper", "balanced"], TOY_HUNYUAN: list(calls.PLANS)}
+
+
+def toy(name: str) -> calls.Subject:
+    return TOYS[name].subject(name, CPU)
 
 
 @pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setitem(gpu_step.SIZES, "1.3B", TINY)
-    monkeypatch.setattr(gpu_step, "LATENT", LATENT)
-    monkeypatch.setattr(gpu_step, "TOKENS", 8)
-    model = gpu_step.random_model("1.3B", torch.float32, CPU)
-    plans = {name: engine.plan_for(model, name) for name in gpu_step.PLANS}
-    monkeypatch.setattr(gpu_step, "load_preset", lambda _, preset: plans[preset])
-    return model
+def rows(monkeypatch, tmp_path):
+    """Reads what a benchmark appended."""
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    return lambda name: [
+        json.loads(s) for s in (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
-@pytest.mark.parametrize("preset", gpu_step.PLANS)
-def test_full_size_benchmark_counts_what_the_plan_says(tiny, preset):
-    call = gpu_step.one_call(tiny, CPU)
-    row = gpu_step.one_row("1.3B", torch.float32, tiny, call, preset, 1, CPU)
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a benchmark's main with arguments."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+        return script.main()
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "preset"), [(n, p) for n in PRESETS for p in PRESETS[n]])
+def test_full_size_benchmark_counts_what_the_plan_says(name, preset):
+    subject = toy(name)
+    assert subject.presets == PRESETS[name]
+    row = gpu_step.one_row(subject, TOYS[name].dtype, preset, 1, CPU)
     assert row["bytes"] == row["bytes_formula"]
-    assert row["ideal"] == pytest.approx(
-        engine.plan_for(tiny, preset).expected.speedup_flops, rel=1e-4
-    )
+    assert (row["bytes"] == 0) == (name == TOY_WAN and preset == "balanced")
+    assert row["ideal"] == pytest.approx(subject.plan(preset).expected.speedup_flops, rel=1e-4)
     assert row["bare"] > 0 and row["achieved"] > 0
-    assert gpu_step.whole_loop(tiny, call, "1.3B", preset, CPU)["ratio"] > 0
+    plan = subject.plan(preset)
+    planned_calls = len(plan.solver_steps) * len(plan.branches)
+    assert sum(kind["calls"] for kind in row["kinds"].values()) == planned_calls
+    assert len(gpu_step.cells(row)) == 10
 
 
-def test_linear_plan_is_measured_with_both_of_its_anchors(tiny):
-    base = engine.plan_for(tiny, "paper").model_dump(mode="json", exclude_none=True)
-    base["sites"][0]["skip"] = "linear"
-    fields = {k: v for k, v in base.items() if k not in ("format", "expected")}
-    plan = CachePlan.build(**fields)
-    call = gpu_step.one_call(tiny, CPU)
-    sizes = {"tokens": 8, "stream_itemsize": 4, "latent_numel": 512}
-    held, formula = calls.measured_bytes(tiny, call, plan, CPU, **sizes)
-    assert held == formula == 2 * 2 * 2 * 8 * 48 * 4
-    assert calls.measure(tiny, call, plan, 1, CPU).reusing > 0
+@pytest.mark.parametrize("name", TOYS)
+def test_full_size_benchmark_runs_the_whole_loop(name):
+    assert gpu_step.whole_loop(toy(name), "paper", CPU)["ratio"] > 0
 
 
-def test_gpu_benchmark_without_a_gpu_says_so(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("wan2.1-t2v-1.3B", "wan2.1-t2v-1.3B"),
+        ("wan2.1-t2v-14B", "wan2.1-t2v-14B"),
+        ("hunyuan-video-720p", "hunyuan-video-t2v-720p"),
+    ],
+)
+def test_full_sizes_are_those_that_plans_are_shipped_for(name, official, monkeypatch):
+    def on_meta(build, dtype, device):
+        with torch.device("meta"):
+            return build().to(dtype)
+
+    monkeypatch.setattr(gpu_step, "random_model", on_meta)
+    subject, shipped = gpu_step.MODELS[name].subject(name, CPU), MODELS[official]
+    assert subject.planned.clip.tokens == shipped.clip.tokens
+    assert subject.planned.clip.latent == shipped.clip.latent
+    for preset in subject.presets:
+        assert subject.plan(preset).sites == load_preset(official, preset).sites
+    assert subject.planned.fingerprint.width == shipped.fingerprint.width
+
+
+def test_full_size_benchmark_needs_torch_numpy_and_pydantic_alone():
+    others = ("transformers", "diffusers", "loguru", "safetensors", "tqdm", "matplotlib", "skimage")
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({others!r}))"
+    command = f"{blocked}; sys.path.insert(0, {str(common.ROOT / 'benchmarks')!r}); import gpu_step"
+    subprocess.run([sys.executable, "-c", command], check=True)
+
+
+def test_gpu_benchmark_without_a_gpu_says_so(monkeypatch, capsys, run):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu_step.py"])
-    assert gpu_step.main() == 2
+    assert run(gpu_step) == 2
     assert capsys.readouterr().err == "error: no CUDA device: this benchmark measures a GPU\n"
 
 
-def test_engine_benchmark_refuses_plans_of_another_depth(tiny):
-    del tiny.blocks[-1]
-    with pytest.raises(ValueError, match="plans are for another depth than 11"):
-        engine.plan_for(tiny, "paper")
+def test_release_of_hunyuan_has_calls_that_reuse_one_list_and_keep_the_other():
+    plan = load_preset("hunyuan-video-t2v-720p", "release")
+    kinds = calls.kinds(plan, "cond")
+    assert (kinds[0], kinds[6], kinds[7]) == ("run", "keep", "reuse")
+    assert (kinds[12], kinds[26]) == ("keep+reuse", "reuse+keep")
+    assert [kinds[step] for step in (18, 42, 48, 49)] == ["keep"] * 3 + ["reuse"]
+    steps = calls.visit(plan, "cond", set(kinds.values()) - {"run"})
+    assert steps == [6, 7, 12, 18, 24, 26]
+
+
+def test_loop_is_put_together_from_the_plans_own_counts():
+    costs = calls.CallCosts(
+        bare=4.0,
+        seconds={"keep": 5.0, "reuse": 1.0},
+        counts={"run": 2, "keep": 2, "reuse": 6},
+        calls=10,
+        attached_over_bare=1.0,
+        ideal=2.0,
+    )
+    assert costs.achieved == pytest.approx(10 * 4.0 / (2 * 4 + 2 * 5 + 6 * 1))
+    assert costs.as_row()["kinds"]["run"] == {"calls": 2, "seconds": 4.0}
+    assert (costs.keeping, costs.reusing) == (5.0, 1.0)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_linear_plan_is_measured_with_both_of_its_anchors(name):
+    subject = toy(name)
+    base = subject.plan("paper").model_dump(mode="json", exclude_none=True)
+    base["sites"][0]["skip"] = "linear"
+    fields = {k: v for k, v in base.items() if k not in ("format", "expected")}
+    plan = CachePlan.build(**fields)
+    held, formula = calls.measured_bytes(subject, plan, CPU)
+    runs, itemsize = len(plan.sites[0].intervals), calls.formula_sizes(subject)["stream_itemsize"]
+    tokens = subject.planned.clip.tokens
+    assert held == formula == 2 * runs * len(plan.branches) * tokens * 48 * itemsize
+    assert calls.measure(subject, plan, 1, CPU).reusing > 0
+
+
+@pytest.mark.parametrize("tree", common.TREES)
+def test_engine_benchmark_measures_the_mid_sizes(tree, monkeypatch, rows, run, capsys):
+    """At a toy width; in bf16 only where the processor has it."""
+    small = {"dim": 48, "num_heads": 2, "ffn_dim": 64}
+    monkeypatch.setattr(engine, "MID_WAN", {**engine.MID_WAN, **small})
+    small = {"hidden_size": 48, "heads_num": 2, "rope_dim_list": (8, 8, 8)}
+    monkeypatch.setattr(engine, "MID_HUNYUAN", {**engine.MID_HUNYUAN, **small})
+    monkeypatch.setattr(engine, "MID_LATENT", (16, 2, 4, 4))
+    monkeypatch.setattr(engine, "has_bf16", lambda device: False)
+    assert run(engine, "--trees", tree, "--models", "mid", "--rounds", 1) == 0
+    found = rows("engine")
+    assert [row["plan"] for row in found] == PRESETS[{"wan": TOY_WAN, "hunyuan": TOY_HUNYUAN}[tree]]
+    assert {(row["tree"], row["model"]) for row in found} == {(tree, "mid-size, float32")}
+    assert all(row["bytes"] == row["bytes_formula"] for row in found)
+    assert "mid-size, bfloat16 left out: no bf16 instructions here" in capsys.readouterr().err
+
+
+def test_engine_benchmark_measures_bf16_where_there_is_any(monkeypatch):
+    made = lambda dtype, device: dtype  # noqa: E731
+    monkeypatch.setattr(engine, "MID_SIZE", {"wan": made})
+    monkeypatch.setattr(engine, "has_bf16", lambda device: True)
+    assert list(engine.subjects("wan", ["mid"], CPU)) == [torch.float32, torch.bfloat16]
+
+
+def test_engine_benchmark_measures_the_wan_miniature_as_its_pipeline_runs_it():
+    subject = engine.wan_miniature(CPU, bf16=False)
+    assert subject.plan("paper").sites == load_preset("wan2.1-t2v-mini", "paper").sites
+    assert subject.planned.clip.tokens == MODELS["wan2.1-t2v-mini"].clip.tokens
+
+
+def test_engine_benchmark_measures_the_hunyuan_miniature_as_its_pipeline_runs_it(
+    hunyuan_checkpoint, monkeypatch
+):
+    config = replace(TINY_HUNYUAN, model_base=hunyuan_checkpoint)
+    monkeypatch.setitem(pipelines.HUNYUAN_CONFIGS, "HYVideo-mini", config)
+    subject = engine.hunyuan_miniature(CPU, bf16=False)
+    assert {p.dtype for p in subject.model.parameters()} == {torch.float32}
+    assert subject.planned.clip.tokens == 2 * 2 * 2 + 12
+    assert calls.formula_sizes(subject)["stream_itemsize"] == 4
+
+
+@pytest.fixture
+def tiny_trees(checkpoint, hunyuan_checkpoint, monkeypatch):
+    """Both trees on tiny random checkpoints, with the presets of their sizes."""
+    wan = replace(
+        WAN_CONFIGS["t2v-mini"],
+        sizes=("32*32",),
+        default_size="32*32",
+        frame_num=5,
+        ckpt_dir=checkpoint,
+    )
+    hunyuan = replace(TINY_HUNYUAN, model_base=hunyuan_checkpoint, infer_steps=50)
+    planned = {
+        wan.plan_model: _planned(WAN, "wan2.1", {"blocks": 3}),
+        hunyuan.plan_model: _planned(
+            HUNYUAN, "hunyuan-video", {"double_blocks": 2, "single_blocks": 3}
+        ),
+    }
+    monkeypatch.setitem(pipelines.WAN_CONFIGS, "t2v-mini", wan)
+    monkeypatch.setitem(pipelines.HUNYUAN_CONFIGS, "HYVideo-mini", hunyuan)
+    monkeypatch.setattr(pipelines, "available", lambda model: presets_of(planned[model]))
+    monkeypatch.setattr(
+        pipelines,
+        "resolve_plan",
+        lambda value, model: build_preset(planned[model], value) if value else None,
+    )
+
+
+def _planned(family, name, lists):
+    fingerprint = ModelFingerprint(family=name, name="tiny", block_lists=lists, width=48)
+    return PlannedModel(family, fingerprint, Clip("tiny", 8, 512))
+
+
+def test_demo_runs_both_trees_and_names_them_in_table_and_rows(
+    tiny_trees, tmp_path, rows, run, capsys
+):
+    out = tmp_path / "demo"
+    assert run(demo, "--out", out, "--record") == 0
+    names = [f"{tree}_{what}.mp4" for tree in common.TREES for what in demo.RUNS]
+    sheets = [f"{tree}_contact_sheet.png" for tree in common.TREES]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names + sheets)
+    found = rows("demo")
+    assert [(row["tree"], row["run"]) for row in found] == [
+        (tree, run) for tree in common.TREES for run in demo.RUNS
+    ]
+    assert [row["solver"] for row in found] == ["unipc"] * 3 + ["euler"] * 3
+    assert found[2]["ideal"] == found[5]["ideal"] == pytest.approx(50 / 26, rel=1e-4)
+    assert all(0 < row["psnr_frames"] <= 100 for row in found if row["run"] != "full")
+    text = capsys.readouterr().out
+    for prompt in ("red circle moving right over blue stripes", pipelines.HunyuanTree.prompt):
+        assert repr(prompt) in text
+    assert text.count("\nwan ") == text.count("\nhunyuan ") == 3
+
+
+def test_demo_runs_one_tree_and_keeps_no_rows_unasked(tiny_trees, tmp_path, rows, run, capsys):
+    prompt = "green square moving up over noise"
+    out = tmp_path / "demo"
+    assert run(demo, "--trees", "hunyuan", "--prompt", prompt, "--out", out) == 0
+    text = capsys.readouterr().out
+    assert repr(prompt) in text and "wan" not in text
+    assert not (tmp_path / "demo.jsonl").exists()
+
+
+def test_videos_of_both_trees_have_one_range(tiny_trees, tmp_path):
+    for build in pipelines.BUILD.values():
+        tree = build(CPU)
+        latent = tree.denoise(tree.inputs(tree.prompt, 0), steps=2)
+        video = tree.decode(latent)
+        assert video.shape == (3, 5, 32, 32) and video.device == CPU
+        assert -1 <= video.min() < 0 and video.max() <= 1
+        assert pipelines.to_frames(video).shape == (5, 32, 32, 3)
+
+
+def test_policies_put_as_many_plain_steps_beside_each_plan(tiny_trees, rows, run, capsys):
+    assert run(policies, "--prompts", 1, "--solvers", "unipc", "euler") == 0
+    found = rows("policies")
+    assert {(row["tree"], row["solver"]) for row in found} == {
+        ("wan", "unipc"),
+        ("hunyuan", "euler"),
+    }
+    for tree in common.TREES:
+        shares = {row["policy"]: row["block_share"] for row in found if row["tree"] == tree}
+        plans = [policy for policy in shares if policy in calls.PLANS]
+        plain = [share for policy, share in shares.items() if policy not in calls.PLANS]
+        assert len(plans) == {"wan": 3, "hunyuan": 4}[tree]
+        assert all(min(abs(shares[plan] - share) for share in plain) <= 0.0101 for plan in plans)
+    assert capsys.readouterr().out.count("\nhunyuan ") == len(
+        {row["policy"] for row in found if row["tree"] == "hunyuan"}
+    )
+
+
+def test_hunyuan_has_one_solver(tiny_trees):
+    tree = pipelines.HunyuanTree(CPU)
+    with pytest.raises(ValueError, match="HunyuanVideo has the solver euler alone, not unipc"):
+        tree.denoise(tree.inputs(tree.prompt, 0), steps=2, solver="unipc")
 
 
 def test_alternating_rounds_turn_their_order_and_drop_the_first():
@@ -83,5 +321,7 @@ def test_table_aligns_its_columns():
     assert common.table(["a", "bb"], [["ccc", "d"]]) == "a    bb\n---  --\nccc  d"
 
 
-def test_presets_of_the_miniature_have_its_depth():
-    assert load_preset("wan2.1-t2v-mini", "paper").model.block_lists == {"blocks": 12}
+def test_random_weights_are_the_same_for_every_type():
+    build = lambda: torch.nn.Linear(4, 4)  # noqa: E731
+    one, other = (random_model(build, dtype, CPU) for dtype in (torch.float32, torch.bfloat16))
+    assert torch.equal(one.weight.to(torch.bfloat16), other.weight)

@@ -3,15 +3,20 @@
 import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from profiling_core.__main__ import _parser
 from profiling_core.options import resolve_plan
+from profiling_core.plan import PlanError
+from wan.configs import CONFIGS as WAN_CONFIGS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "benchmarks/README.md")
+ENTRIES = {"generate.py": "Wan2.1", "sample_video.py": "HunyuanVideo"}
 
 
 def commands() -> list[str]:
@@ -22,37 +27,52 @@ def commands() -> list[str]:
         for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.M | re.S):
             lines = block.replace("\\\n", " ").splitlines()
             found += [line.strip() for line in lines if line.strip() and line[0] != "#"]
-        found += re.findall(r"`((?:python|make|torchrun) [^`]+)`", text)
+        found += re.findall(r"`((?:python3?|make|torchrun) [^`]+)`", text)
     return found
 
 
-def generate_parser():
-    spec = importlib.util.spec_from_file_location("wan_generate", ROOT / "Wan2.1" / "generate.py")
+def script(path: Path):
+    """A script as a module; its own folder is on the path meanwhile, as when it is run."""
+    spec = importlib.util.spec_from_file_location(f"readme_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.build_parser()
+    sys.modules[spec.name] = module  # dataclasses look themselves up
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
 
 
-@pytest.mark.parametrize("command", commands())
-def test_command_is_real(command):
+def check_entry(name: str, options: list[str]) -> None:
+    """A tree's command: its options parse and its plan is one of the model's."""
+    args = script(ROOT / ENTRIES[name] / name).build_parser().parse_args(options)
+    config = WAN_CONFIGS[args.task] if name == "generate.py" else HUNYUAN_CONFIGS[args.model]
+    if args.delta_cache and not args.delta_cache.endswith(".json"):
+        assert resolve_plan(args.delta_cache, config.plan_model).name == args.delta_cache
+
+
+def check(command: str) -> None:
+    """Raises, or exits, where a command is not real."""
     words = shlex.split(command, comments=True)
     while words and "=" in words[0] and not words[0].startswith("-"):
         words.pop(0)  # environment variables
     program, *rest = words
+    python = program in ("python", "python3")
     if program == "make":
         makefile = (ROOT / "Makefile").read_text()
         assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in rest)
-    elif rest[:1] == ["generate.py"]:
-        args = generate_parser().parse_args(rest[1:])
-        model = "wan2.1-" + args.task.replace("t2i", "t2v")
-        if args.delta_cache and not args.delta_cache.endswith(".json"):
-            assert resolve_plan(args.delta_cache, model).name == args.delta_cache
-    elif rest[:2] == ["-m", "profiling_core"]:
+    elif python and rest and rest[0] in ENTRIES:
+        check_entry(rest[0], rest[1:])
+    elif python and rest[:2] == ["-m", "profiling_core"]:
         _parser().parse_args(rest[2:])
-    elif program == "python" and rest and rest[0].endswith(".py"):
+    elif python and rest and rest[0].startswith("benchmarks/"):
+        script(ROOT / rest[0]).build_parser().parse_args(rest[1:])
+    elif python and rest and rest[0].endswith(".py"):
         assert (ROOT / rest[0]).is_file()
-    elif rest[:1] == ["-m"] and rest[1].startswith("miniatures"):
-        assert (ROOT / (rest[1].replace(".", "/") + ".py")).is_file()
+    elif "-m" in rest and rest[rest.index("-m") + 1].startswith("miniatures"):
+        module = rest[rest.index("-m") + 1]
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
     elif program == "pip":
         files = [word for word, before in zip(rest[1:], rest, strict=False) if before == "-r"]
         assert files and all((ROOT / file).is_file() for file in files)
@@ -60,5 +80,37 @@ def test_command_is_real(command):
         assert program in ("cd", "git", "python3", "source", "."), f"unchecked command {command}"
 
 
+@pytest.mark.parametrize("command", commands())
+def test_command_is_real(command):
+    check(command)
+
+
 def test_documents_have_commands_at_all():
     assert len(commands()) > 8
+
+
+@pytest.mark.parametrize("plan", ["", "--delta_cache", "--delta_cache release"])
+def test_commands_of_both_trees_are_checked(plan):
+    check(f"python generate.py --task t2v-mini {plan}")
+    check(
+        'python3 sample_video.py --model HYVideo-mini --prompt "blue star moving left over red '
+        f'checks" --flow-reverse --seed 42 --save-path ./results {plan}'
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python generate.py --task t2v-mini --delta_cache foreground",
+        "python generate.py --task t2v-mini --flow-reverse",
+        "python sample_video.py --model HYVideo-mini --delta_cache fastest",
+        "python sample_video.py --task t2v-mini",
+        "python benchmarks/engine.py --trees wan2.1",
+        "python benchmarks/absent.py",
+        "make coffee",
+        "ffmpeg -i clip.mp4",
+    ],
+)
+def test_commands_that_are_not_real_are_found(command):
+    with pytest.raises((AssertionError, FileNotFoundError, PlanError, SystemExit, ValueError)):
+        check(command)
