@@ -1,5 +1,6 @@
 """From prompt to clip on a tiny random checkpoint: repeatable, and steered by plans."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ BLOCKS = TINY_DIT["mm_double_blocks_depth"] + TINY_DIT["mm_single_blocks_depth"]
 CLIP = {"size": (32, 32), "video_length": 5, "infer_steps": STEPS, "seed": 3, "progress": False}
 PROMPT = "a red circle moving right over blue stripes"  # 8 words
 TEXT, IMAGE = 9, 2 * 2 * 2  # tokens: the words and the template's end; frames x rows x columns
+
+
+@pytest.fixture(scope="module", autouse=True)
+def official_types() -> Iterator[None]:
+    """bf16 where it is asked for, also on a processor that has to emulate it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hyvideo.pipeline, "emulates", lambda dtype, device: False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +140,17 @@ def test_several_videos_are_those_of_their_own_seeds(pipeline: HunyuanVideo, ful
     listed = pipeline.generate(PROMPT, **{**CLIP, "seed": [4, 3]}, num_videos=2)
     assert torch.equal(listed, clips.flip(0))
     assert pipeline.last_run.seed == 3
+
+
+def test_a_processor_that_emulates_bf16_computes_in_fp32(
+    hunyuan_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hyvideo.pipeline, "emulates", lambda dtype, device: True)
+    pipeline = HunyuanVideo(TINY, hunyuan_checkpoint, "cpu")
+    assert pipeline.dtype == torch.float32
+    assert {p.dtype for p in pipeline.model.parameters()} == {torch.float32}
+    assert pipeline.guidance(6.0, 1).tolist() == [6016.0]  # the conditioning stays the official one
+    assert pipeline.generate(PROMPT, **CLIP).isfinite().all()
 
 
 def test_guidance_of_6_is_6016_in_bf16(pipeline: HunyuanVideo) -> None:

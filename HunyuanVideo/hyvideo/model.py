@@ -30,6 +30,15 @@ def no_autocast(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False)
 
 
+def emulates(dtype: torch.dtype, device: torch.device) -> bool:
+    """Does this processor lack instructions for `dtype`? It would be ten times slower than fp32."""
+    if device.type != "cpu" or dtype == torch.float32:
+        return False
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", None)
+    return supported is None or not supported()
+
+
 class HYVideoDiffusionTransformer(nn.Module):
     """Velocity of noisy video latents, given the timestep, encoded text and a guidance strength."""
 

@@ -21,7 +21,7 @@ from .checkpoint import Files, find_files
 from .config import NEGATIVE_PROMPT, HunyuanConfig, check_video_length, round_size
 from .errors import InputError
 from .memory import check_room
-from .model import GUIDANCE_SCALE, no_autocast, text_lens
+from .model import GUIDANCE_SCALE, emulates, no_autocast, text_lens
 from .rope import rope_tables
 from .scheduler import build_scheduler
 from .sigmas import SOLVER, sigmas_fp32
@@ -97,14 +97,20 @@ class HunyuanVideo:
             config.vae_precision,
             autocast=not config.disable_autocast,
         )
-        self.dtype = DTYPES[config.precision]
-        self.model = load_transformer(files.dit, config, self.device)
+        computing = computing_config(config, self.device)
+        self.dtype = DTYPES[computing.precision]
+        self.model = load_transformer(files.dit, computing, self.device)
         self._check_parts_fit()
         if not self.offload:
             for part in (self.text_encoder, self.text_encoder_2, self.vae):
                 part.to(self.device)
         self.last_run: RunStats | None = None
         logger.info(f"attention on {self.device}: {backend(self.device)}")
+        if computing is not config:
+            logger.info(
+                f"this processor has no {config.precision} instructions: "
+                "the transformer runs in fp32"
+            )
 
     def _check_parts_fit(self) -> None:
         model, channels = self.model, self.vae.model.config.latent_channels
@@ -222,7 +228,10 @@ class HunyuanVideo:
         plan: CachePlan | None = None,
         progress: bool = True,
     ) -> Tensor:
-        """Latent fp32 (1, z, f, h, w) from noise of that shape; leaves statistics in `last_run`."""
+        """Latents fp32 (B, z, f, h, w) from noise of that shape; leaves statistics in `last_run`.
+
+        conditioning: a row for each of the B clips, or with real guidance B negative ones first.
+        """
         config = self.config
         steps = config.infer_steps if infer_steps is None else infer_steps
         shift = config.flow_shift if flow_shift is None else flow_shift
@@ -236,7 +245,7 @@ class HunyuanVideo:
         visit = plan.solver_steps if plan is not None else tuple(range(steps))
         scheduler = build_scheduler(steps, shift, self.device, visit, reverse=flow_reverse)
         latent = noise.to(self.device, torch.float32)
-        rows = len(conditioning.states)  # 2 with real guidance
+        rows = len(conditioning.states)  # twice the clips with real guidance
         fixed = self._fixed_inputs(conditioning, latent, strength)
         bar = tqdm(total=steps, disable=not progress, unit="step")
         marks = progress_marks(cache, visit, steps)
@@ -251,9 +260,9 @@ class HunyuanVideo:
                 t = scheduler.timesteps[number]
                 if cache is not None:
                     cache.begin(step, "cond")  # both halves of real guidance are one call
-                x = latent.expand(rows, -1, -1, -1, -1)
+                x = latent if rows == len(latent) else torch.cat((latent, latent))
                 flow = self.model(x=x, t=t.expand(rows), **fixed)["x"]
-                if rows == 2:
+                if rows == 2 * len(latent):
                     uncond, cond = flow.chunk(2)
                     flow = uncond + cfg_scale * (cond - uncond)
                 latent = scheduler.step(flow.float(), t, latent, return_dict=False)[0]
@@ -279,7 +288,9 @@ class HunyuanVideo:
         """What the guidance embedder takes, (B,): the product is rounded to the model's type."""
         if not self.model.guidance_embed:
             return None
-        return torch.tensor([strength] * rows, device=self.device).to(self.dtype) * GUIDANCE_SCALE
+        told = DTYPES[self.config.precision]  # also where another type is computed in
+        product = torch.tensor([strength] * rows, device=self.device).to(told) * GUIDANCE_SCALE
+        return product.to(self.dtype)
 
     def _fixed_inputs(
         self, conditioning: Conditioning, latent: Tensor, strength: float
@@ -331,7 +342,7 @@ class HunyuanVideo:
         lines = plan.summary_lines(
             tokens=rows * tokens,
             stream_itemsize=itemsize,
-            latent_numel=rows * noise.numel(),
+            latent_numel=rows * noise[0].numel(),
             prediction_itemsize=itemsize,
         )
         for line in lines:
@@ -409,6 +420,12 @@ def clip_seeds(seed: int | Sequence[int] | None, num_videos: int) -> list[int]:
     return list(seed)
 
 
+def computing_config(config: HunyuanConfig, device: torch.device) -> HunyuanConfig:
+    """`config`, with fp32 for the transformer where the processor would emulate its precision."""
+    emulated = emulates(DTYPES[config.precision], device)
+    return replace(config, precision="fp32") if emulated else config
+
+
 def check_autocast(config: HunyuanConfig) -> None:
     """InputError for weights in half precision without autocast, which upstream fails on."""
     if config.disable_autocast and config.precision != "fp32":
@@ -474,7 +491,7 @@ def check_memory(
     def stored(precision: str) -> torch.dtype:
         return torch.float32 if on_host else DTYPES[precision]
 
-    transformer = {"transformer": transformer_bytes(config)}
+    transformer = {"transformer": transformer_bytes(computing_config(config, device))}
     others = {
         "text encoder": encoder_bytes(files.text_encoder, stored(config.text_encoder_precision)),
         "second text encoder": encoder_bytes(
