@@ -136,15 +136,15 @@ class HYVideoDiffusionTransformer(nn.Module):
                 f"rope tables of {len(freqs_cos)} rows for {grid[0]}x{grid[1]}x{grid[2]} tokens"
             )
         lens = text_lens(text_mask)
-        text_states, mask = text_states[:, : max(lens)], text_mask[:, : max(lens)]
+        text_states, mask = self.cut_text(text_states, text_mask, lens)
 
         vec = self.time_in(t) + self.vector_in(text_states_2)  # (B, D)
         if self.guidance_in is not None:
             vec = vec + self.guidance_in(guidance)
         img = self.img_in(x)  # (B, N, D)
         mask = mask.to(x.device, torch.float32)
-        txt = self.txt_in(text_states, t, mask, padded(lens, 0))  # (B, L, D)
-        rope, key_lens = (freqs_cos, freqs_sin), padded(lens, img.shape[1])
+        txt = self.txt_in(text_states, t, mask, self.key_lens(lens, 0))  # (B, L, D)
+        rope, key_lens = (freqs_cos, freqs_sin), self.key_lens(lens, img.shape[1])
 
         for block in self.double_blocks:
             img, txt = block(img, txt, vec, rope, key_lens)
@@ -154,6 +154,16 @@ class HYVideoDiffusionTransformer(nn.Module):
 
         flow = self.unpatchify(self.final_layer(tokens[:, : img.shape[1]], vec), grid)
         return {"x": flow} if return_dict else flow
+
+    def cut_text(
+        self, states: Tensor, mask: Tensor, lens: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Text and mask without what pads the batch's longest prompt as well."""
+        return states[:, : max(lens)], mask[:, : max(lens)]
+
+    def key_lens(self, lens: tuple[int, ...], before: int) -> KeyLens:
+        """Keys per sample: `before` tokens, then its valid text; None where nothing is padded."""
+        return None if min(lens) == max(lens) else tuple(before + n for n in lens)
 
     def grid_of(self, x: Tensor) -> tuple[int, int, int]:
         """Tokens along frames, rows and columns."""
@@ -175,8 +185,3 @@ def text_lens(mask: Tensor) -> tuple[int, ...]:
     if min(lens) < 1:
         raise ValueError(f"text_mask leaves a prompt without a valid token: {lens}")
     return lens
-
-
-def padded(lens: tuple[int, ...], before: int) -> KeyLens:
-    """Keys per sample, `before` tokens and the valid text; None when no sample is padded."""
-    return None if min(lens) == max(lens) else tuple(before + n for n in lens)

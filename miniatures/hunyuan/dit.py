@@ -79,11 +79,23 @@ class Flow:
         return flow.float()
 
 
-def build() -> HYVideoDiffusionTransformer:
-    return HYVideoDiffusionTransformer(**CONFIG.transformer)
+class PaddedTransformer(HYVideoDiffusionTransformer):
+    """Keeps padded text and hides it by a bias: compiled blocks see one shape, whatever is said."""
+
+    def cut_text(
+        self, states: Tensor, mask: Tensor, lens: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        return states, mask
+
+    def key_lens(self, lens: tuple[int, ...], before: int) -> Tensor:
+        return flow.hiding_bias(tuple(before + n for n in lens), before + CONFIG.text_len)
 
 
-def matrices_of(model: HYVideoDiffusionTransformer) -> list[nn.Parameter]:
+def build() -> PaddedTransformer:
+    return PaddedTransformer(**CONFIG.transformer)
+
+
+def matrices_of(model: PaddedTransformer) -> list[nn.Parameter]:
     """Matrices of the blocks, but those of the modulation, which start at zero."""
     blocks = nn.ModuleList([*model.double_blocks, *model.single_blocks])
     return [p for name, p in blocks.named_parameters() if p.ndim == 2 and "mod" not in name]
@@ -151,7 +163,7 @@ def train(
     )
 
 
-def load(path: Path, averaged: bool = True) -> tuple[HYVideoDiffusionTransformer, int]:
+def load(path: Path, averaged: bool = True) -> tuple[PaddedTransformer, int]:
     """Model of a training under way (`run/dit.pt` or `run/distil.pt`) and its step."""
     state = torch.load(path, weights_only=True, map_location="cpu")
     model = build()

@@ -64,10 +64,10 @@ AUTOENCODER = Autoencoder(
     encode,
     decode,
     stages=(
-        Stage(0.3, 4, 9, 64),
-        Stage(0.55, 4, 17, 64),
-        Stage(0.9, 4, 33, 64),
-        Stage(1.0, 4, 17, 128),
+        Stage(0.45, 32, 5, 32),
+        Stage(0.68, 16, 9, 48),
+        Stage(0.88, 8, 17, 64),
+        Stage(1.0, 4, 33, 64),
     ),
     refining=Stage(1.0, 4, 33, 64),
 )

@@ -1,0 +1,45 @@
+"""What trains the HunyuanVideo miniature computes what its tree computes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hunyuan_toys import randomise
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # miniatures is not installed
+
+import hyvideo.layers
+from hyvideo.model import HYVideoDiffusionTransformer
+from hyvideo.rope import rope_tables
+from miniatures import flow
+from miniatures.hunyuan import dit
+
+SIZES = dit.CONFIG.transformer | {"mm_double_blocks_depth": 1, "mm_single_blocks_depth": 2}
+
+
+@torch.no_grad()
+def test_hidden_padding_and_plain_attention_equal_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut text and SDPA against padded text and plain operations, two text lengths in a batch."""
+    tree = randomise(HYVideoDiffusionTransformer(**SIZES), 0)
+    trained = dit.PaddedTransformer(**SIZES).eval()
+    trained.load_state_dict(tree.state_dict())
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 16, 2, 4, 4, generator=generator)
+    states = torch.randn(2, dit.CONFIG.text_len, SIZES["text_states_dim"], generator=generator)
+    pooled = torch.randn(2, SIZES["text_states_dim_2"], generator=generator)
+    mask = (torch.arange(dit.CONFIG.text_len) < torch.tensor([[7], [4]])).long()
+    rope = rope_tables((2, 2, 2), SIZES["rope_dim_list"])
+    call = (x, torch.tensor([900.0, 300.0]), states, mask, pooled, *rope, torch.tensor([1.0, 6e3]))
+    expected = tree(*call)["x"]
+    monkeypatch.setattr(hyvideo.layers, "attention", flow.plain_attention)
+    assert (trained(*call)["x"] - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (tree(*call)["x"] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_scaling_factor_brings_latents_to_unit_root_mean_square(tmp_path: Path) -> None:
+    (tmp_path / "statistics.json").write_text(
+        '{"latents_mean": [3.0, 0.0], "latents_std": [4.0, 5.0]}'
+    )
+    assert dit.scaling_factor(tmp_path) == pytest.approx(0.2)
