@@ -62,7 +62,7 @@ class WanSampler:
         latent = torch.stack(noise).to(pipeline.device)
         seq_len = config.tokens(shape)
         for t in tqdm(scheduler.timesteps, mininterval=10):
-            with bf16_autocast(pipeline.device):
+            with bf16_autocast(pipeline.device, pipeline.torch_dtype):
                 both = pipeline.model([*latent, *latent], t.repeat(2 * len(jobs)), context, seq_len)
             cond, uncond = torch.stack(both).chunk(2)
             velocity = uncond + guidance * (cond - uncond)

@@ -28,9 +28,9 @@ def emulates_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and (mkldnn is None or not mkldnn())
 
 
-def bf16_autocast(device: torch.device) -> AbstractContextManager:
-    """bf16 autocast as the official code has it; fp32 where bf16 would only be emulated."""
-    if emulates_bf16(device):
+def bf16_autocast(device: torch.device, weights: torch.dtype) -> AbstractContextManager:
+    """bf16 autocast as the official code has it; none for fp32 weights where it is emulated."""
+    if weights == torch.float32 and emulates_bf16(device):
         return no_autocast(device)
     return torch.autocast(device.type, torch.bfloat16)
 

@@ -72,7 +72,7 @@ class WanT2V:
     ) -> None:
         folder = Path(checkpoint_dir)
         check_folder(folder, config)
-        self.config, self.t5_cpu = config, t5_cpu
+        self.config, self.t5_cpu, self.torch_dtype = config, t5_cpu, torch_dtype
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         check_memory(folder, config, self.device, torch_dtype, t5_cpu, offload_model)
         text_len = model_kwargs(folder)["text_len"]
@@ -84,7 +84,7 @@ class WanT2V:
         self._check_parts_fit()
         self.last_run: RunStats | None = None
         logger.info(f"attention on {self.device}: {backend(self.device)}")
-        if emulates_bf16(self.device):
+        if torch_dtype == torch.float32 and emulates_bf16(self.device):
             logger.info("this processor has no bf16 instructions: the transformer runs in fp32")
 
     def _check_parts_fit(self) -> None:
@@ -190,7 +190,7 @@ class WanT2V:
         self.model.to(self.device)
         latent = noise.to(self.device, torch.float32)
         seq_len = self.config.tokens(tuple(latent.shape))
-        autocast = bf16_autocast(self.device)
+        autocast = bf16_autocast(self.device, self.torch_dtype)
         bar = tqdm(total=sampling_steps, disable=not progress, unit="step")
         marks = progress_marks(cache, visit, sampling_steps)
         with self._timed() as loop, torch.no_grad(), autocast, bar, _attached(cache, self.model):
