@@ -14,7 +14,7 @@ import hyvideo.layers
 from hyvideo.model import HYVideoDiffusionTransformer
 from hyvideo.rope import rope_tables
 from miniatures import flow
-from miniatures.hunyuan import dit
+from miniatures.hunyuan import dit, vae
 
 SIZES = dit.CONFIG.transformer | {"mm_double_blocks_depth": 1, "mm_single_blocks_depth": 2}
 
@@ -38,8 +38,18 @@ def test_hidden_padding_and_plain_attention_equal_the_tree(monkeypatch: pytest.M
     assert (tree(*call)["x"] - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_scaling_factor_brings_latents_to_unit_root_mean_square(tmp_path: Path) -> None:
-    (tmp_path / "statistics.json").write_text(
-        '{"latents_mean": [3.0, 0.0], "latents_std": [4.0, 5.0]}'
-    )
-    assert dit.scaling_factor(tmp_path) == pytest.approx(0.2)
+@torch.no_grad()
+def test_folded_statistics_change_the_latents_basis_and_nothing_else() -> None:
+    plain, folded = (randomise(vae.build(), 2) for _ in range(2))
+    video = torch.randn(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(3))
+    mean = torch.linspace(-2, 2, 16)
+    std = torch.linspace(0.5, 8, 16)
+    vae.fold_statistics(folded, mean.tolist(), std.tolist())
+    latent, logvar = vae.encode(plain, video)
+    other, other_logvar = vae.encode(folded, video)
+    shape = (1, -1, 1, 1, 1)
+    expected = (latent - mean.view(shape)) / std.view(shape)
+    assert torch.allclose(other, expected, atol=1e-5)
+    assert torch.allclose(other_logvar, logvar - 2 * std.log().view(shape), atol=1e-5)
+    shown = vae.decode(plain, latent)
+    assert (vae.decode(folded, other) - shown).abs().max() < 1e-4 * shown.abs().max()

@@ -35,8 +35,10 @@ def train(
     clock = optim.Clock(minutes, steps)
     average = optim.Average(student, 0.99)
     opts = flow.optimizers(student, dit.matrices_of(student), lr)
-    batches = flow.Batches(dit.latents_of(run, "train", device), batch, rank, world)
-    check = dit.latents_of(run, "held_out", device)
+    data, check = (
+        flow.Latents(run, name, device, *flow.statistics(run)) for name in ("train", "held_out")
+    )
+    batches = flow.Batches(data, batch, rank, world)
     predict = dit.Flow(dit.Prompts(run / f"encoders-{rank}", seed, device), device)
     for model in (teacher, student):
         dit.prepare(model, device, compiled)
@@ -77,13 +79,7 @@ def train(
 
     def report() -> float:
         scale = torch.linspace(*STRENGTHS, 16, device=device)
-        total = 0.0
-
-        def velocities(*clip) -> tuple[Tensor, Tensor]:
-            return error(average.model, *clip, scale)
-
-        total = flow.held_out_loss(velocities, check, count=16)
-        return total
+        return flow.held_out_loss(lambda *clip: error(average.model, *clip, scale), check, count=16)
 
     optim.fit(
         student,

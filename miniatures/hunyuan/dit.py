@@ -101,17 +101,6 @@ def matrices_of(model: PaddedTransformer) -> list[nn.Parameter]:
     return [p for name, p in blocks.named_parameters() if p.ndim == 2 and "mod" not in name]
 
 
-def latents_of(run: Path, name: str, device: str) -> flow.Latents:
-    """Latents times the VAE's one scaling factor."""
-    return flow.Latents(run, name, device, [0.0], [1 / scaling_factor(run)])
-
-
-def scaling_factor(run: Path) -> float:
-    """What brings the latents' root mean square to one."""
-    mean, std = (np.array(values) for values in flow.statistics(run))
-    return round(float(np.mean(mean**2 + std**2) ** -0.5), 4)
-
-
 def prepare(model: nn.Module, device: str, compiled: bool) -> None:
     """What makes training fast here: plain attention on a CPU, compiled blocks on request."""
     if device == "cpu":
@@ -136,8 +125,10 @@ def train(
     torch.manual_seed(seed)
     model, clock = build().to(device), optim.Clock(minutes, steps)
     model.init_weights()
-    average, opts = optim.Average(model, 0.998), flow.optimizers(model, matrices_of(model), lr)
-    data, check = (latents_of(run, name, device) for name in ("train", "held_out"))
+    average, opts = optim.Average(model, 0.99), flow.optimizers(model, matrices_of(model), lr)
+    data, check = (
+        flow.Latents(run, name, device, *flow.statistics(run)) for name in ("train", "held_out")
+    )
     batches = flow.Batches(data, batch, rank, world)
     predict = Flow(Prompts(run / f"encoders-{rank}", seed, device), device)
     prepare(model, device, compiled)

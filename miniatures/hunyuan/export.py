@@ -7,7 +7,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from miniatures import optim
+from miniatures import flow, optim
 from miniatures.autoencoder import trained
 from miniatures.hunyuan import dit, vae
 
@@ -29,6 +29,7 @@ def write_vae(run: Path, folder: Path) -> None:
     """`pytorch_model.pt` in fp16 and `config.json` under the official names."""
     folder.mkdir(parents=True, exist_ok=True)
     model = trained(vae.AUTOENCODER, run)
+    vae.fold_statistics(model, *flow.statistics(run))
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
     optim.save(folder / "pytorch_model.pt", {"state_dict": state})
     document = {
@@ -39,7 +40,7 @@ def write_vae(run: Path, folder: Path) -> None:
         "sample_size": 256,
         "sample_tsize": 64,
         "time_compression_ratio": 4,
-        "scaling_factor": dit.scaling_factor(run),
+        "scaling_factor": 1.0,  # the statistics are in the weights
     }
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
 

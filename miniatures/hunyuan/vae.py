@@ -59,6 +59,23 @@ def decode(vae: AutoencoderKLHunyuanVideo, latent: Tensor) -> Tensor:
     return vae.decoder(vae.post_quant_conv(latent))
 
 
+@torch.no_grad()
+def fold_statistics(vae: AutoencoderKLHunyuanVideo, mean: list[float], std: list[float]) -> None:
+    """Change the 1x1x1 convolutions around the latent so that its channels have mean 0, std 1.
+
+    The official file format knows one scaling factor for all channels; the result is the same
+    autoencoder with another basis of the same latent.
+    """
+    shift, scale = (torch.tensor(values) for values in (mean, std))
+    channels = len(mean)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:channels] /= scale.view(-1, 1, 1, 1, 1)
+    quant.bias[:channels] = (quant.bias[:channels] - shift) / scale
+    quant.bias[channels:] -= 2 * scale.log()  # of the variance
+    post.bias += (post.weight[:, :, 0, 0, 0] * shift).sum(dim=1)
+    post.weight *= scale.view(1, -1, 1, 1, 1)
+
+
 AUTOENCODER = Autoencoder(
     build,
     encode,
