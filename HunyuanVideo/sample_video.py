@@ -1,9 +1,10 @@
 """HunyuanVideo text to video: the official command line, plus `--delta_cache`.
 
 Unlike the official script: --model-base says where all parts lie (the environment's MODEL_BASE
-still wins); one --video-size value is a square; --num-videos saves them all, one after the other,
-and --video-length 1 saves an image; file names hold no colon and nothing of a prompt that is
-special to a file system; options that officially do nothing work or say why they do not.
+still wins, but for the bundled model); one --video-size value is a square; --num-videos saves them
+all, one after the other, and --video-length 1 saves an image; file names hold no colon and nothing
+of a prompt that is special to a file system; options that officially do nothing work or say why
+they do not.
 """
 
 import argparse
@@ -75,6 +76,8 @@ def usual(field: str) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Path) and value.is_absolute():
+        return "the bundled folder"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -228,7 +231,7 @@ def fill_defaults(args: argparse.Namespace, config: HunyuanConfig) -> None:
     for name in PER_MODEL:
         if getattr(args, name) is None:
             setattr(args, name, getattr(config, name))
-    if os.getenv("MODEL_BASE"):
+    if os.getenv("MODEL_BASE") and not config.model_base.is_absolute():  # not of a bundled model
         args.model_base = os.environ["MODEL_BASE"]
         logger.info(f"the environment's MODEL_BASE is taken for --model-base: {args.model_base}")
     if args.model_resolution != "540p":

@@ -240,7 +240,7 @@ def test_the_environments_model_base_is_named(
     outcome: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODEL_BASE", "/no/such/models")
-    line = outcome(*RUN, "--model-base", "ckpts")
+    line = outcome(*RUN, "--model", "HYVideo-T/2", "--model-base", "ckpts")
     assert "checkpoint folder /no/such/models does not exist" in line
 
 

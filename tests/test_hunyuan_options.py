@@ -191,6 +191,8 @@ def test_seeds_count_up_or_are_drawn() -> None:
 def test_the_environment_says_where_the_model_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_BASE", "/models")
     assert resolved("--model-base", "ckpts").model_base == "/models"
+    bundled = CONFIGS["HYVideo-mini"].model_base
+    assert resolved("--model", "HYVideo-mini").model_base == bundled
 
 
 def test_options_may_be_abbreviated_as_officially() -> None:
