@@ -29,12 +29,13 @@ class Autoencoder:
     """How a tree's autoencoder is made and called, and how its training is staged.
 
     encode: video (B, 3, T, H, W) in -1..1 to mean and log-variance of the latent (B, 16, f, h, w);
-    decode: latent to video, not clamped.
+    decode: latent to video, not clamped; read: the autoencoder in a checkpoint folder.
     """
 
     build: Callable[[], nn.Module]
     encode: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
     decode: Callable[[nn.Module, Tensor], Tensor]
+    read: Callable[[Path], nn.Module]
     stages: tuple[Stage, ...]
     refining: Stage
 
@@ -134,10 +135,15 @@ def refine(
     minutes: float | None,
     steps: int | None,
     pool: int,
+    checkpoint: Path,
 ) -> None:
-    """Trains the decoder alone into `run/decoder.pt`: the transformer's latents stay valid."""
+    """Trains the decoder alone into `run/decoder.pt`: the transformer's latents stay valid.
+
+    Without a trained autoencoder in `run` it goes on from the one in `checkpoint`.
+    """
     rank, world = optim.start_processes(device)
-    vae, clock = trained(kind, run).to(device), optim.Clock(minutes, steps)
+    start = trained(kind, run) if (run / "vae.pt").exists() else kind.read(checkpoint)
+    vae, clock = start.to(device).requires_grad_(False), optim.Clock(minutes, steps)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
     crops = Crops(list(clips.clips(seed + 2 + rank, 0, pool)))
@@ -152,10 +158,15 @@ def refine(
     optim.fit(vae, average, opts, batch_loss, path, seed, clock, warmup=20, flat=0.1)
 
 
+def file_of(run: Path) -> Path | None:
+    """The autoencoder's file in `run`, with the refined decoder where there is one."""
+    return next((p for p in (run / "decoder.pt", run / "vae.pt") if p.exists()), None)
+
+
 def trained(kind: Autoencoder, run: Path) -> nn.Module:
     """The averaged autoencoder of `run`, its decoder refined where that was done."""
-    refined = run / "decoder.pt"
-    vae = kind.build()
-    path = refined if refined.exists() else run / "vae.pt"
+    vae, path = kind.build(), file_of(run)
+    if path is None:
+        raise FileNotFoundError(f"{run} holds no trained autoencoder: run the stage vae first")
     vae.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["average"])
     return vae.eval().requires_grad_(False)

@@ -8,7 +8,8 @@
 
 HunyuanVideo's has one stage more, `distil` after `dit`: guided predictions of the trained
 transformer go into its guidance embedder. A stopped training goes on where it was when the same
-command is given again; more --minutes make it longer. On a GPU, one process:
+command is given again; more --minutes make it longer. `decoder` and `export` alone, in an empty
+--run, go on from the checkpoint: the rest of it stays as it is. On a GPU, one process:
 `python -m miniatures.train STAGE --device cuda --steps N`.
 """
 
@@ -67,7 +68,8 @@ def main() -> None:
     if args.stage == "vae":
         autoencoder.train(part("vae").AUTOENCODER, *common, pool=args.clips, **length)
     elif args.stage == "decoder":
-        autoencoder.refine(part("vae").AUTOENCODER, *common, pool=args.clips, **length)
+        kind = part("vae").AUTOENCODER
+        autoencoder.refine(kind, *common, pool=args.clips, checkpoint=args.out, **length)
     elif args.stage == "latents":
         latents.encode(part("vae").AUTOENCODER, *common, args.clips)
     elif args.stage in ("dit", "distil"):

@@ -1,11 +1,14 @@
 """The HunyuanVideo miniature's video autoencoder: diffusers' own class at a small size."""
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor, nn
 
 from miniatures.autoencoder import Autoencoder, Stage
 
+FILE = Path("hunyuan-video-t2v-720p") / "vae" / "pytorch_model.pt"
 # Four levels as the official one, the first at full resolution: narrow there, wide below.
 CONFIG = {
     "block_out_channels": [8, 16, 32, 64],
@@ -59,6 +62,14 @@ def decode(vae: AutoencoderKLHunyuanVideo, latent: Tensor) -> Tensor:
     return vae.decoder(vae.post_quant_conv(latent))
 
 
+def read(folder: Path) -> AutoencoderKLHunyuanVideo:
+    """The autoencoder in a checkpoint folder of ours, fp32."""
+    vae = build()
+    file = torch.load(folder / FILE, weights_only=True, map_location="cpu")
+    vae.load_state_dict({name: tensor.float() for name, tensor in file["state_dict"].items()})
+    return vae
+
+
 @torch.no_grad()
 def fold_statistics(vae: AutoencoderKLHunyuanVideo, mean: list[float], std: list[float]) -> None:
     """Change the 1x1x1 convolutions around the latent so that its channels have mean 0, std 1.
@@ -80,6 +91,7 @@ AUTOENCODER = Autoencoder(
     build,
     encode,
     decode,
+    read,
     stages=(
         Stage(0.45, 32, 5, 32),
         Stage(0.68, 16, 9, 48),

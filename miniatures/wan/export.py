@@ -10,7 +10,7 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from miniatures.autoencoder import trained
+from miniatures.autoencoder import file_of, trained
 from miniatures.wan import dit, text, vae
 
 # diffusers' names of the VAE's parts -> official ones; {n} stands for a number
@@ -23,11 +23,13 @@ RESIDUAL = {
 
 
 def write(run: Path, out: Path, seed: int) -> None:
-    """Exports what `run` holds; the transformer's averaged weights, or untrained ones."""
+    """Exports what `run` holds, averaged weights; what it does not hold stays as it is in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    write_vae(run, out)
+    if file_of(run) is not None:
+        write_vae(run, out)
     write_text_encoder(out, seed)
-    write_transformer(run, out, seed)
+    if (run / "dit.pt").exists():
+        write_transformer(run, out)
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         logger.info(f"{path.stat().st_size:>10} {path.relative_to(out)}")
 
@@ -41,8 +43,9 @@ def write_vae(run: Path, out: Path) -> None:
     if {k: v.shape for k, v in back.items()} != expected:
         raise ValueError("the official VAE names do not convert back to diffusers' names")
     torch.save(state, out / "Wan2.1_VAE.pth")
-    statistics = json.loads((run / "statistics.json").read_text())
-    write_json(out / "Wan2.1_VAE.json", vae.CONFIG | statistics)
+    if (run / "statistics.json").exists():  # else they are those of the checkpoint
+        statistics = json.loads((run / "statistics.json").read_text())
+        write_json(out / "Wan2.1_VAE.json", vae.CONFIG | statistics)
 
 
 def official_name(name: str) -> str:
@@ -83,15 +86,10 @@ def write_text_encoder(out: Path, seed: int) -> None:
     text.save_tokenizer(out / "google" / "umt5-xxl")
 
 
-def write_transformer(run: Path, out: Path, seed: int) -> None:
+def write_transformer(run: Path, out: Path) -> None:
     """`config.json` and the weights in bf16."""
-    if (run / "dit.pt").exists():
-        model, step = dit.load(run)
-        logger.info(f"transformer of step {step}")
-    else:
-        torch.manual_seed(seed)
-        model = dit.WanModel(**dit.CONFIG)
-        logger.warning("the transformer is untrained")
+    model, step = dit.load(run)
+    logger.info(f"transformer of step {step}")
     state: dict[str, Tensor] = {k: v.bfloat16() for k, v in model.state_dict().items()}
     save_file(state, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     write_json(out / "config.json", {"_class_name": "WanModel"} | dit.CONFIG)

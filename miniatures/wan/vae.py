@@ -1,8 +1,11 @@
 """The Wan miniature's video autoencoder: diffusers' own class at a small size."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
+from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
     WanDecoder3d,
     WanEncoder3d,
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from miniatures.autoencoder import Autoencoder, Stage
 
+FILE = "Wan2.1_VAE.pth"
 # Three levels over 2x2 pixel patches: 4x8x8 as the official one, but no full-resolution level.
 CONFIG = {
     "base_dim": 16,
@@ -71,10 +75,20 @@ def _up(layer: WanResample, x: Tensor) -> Tensor:
     return layer(torch.cat([x[:, :, :1], later], dim=2))
 
 
+def read(folder: Path) -> AutoencoderKLWan:
+    """The autoencoder in a checkpoint folder of ours, fp32."""
+    vae = build()
+    file = torch.load(folder / FILE, weights_only=True, map_location="cpu")
+    state = convert_wan_vae_to_diffusers({name: tensor.float() for name, tensor in file.items()})
+    vae.load_state_dict(state)
+    return vae
+
+
 AUTOENCODER = Autoencoder(
     build,
     encode,
     decode,
+    read,
     stages=(
         Stage(0.25, 16, 9, 64),
         Stage(0.5, 8, 9, 64),

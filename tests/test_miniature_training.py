@@ -1,4 +1,4 @@
-"""What trains the HunyuanVideo miniature computes what its tree computes."""
+"""What trains the miniatures computes what their trees compute."""
 
 import sys
 from pathlib import Path
@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # miniatures is no
 import hyvideo.layers
 from hyvideo.model import HYVideoDiffusionTransformer
 from hyvideo.rope import rope_tables
-from miniatures import flow
+from miniatures import flow, samplers
 from miniatures.hunyuan import dit, vae
+from miniatures.wan import vae as wan_vae
 
 SIZES = dit.CONFIG.transformer | {"mm_double_blocks_depth": 1, "mm_single_blocks_depth": 2}
 
@@ -53,3 +54,16 @@ def test_folded_statistics_change_the_latents_basis_and_nothing_else() -> None:
     assert torch.allclose(other_logvar, logvar - 2 * std.log().view(shape), atol=1e-5)
     shown = vae.decode(plain, latent)
     assert (vae.decode(folded, other) - shown).abs().max() < 1e-4 * shown.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tree", ["wan", "hunyuan"])
+def test_a_refinement_goes_on_from_the_bundled_autoencoder(tree: str) -> None:
+    """What `decoder` starts from without a run of its own is what the tree decodes with."""
+    sampler = samplers.SAMPLERS[tree]()
+    config, kind = sampler.config, {"wan": wan_vae, "hunyuan": vae}[tree].AUTOENCODER
+    bundled = kind.read(config.ckpt_dir if tree == "wan" else config.model_base)
+    video = 0.8 * torch.randn(3, 5, 16, 16, generator=torch.Generator().manual_seed(4)).clamp(-1, 1)
+    mean, _ = kind.encode(bundled, video[None])
+    shown = kind.decode(bundled, mean)[0].clamp(-1, 1)
+    assert (sampler.reconstruct(video).clamp(-1, 1) - shown).abs().max() < 1e-3
