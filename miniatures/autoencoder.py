@@ -110,11 +110,13 @@ def train(
     minutes: float | None,
     steps: int | None,
     pool: int,
+    checkpoint: Path | None = None,
 ) -> None:
-    """Trains encoder and decoder into `run/vae.pt`."""
+    """Trains encoder and decoder into `run/vae.pt`, from the weights of `checkpoint` if given."""
     rank, world = optim.start_processes(device)
     torch.manual_seed(seed)
-    vae, clock = kind.build().to(device), optim.Clock(minutes, steps)
+    start = kind.build() if checkpoint is None else kind.read(checkpoint)
+    vae, clock = start.to(device), optim.Clock(minutes, steps)
     crops = Crops(list(clips.clips(seed + rank, 0, pool)))
     logger.info(f"{sum(p.numel() for p in vae.parameters())} parameters, {pool} clips per process")
 

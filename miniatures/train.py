@@ -8,9 +8,10 @@
 
 HunyuanVideo's has one stage more, `distil` after `dit`: guided predictions of the trained
 transformer go into its guidance embedder. A stopped training goes on where it was when the same
-command is given again; more --minutes make it longer. `decoder` and `export` alone, in an empty
---run, go on from the checkpoint: the rest of it stays as it is. On a GPU, one process:
-`python -m miniatures.train STAGE --device cuda --steps N`.
+command is given again; more --minutes make it longer. In an empty --run `vae` and `dit` with --warm
+start from the checkpoint's weights, `decoder` always does, and `export` leaves what was not trained
+as it is. On a GPU, one process:
+`python -m miniatures.train --tree TREE STAGE --device cuda --steps N`.
 """
 
 import argparse
@@ -43,6 +44,7 @@ def arguments() -> argparse.Namespace:
     add("--batch", type=int, default=16, help="dit, distil: clips per step, over all processes")
     add("--lr", type=float, help="dit, distil: RMS of a step of the block weights")
     add("--compile", action="store_true", help="dit, distil: torch.compile the blocks")
+    add("--warm", action="store_true", help="vae, dit: start from the weights in --out")
     add("--threads", type=int, default=1, help="CPU threads per process")
     args = parser.parse_args()
     if args.stage == "distil" and args.tree == "wan":
@@ -64,9 +66,11 @@ def main() -> None:
         return import_module(f"miniatures.{args.tree}.{name}")
 
     length = {"minutes": args.minutes, "steps": args.steps}
+    start = args.out if args.warm else None
     common = (args.run, args.seed, args.device)
     if args.stage == "vae":
-        autoencoder.train(part("vae").AUTOENCODER, *common, pool=args.clips, **length)
+        kind = part("vae").AUTOENCODER
+        autoencoder.train(kind, *common, pool=args.clips, checkpoint=start, **length)
     elif args.stage == "decoder":
         kind = part("vae").AUTOENCODER
         autoencoder.refine(kind, *common, pool=args.clips, checkpoint=args.out, **length)
@@ -75,6 +79,7 @@ def main() -> None:
     elif args.stage in ("dit", "distil"):
         run = part("dit").train if args.stage == "dit" else part("distil").train
         rate = {} if args.lr is None else {"lr": args.lr}
+        rate |= {"checkpoint": start} if args.stage == "dit" else {}
         run(*common, batch=args.batch, compiled=args.compile, **rate, **length)
     elif args.stage == "export":
         part("export").write(args.run, args.out, args.seed)

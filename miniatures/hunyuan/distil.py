@@ -39,7 +39,7 @@ def train(
         flow.Latents(run, name, device, *flow.statistics(run)) for name in ("train", "held_out")
     )
     batches = flow.Batches(data, batch, rank, world)
-    predict = dit.Flow(dit.Prompts(run / f"encoders-{rank}", seed, device), device)
+    predict = dit.Flow(dit.Prompts(run / "encoders", seed, device), device)
     for model in (teacher, student):
         dit.prepare(model, device, compiled)
     logger.info(f"teacher of step {trained_steps}")

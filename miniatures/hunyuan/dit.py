@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from loguru import logger
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from hyvideo.model import GUIDANCE_SCALE, HYVideoDiffusionTransformer  # noqa: E
 from hyvideo.rope import rope_tables  # noqa: E402
 from hyvideo.text_encoder import LanguageModel, PooledClip  # noqa: E402
 
+FILE = Path("hunyuan-video-t2v-720p") / "transformers" / "mp_rank_00_model_states.pt"
 CONFIG = CONFIGS["HYVideo-mini"]
 GRID = (9, 8, 8)  # tokens along frames, rows and columns
 
@@ -32,7 +34,10 @@ class Prompts:
     """Encoded prompts, each encoded once, by the tree's own encoders."""
 
     def __init__(self, folder: Path, seed: int, device: str) -> None:
-        write_text_encoders(folder, seed)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            write_text_encoders(folder, seed)
+        if dist.is_initialized():
+            dist.barrier()
         self.llm = LanguageModel(folder / "text_encoder", CONFIG, "cpu")
         self.clip = PooledClip(folder / "text_encoder_2", CONFIG, "cpu")
         self.known: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -119,18 +124,22 @@ def train(
     batch: int,
     compiled: bool,
     lr: float = 1.5e-3,
+    checkpoint: Path | None = None,
 ) -> None:
-    """Trains the transformer into `run/dit.pt`."""
+    """Trains the transformer into `run/dit.pt`, from the weights of `checkpoint` if given."""
     rank, world = optim.start_processes(device)
     torch.manual_seed(seed)
-    model, clock = build().to(device), optim.Clock(minutes, steps)
+    model, clock = build(), optim.Clock(minutes, steps)
     model.init_weights()
+    if checkpoint is not None:
+        model.load_state_dict(read(checkpoint))
+    model.to(device)
     average, opts = optim.Average(model, 0.99), flow.optimizers(model, matrices_of(model), lr)
     data, check = (
         flow.Latents(run, name, device, *flow.statistics(run)) for name in ("train", "held_out")
     )
     batches = flow.Batches(data, batch, rank, world)
-    predict = Flow(Prompts(run / f"encoders-{rank}", seed, device), device)
+    predict = Flow(Prompts(run / "encoders", seed, device), device)
     prepare(model, device, compiled)
     logger.info(f"{sum(p.numel() for p in model.parameters())} parameters, {len(data)} clips")
 
@@ -152,6 +161,12 @@ def train(
     optim.fit(
         model, average, opts, batch_loss, path, seed, clock, warmup=50, flat=0.35, report=report
     )
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """The transformer's weights in a checkpoint folder of ours, fp32."""
+    state = torch.load(folder / FILE, weights_only=True, map_location="cpu")["module"]
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def load(path: Path, averaged: bool = True) -> tuple[PaddedTransformer, int]:

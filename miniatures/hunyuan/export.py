@@ -10,8 +10,6 @@ from miniatures import flow, optim
 from miniatures.autoencoder import file_of, trained
 from miniatures.hunyuan import dit, vae
 
-DIT = Path("hunyuan-video-t2v-720p") / "transformers" / "mp_rank_00_model_states.pt"
-
 
 def write(run: Path, out: Path, seed: int) -> None:
     """Exports what `run` holds, averaged weights; what it does not hold stays as it is in `out`."""
@@ -22,7 +20,7 @@ def write(run: Path, out: Path, seed: int) -> None:
     trained_stages = [run / f"{stage}.pt" for stage in ("distil", "dit")]
     newest = next((file for file in trained_stages if file.exists()), None)
     if newest is not None:
-        write_transformer(newest, out / DIT)
+        write_transformer(newest, out / dit.FILE)
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         logger.info(f"{path.stat().st_size:>10} {path.relative_to(out)}")
 

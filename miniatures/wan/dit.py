@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from loguru import logger
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from miniatures import flow, optim
@@ -18,6 +19,7 @@ import wan.model  # noqa: E402
 from wan.configs import NEGATIVE_PROMPT  # noqa: E402
 from wan.model import WanModel  # noqa: E402
 
+FILE = "diffusion_pytorch_model.safetensors"
 CONFIG = {
     "model_type": "t2v",
     "text_len": text.TEXT_LEN,
@@ -68,11 +70,17 @@ def train(
     batch: int,
     compiled: bool,
     lr: float = 1.5e-3,
+    checkpoint: Path | None = None,
 ) -> None:
-    """Trains the transformer into `run/dit.pt`."""
+    """Trains the transformer into `run/dit.pt`, from the weights of `checkpoint` if given."""
     rank, world = optim.start_processes(device)
     torch.manual_seed(seed)
-    model, clock = WanModel(**CONFIG).to(device), optim.Clock(minutes, steps)
+    model, clock = WanModel(**CONFIG), optim.Clock(minutes, steps)
+    if checkpoint is not None:
+        model.load_state_dict(
+            {name: tensor.float() for name, tensor in load_file(checkpoint / FILE).items()}
+        )
+    model.to(device)
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     average, opts = optim.Average(model, 0.999), flow.optimizers(model, matrices, lr)
     data, check = (
