@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import signal
 import threading
 import time
 import weakref
@@ -236,7 +237,15 @@ def test_exception_in_a_block_frees_everything_and_the_next_clip_is_right(model,
     assert equal(run_clip(model, plan, call), expected)
 
 
-def test_interrupt_from_another_thread_leaves_the_bare_model(model):
+@pytest.fixture
+def sigint():
+    """Interrupts raise, also where the tests run in the background and a shell has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_from_another_thread_leaves_the_bare_model(model, sigint):
     import _thread
 
     plan = toy_plan(PLANS["release shape"])
