@@ -1,5 +1,6 @@
 """The two text encoders: states of a language model, and CLIP's one vector per prompt."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,7 +104,7 @@ def encoder_bytes(folder: Path, dtype: torch.dtype) -> int:
     return sum(p.numel() for p in model.parameters()) * dtype.itemsize
 
 
-class Encoder:
+class Encoder(ABC):
     """What both have in common: a folder, a type to compute in, and a type of the result.
 
     On the CPU an encoder computes in fp32 with weights rounded to `precision`; what it returns is
@@ -127,9 +128,9 @@ class Encoder:
         if torch.device(device).type == "cpu" and self.dtype != torch.float32:
             self.model.float()
 
+    @abstractmethod
     def _check_kind(self, config: PretrainedConfig) -> None:
         """InputError when the folder holds another kind of model."""
-        raise NotImplementedError
 
     def _check_sizes(self, config: PretrainedConfig, longest: int) -> None:
         vocab_size, positions = config.vocab_size, config.max_position_embeddings
