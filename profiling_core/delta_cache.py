@@ -30,10 +30,8 @@ from profiling_core.block_walk import CACHE, WALK, BlockWalk, attached_class, wa
 from profiling_core.cost import block_runs_full, block_share, format_bytes
 from profiling_core.follow import Follower
 from profiling_core.interval import Interval, Schedule, Store
+from profiling_core.model_parts import block_list, hidden_width, unwrapped
 from profiling_core.plan import CachePlan, IntervalSite, PlanError
-
-# names of the same block lists in other code bases
-_ALIASES = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
 
 
 @dataclass
@@ -90,10 +88,10 @@ class DeltaCache:
         """Put the cache in front of `model`; after FSDP, compile or offload wrapping."""
         if self._model is not None or CACHE in model.__dict__:
             raise ValueError("a cache is attached already: detach it first")
-        inner = _unwrapped(model)
-        found = {name: self._block_list(inner, name) for name in self.plan.model.block_lists}
+        inner = unwrapped(model)
+        found = {name: block_list(inner, name, self._lists) for name in self.plan.model.block_lists}
         lengths = {name: len(found[name]) for name in found if found[name] is not None}
-        self.plan.check_model(lengths, _hidden_width(inner))
+        self.plan.check_model(lengths, hidden_width(inner))
         _check_apart(found)
         self._build_stores(found)
         self._model = model
@@ -281,18 +279,6 @@ class DeltaCache:
                 self._walks.append(walk)
             walk.intervals += [Interval(site, run, schedules, self.plan) for run in site.intervals]
 
-    def _block_list(self, inner: nn.Module, name: str) -> nn.ModuleList | None:
-        paths = [self._lists[name]] if name in self._lists else [name, _ALIASES.get(name, name)]
-        for path in paths:
-            found: Any = inner
-            for part in path.split("."):
-                found = getattr(found, part, None)
-            if found is not None:
-                if not isinstance(found, nn.ModuleList):
-                    raise PlanError(f"{path} of the model is no ModuleList: cannot walk its blocks")
-                return found
-        return None
-
 
 def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Size, ...]:
     """Shapes in the call's first argument, the latents; prompts may change their length."""
@@ -323,28 +309,3 @@ def _give_class_back(module: nn.Module, changed: Callable[[type], type]) -> None
     plain = type(module).__mro__[1]
     if type(module) is changed(plain):
         module.__class__ = plain
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module under torch.compile, DDP and FSDP1 wrappers."""
-    while True:
-        children = model.__dict__.get("_modules", {})
-        names = ("_orig_mod", "_fsdp_wrapped_module")
-        if type(model).__name__ == "DistributedDataParallel":
-            names = ("module",)
-        inner = next((children[name] for name in names if name in children), None)
-        if inner is None:
-            return model
-        model = inner
-
-
-def _hidden_width(model: nn.Module) -> int | None:
-    """The model's hidden width where it says it; None where it does not."""
-    for name in ("dim", "hidden_size", "inner_dim"):
-        width = getattr(model, name, None)
-        if isinstance(width, int):
-            return width
-    config = getattr(model, "config", None)
-    heads = getattr(config, "num_attention_heads", None)
-    head_dim = getattr(config, "attention_head_dim", None)
-    return heads * head_dim if isinstance(heads, int) and isinstance(head_dim, int) else None
