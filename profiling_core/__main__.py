@@ -1,4 +1,4 @@
-"""python -m profiling_core: show a plan, write the shipped ones."""
+"""python -m profiling_core: show a plan or a profile, prepare a profile, plan from it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.presets import available, build_preset, plans_folder, presets_of
+from profiling_core.profile_commands import add_profile_commands, holds_profile, show_profile
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -23,14 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (PlanError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(_as_encoded("\n".join(lines) + "\n", sys.stdout.encoding))
     return 0
 
 
 def show(args: argparse.Namespace) -> list[str]:
-    """A readable summary of a preset or a plan file."""
+    """A readable summary of a preset, a plan file or a profile."""
     if args.model not in MODELS:
         raise PlanError(f"--model {args.model}: plans are shipped for {', '.join(MODELS)}")
+    if args.plan not in available(args.model) and holds_profile(args.plan):
+        for name in ("tokens", "latent", "dtype"):
+            if getattr(args, name) is not None:
+                raise PlanError(f"--{name} is for plans, but {args.plan} is a profile")
+        return show_profile(args.plan)
     for name in ("tokens", "latent"):
         given = getattr(args, name)
         if given is not None and given < 1:
@@ -90,8 +96,8 @@ def _memory_lines(plan: CachePlan, args: argparse.Namespace) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m profiling_core", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    one = commands.add_parser("show", help="a readable summary of a plan")
-    one.add_argument("plan", help="a preset (paper, release, balanced) or a plan file")
+    one = commands.add_parser("show", help="a readable summary of a plan or a profile")
+    one.add_argument("plan", help="a preset (paper, release, balanced), a plan file or a profile")
     one.add_argument(
         "--model",
         default="wan2.1-t2v-14B",
@@ -109,7 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     all_ = commands.add_parser("presets", help="make the shipped plan files again")
     all_.add_argument("--out", default=str(plans_folder()), help="folder (default: the package's)")
     all_.set_defaults(run=write_presets)
+    add_profile_commands(commands)
     return parser
+
+
+def _as_encoded(text: str, encoding: str | None) -> str:
+    """The text with escapes for what the terminal cannot write: prompts come from anywhere."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 if __name__ == "__main__":
