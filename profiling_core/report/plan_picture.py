@@ -1,0 +1,131 @@
+"""The picture of a plan: what happens with every block at every step, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from profiling_core.cost import (
+    anchor_lifetimes,
+    block_runs,
+    block_runs_full,
+    bytes_held,
+    format_bytes,
+    held_anchors,
+    site_lines,
+    speedup_flops,
+)
+from profiling_core.models import MODELS
+from profiling_core.plan import CachePlan, ModelFingerprint, Site
+from profiling_core.profile import Profile, ProfileError
+from profiling_core.report.axes import block_axis
+from profiling_core.report.figures import Axis, PlanPicture
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def plan_figures(profile: Profile, plans: Sequence[CachePlan]) -> list[PlanPicture]:
+    """One picture per plan; ProfileError for a plan that is made for another model."""
+    for plan in plans:
+        check_same_model(profile, plan)
+    return [plan_figure(profile, plan, f"fig-plan-{n}") for n, plan in enumerate(plans, start=1)]
+
+
+def check_same_model(profile: Profile, plan: CachePlan) -> None:
+    """ProfileError, naming both, when plan and profile differ in block lists or width."""
+    ours, theirs = profile.recorded.model, plan.model
+    if (ours.block_lists, ours.width) != (theirs.block_lists, theirs.width):
+        raise ProfileError(
+            f"plan {plan.name!r} is for {theirs.name} ({_shape(theirs)}), the profile is of "
+            f"{ours.name} ({_shape(ours)}): give plans and a profile of one model"
+        )
+
+
+def plan_figure(profile: Profile, plan: CachePlan, figure_id: str) -> PlanPicture:
+    """The picture of one plan that fits the profile's model."""
+    branches = tuple((branch, block_states(plan, branch)) for branch in plan.branches)
+    if len({states for _, states in branches}) == 1:
+        branches = ((" and ".join(plan.branches), branches[0][1]),)
+    steps = range(plan.steps)
+    axis = Axis(
+        "denoising step",
+        "step",
+        tuple(map(str, steps)),
+        notes=tuple(f"sigma {sigma:.4f}" for sigma in plan.sigmas),
+        at=tuple(map(float, steps)),
+    )
+    caption = (
+        "Each cell is one block at one step. A kept result is stored for later steps, a reused "
+        "one is read or forecast from the store, and the block does not run."
+    )
+    title = f"Plan {plan.name}"
+    blocks = block_axis(plan.model)
+    return PlanPicture(figure_id, title, caption, axis, blocks, branches, _facts(profile, plan))
+
+
+def block_states(plan: CachePlan, branch: str) -> tuple[str, ...]:
+    """One string per block in the order of the lists: a state of `figures.STATES` per step."""
+    prediction = plan.prediction
+    whole = "+" * plan.steps if prediction is None else _marks(plan, prediction, branch)
+    rows = {
+        (name, block): whole
+        for name, count in plan.model.block_lists.items()
+        for block in range(count)
+    }
+    for site in plan.interval_sites:
+        own = _under(whole, _marks(plan, site, branch))
+        for first, last in site.intervals:
+            for block in range(first, last + 1):
+                rows[site.block_list, block] = own  # a block is in one site at most
+    return tuple(rows.values())
+
+
+def _marks(plan: CachePlan, site: Site, branch: str) -> str:
+    computed, kept = plan.computes(site, branch), anchor_lifetimes(plan, site, branch)
+    skipped = ">" if site.skip == "jump" else "."
+    return "".join(
+        "#" if step in kept else "+" if step in computed else skipped for step in range(plan.steps)
+    )
+
+
+def _under(whole: str, own: str) -> str:
+    """An interval's marks where the model is called, the prediction's elsewhere."""
+    return "".join(w if w in ".>" else o for w, o in zip(whole, own, strict=True))
+
+
+def _facts(profile: Profile, plan: CachePlan) -> tuple[tuple[str, str], ...]:
+    runs, full = block_runs(plan), block_runs_full(plan)
+    error = plan.expected.predicted_error if plan.expected else None
+    facts = [
+        ("Block runs", f"{runs} of {full} ({runs / full:.1%})"),
+        ("Ideal speed-up of the blocks", f"{speedup_flops(plan):.2f}x by FLOPs"),
+        ("Holds at most", _held(profile, plan)),
+        ("Predicted error", "not in the plan" if error is None else f"{error:.4g}"),
+        ("Sites", "; ".join(site_lines(plan))),
+        ("Made from", plan.provenance.source),
+    ]
+    if plan.steps != profile.recorded.steps:
+        facts.append(("Steps", f"{plan.steps}, the profile has {profile.recorded.steps}"))
+    return tuple(facts)
+
+
+def _held(profile: Profile, plan: CachePlan) -> str:
+    formula = held_anchors(plan).formula(plan.model.width) + " elements"
+    planned, subject = MODELS.get(plan.model.name), profile.recorded
+    dtype = planned.family.stream if planned else profile.runs[0].dtype
+    if dtype not in ITEMSIZE:
+        return formula
+    tokens = math.prod(subject.grid)
+    held = bytes_held(
+        plan,
+        tokens=tokens,
+        stream_itemsize=ITEMSIZE[dtype],
+        latent_numel=math.prod(subject.latent),
+        prediction_itemsize=ITEMSIZE[planned.family.prediction if planned else dtype],
+    )
+    return f"{formula}; {format_bytes(held)} at {tokens} video tokens with a {dtype} stream"
+
+
+def _shape(model: ModelFingerprint) -> str:
+    lists = ", ".join(f"{count} {name}" for name, count in model.block_lists.items())
+    return f"{lists}, width {model.width}"

@@ -1,0 +1,370 @@
+"""The report: one page that loads nothing; text, tables and data say what the profile says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from made_profiles import made_profile
+from profiling_core.models import MODELS
+from profiling_core.plan import CachePlan
+from profiling_core.presets import load_preset
+from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.report import report_figures, write_pngs, write_report
+from profiling_core.report.attention import chosen_blocks, pooled
+from profiling_core.report.change import hold_errors
+from profiling_core.report.command import add_report_command
+from profiling_core.report.data import LEVELS, MISSING, quantised, rounded
+from profiling_core.report.figures import Absent
+from profiling_core.report.markup import EMPTY
+from profiling_core.report.palette import HEAT, MAPS, luminance
+from profiling_core.report.plan_picture import block_states
+
+WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-720p"
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--"
+IDS = ("attention", "maps", "l1", "direction", "drift", "hold", "sensitivity", "cost", "plan-1")
+STEPS = 12
+
+
+class Page(HTMLParser):
+    """Tags must close in order; text, attributes and table cells are kept."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.text, self.open = text, []
+        self.elements: list[tuple[str, dict[str, str | None], tuple[str, ...]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes), tuple(self.open)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> within {self.open}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    @property
+    def data(self) -> dict:
+        start = self.text.index('<script id="data" type="application/json">')
+        start = self.text.index(">", start) + 1
+        return json.loads(self.text[start : self.text.index("</script>", start)])
+
+    def figure(self, figure_id: str) -> dict:
+        return next(one for one in self.data["figures"] if one["id"] == figure_id)
+
+    def seen(self) -> str:
+        return " ".join(text for tag, text in self.texts if tag not in ("script", "style"))
+
+
+def small(**more) -> Profile:
+    return made_profile(WAN, steps=STEPS, **more)
+
+
+def with_arrays(profile: Profile, **arrays: np.ndarray) -> Profile:
+    return replace(profile, arrays={**profile.arrays, **arrays})
+
+
+def small_plan(**more) -> CachePlan:
+    fingerprint = MODELS[WAN].fingerprint
+    fields = {
+        "name": "small",
+        "model": fingerprint,
+        "steps": 6,
+        "sigmas": [1.0, 0.9, 0.8, 0.6, 0.4, 0.2],
+        "solver": "unipc",
+        "shift": 5.0,
+        "provenance": {"made_by": "tests", "source": "by hand"},
+        "sites": [
+            {
+                "kind": "intervals",
+                "block_list": "blocks",
+                "intervals": [[1, 2], [4, 4]],
+                "compute_steps": {"cond": [0, 1, 4], "uncond": [0, 1, 4]},
+                "skip": "hold",
+            }
+        ],
+    }
+    return CachePlan.build(**(fields | more))
+
+
+@pytest.fixture(scope="module")
+def measured() -> Profile:
+    profile = small()
+    sensitivity = profile.arrays["sensitivity"].copy()
+    sensitivity[:, [1, 6]] = [[2.0, 0.5], [3.0, 0.7]]
+    return with_arrays(profile, sensitivity=sensitivity)
+
+
+@pytest.fixture(scope="module")
+def page(measured, tmp_path_factory) -> Page:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    assert write_report(measured, path, plans=[small_plan(predicted_error=0.0123)]) == path
+    return Page(path.read_text())
+
+
+def written(tmp_path: Path, profile: Profile, **more) -> Page:
+    return Page(write_report(profile, tmp_path / "report.html", **more).read_text())
+
+
+def test_every_figure_has_its_chart_caption_and_tables(page):
+    figures = {a["id"] for tag, a, _ in page.elements if tag == "figure"}
+    assert figures == {f"fig-{name}" for name in IDS}
+    inside = page.text.split("<figure ")
+    for part in inside[1:]:
+        figure = part[: part.index("</figure>")]
+        assert '<div class="chart"></div>' in figure and "<figcaption>" in figure
+        assert "<table>" in figure and '<th scope="col">' in figure
+
+
+def test_the_page_loads_nothing(page):
+    for _, attributes, _ in page.elements:
+        for key in ("src", "href", "action", "data", "poster", "style"):
+            assert str(attributes.get(key) or "#").startswith("#"), attributes
+    assert "url(" not in page.text and "@import" not in page.text
+    namespace = "http://www.w3.org/2000/svg"  # a name that scripts need, not an address
+    rest = page.text.replace(namespace, "")
+    assert "http://" not in rest and "https://" not in rest
+    policy = next(a["content"] for _, a, _ in page.elements if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+
+
+def test_data_and_tables_hold_the_measured_numbers(page, measured):
+    share = measured.arrays["attention_share"].astype(np.float64).mean(axis=(0, 1))  # (A, B)
+    layer = page.figure("fig-attention")["layers"][0]
+    assert np.allclose(layer["values"], share.T, rtol=1e-4)
+    assert layer["sides"] == ["F" if n in (1, 5, 8, 9) else "B" for n in range(12)]
+    assert f"{share[0, 3]:.4g}" in page.seen()
+    cond = page.figure("fig-l1")["views"][1]["panels"][0]["series"][0]
+    l1 = measured.arrays["l1"][:, 0]
+    assert np.allclose(cond["low"], l1.min(axis=0), rtol=1e-4)
+    assert np.allclose(cond["high"], l1.max(axis=0), rtol=1e-4)
+    (panel,) = page.figure("fig-sensitivity")["views"][0]["panels"]
+    assert panel["x"]["names"] == ["1", "6"] and panel["series"][0]["middle"] == [2.5, 0.6]
+
+
+def test_runs_settings_and_subject_are_listed(page, measured):
+    seen = page.seen()
+    for text in ("prompt 0 of 0", "prompt 1 of 0", "foreground mask: pca", "16 x 9 x 16 x 16"):
+        assert text in seen
+    assert measured.sha256() in seen
+
+
+def test_untrusted_text_stays_text(tmp_path):
+    profile = small()
+    runs = tuple(run.model_copy(update={"prompt": HOSTILE}) for run in profile.runs)
+    plan = small_plan(name=HOSTILE)
+    page = written(tmp_path, replace(profile, runs=runs), title=HOSTILE, plans=[plan])
+    assert not [tag for tag, _, _ in page.elements if tag == "img"]
+    assert ("title", HOSTILE) in page.texts and ("td", HOSTILE) in page.texts
+    assert page.figure("fig-maps")["runs"][0] == f"1: {HOSTILE}"
+    scripts = [a for tag, a, _ in page.elements if tag == "script"]
+    assert len(scripts) == 2  # data and code: none was closed early
+
+
+def test_the_largest_model_stays_under_three_megabytes(tmp_path):
+    profile = made_profile(HUNYUAN, runs=8)
+    arrays = profile.arrays
+    grid = (9, 16, 16)
+    fine = {
+        name: arrays[name].repeat(2, axis=-1).repeat(2, axis=-2)
+        for name in ("attention_maps", "mask")
+    }
+    profile = replace(
+        with_arrays(profile, **fine), subject=profile.subject.model_copy(update={"grid": grid})
+    )
+    plans = [load_preset(HUNYUAN, name) for name in ("paper", "release", "balanced")]
+    path = write_report(profile, tmp_path / "report.html", plans=plans)
+    assert path.stat().st_size < 3 * 2**20
+    assert len(Page(path.read_text()).figure("fig-attention")["layers"][0]["values"]) == 60
+
+
+def test_a_plan_picture_says_what_happens_at_every_step(page):
+    plan = small_plan()
+    reused, always = "+#..#.", "++++++"
+    states = block_states(plan, "cond")
+    assert states == (always, reused, reused, always, reused, *[always] * 7)
+    drawn = page.figure("fig-plan-1")
+    assert drawn["branches"] == [{"name": "cond and uncond", "rows": list(states)}]
+    for text in ("126 of 144", "0.0123", "1.14x", "4 x tokens x 160 + 0 x latent"):
+        assert text in page.seen()
+
+
+def test_a_skipped_prediction_skips_all_blocks():
+    site = {
+        "kind": "prediction",
+        "compute_steps": {"cond": [0, 2, 4, 5], "uncond": [0, 1, 4, 5]},
+        "skip": "hold",
+    }
+    plan = small_plan(sites=[site])
+    assert block_states(plan, "cond") == ("#.#.++",) * 12
+    assert block_states(plan, "uncond") == ("+#..++",) * 12
+    alike = {branch: [0, 1, 4, 5] for branch in ("cond", "uncond")}
+    jump = small_plan(sites=[{**site, "skip": "jump", "compute_steps": alike}])
+    assert block_states(jump, "cond") == ("++>>++",) * 12
+
+
+def test_a_plan_of_another_model_is_refused(tmp_path):
+    plan = load_preset("wan2.1-t2v-14B", "paper")
+    with pytest.raises(ProfileError, match=r"'paper' is for wan2.1-t2v-14B.*wan2.1-t2v-mini"):
+        write_report(small(), tmp_path / "report.html", plans=[plan])
+
+
+def test_hold_errors_are_those_of_the_vectors():
+    profile, rng = small(runs=1), np.random.default_rng(3)
+    vectors = rng.normal(size=(2 * STEPS + STEPS + 1, 7))
+    errors = hold_errors(with_arrays(profile, gram=(vectors @ vectors.T / 7)[None]))
+    for step, gap in ((1, 1), (5, 3), (11, 11)):
+        difference = vectors[step] - vectors[step - gap]
+        expected = np.linalg.norm(difference) / np.linalg.norm(vectors[step])
+        assert np.isclose(errors[gap - 1, step - 1], expected)
+    assert np.isnan(errors[3, 2])
+
+
+def test_masks_are_pooled_as_the_recorder_pools_maps():
+    mask = np.random.default_rng(0).random((11, 7, 5)).astype(np.float32)
+    expected = F.adaptive_avg_pool3d(torch.tensor(mask)[None, None], (9, 4, 5))[0, 0]
+    assert np.allclose(pooled(mask, (9, 4, 5)), expected.numpy(), atol=1e-6)
+
+
+def test_maps_are_stored_in_levels_and_gaps_are_marked():
+    maps = np.random.default_rng(0).gamma(4, 0.25, (1, 2, 1, 2, 3, 3))
+    maps[0, 0, 0, 1, 2, 2] = np.nan
+    low, high, levels = quantised(maps)
+    back = low[..., None, None, None] + (high - low)[..., None, None, None] * levels / LEVELS
+    assert levels[0, 0, 0, 1, 2, 2] == MISSING
+    seen = np.isfinite(maps)
+    assert np.abs(back - maps)[seen].max() <= (high - low).max() / LEVELS / 2 + 1e-9
+
+
+def test_numbers_keep_five_digits():
+    assert rounded(np.array([0.123456789, 98765.4321])).tolist() == [0.12346, 98765.0]
+    assert np.isnan(rounded(np.array([np.nan]))[0])
+
+
+def test_the_outermost_blocks_are_chosen_for_the_maps():
+    chosen, sides = chosen_blocks(small())
+    assert sides == ("F", "F", "F", "B", "B", "B") and set(chosen[:3]) <= {1, 5, 8, 9}
+    double = MODELS["hunyuan-video-t2v-mini"].fingerprint.block_lists["double_blocks"]
+    chosen, _ = chosen_blocks(made_profile("hunyuan-video-t2v-mini", steps=STEPS))
+    assert min(chosen) >= double  # F and B part the single blocks alone
+
+
+def test_without_attention_the_page_says_so(tmp_path):
+    profile = small(settings=Settings(attention_every=0))
+    gone = ("attention_share", "attention_chance", "attention_maps", "mask")
+    arrays = {name: array for name, array in profile.arrays.items() if name not in gone}
+    subject = profile.subject.model_copy(update={"attention_steps": (), "map_steps": ()})
+    page = written(tmp_path, replace(profile, arrays=arrays, subject=subject))
+    assert page.seen().count("Not shown: no attention was recorded") == 2
+    assert "fig-attention" not in [figure["id"] for figure in page.data["figures"]]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_missing_values_leave_gaps(tmp_path, whole):
+    profile = small()
+    arrays = {name: profile.arrays[name].copy() for name in ("attention_share", "l1", "drift")}
+    arrays["attention_share"][:, :, slice(None) if whole else 0] = np.nan
+    arrays["l1"][:, 0, 3] = np.nan
+    arrays["drift"][:, :, slice(None) if whole else 2] = np.nan
+    page = written(tmp_path, with_arrays(profile, **arrays))
+    drawn = [figure["id"] for figure in page.data["figures"]]
+    assert ("fig-attention" in drawn, "fig-drift" in drawn) == (not whole, not whole)
+    assert page.figure("fig-l1")["views"][1]["panels"][0]["series"][0]["middle"][3] is None
+    if whole:
+        assert "Not shown: no mask of the profile has any foreground" in page.seen()
+
+
+def test_one_run_has_no_range(tmp_path):
+    page = written(tmp_path, small(runs=1))
+    assert "One run, so no range over runs." in page.seen()
+    assert ("th", "cond, mean") in page.texts and ("th", "smallest") not in page.texts
+
+
+def test_a_profile_without_runs_is_refused(tmp_path):
+    with pytest.raises(ProfileError, match="no run yet"):
+        write_report(Profile(), tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.mp4", None, "no such file"),
+        ("text.mp4", b"not a video at all", "neither mp4 nor webm"),
+        ("cut.mp4", b"\0\0\0\x18ftypisom" + bytes(40), "cannot be read"),
+    ],
+    ids=["gone", "text", "cut"],
+)
+def test_a_bad_video_is_named_and_the_old_page_stays(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    old = tmp_path / "report.html"
+    old.write_text("old")
+    with pytest.raises(ProfileError, match=f"{name}: .*{message}"):
+        write_report(small(), old, videos=[tmp_path / name])
+    assert old.read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} <= {name, "report.html"}
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ProfileError, match="no such folder"):
+        write_report(small(), tmp_path / "gone" / "report.html")
+
+
+@pytest.mark.parametrize("colours", [HEAT, MAPS])
+def test_scales_rise_in_lightness(colours):
+    lightness = [luminance(colour) for colour in colours]
+    assert lightness == sorted(lightness) and lightness[-1] > 10 * lightness[0]
+
+
+def test_the_same_figures_are_written_as_png(tmp_path, measured):
+    plans = [small_plan()]
+    paths = write_pngs(measured, tmp_path / "png", plans=plans)
+    assert {path.name for path in paths} >= {"attention-r-attn.png", "maps.png", "plan-1.png"}
+    drawn = [one for one in report_figures(measured, plans) if not isinstance(one, Absent)]
+    for figure in drawn:
+        assert any(path.name.startswith(figure.id.removeprefix("fig-")) for path in paths)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert len(list((tmp_path / "png").iterdir())) == len(paths)
+
+
+def command(*arguments: object) -> list[str]:
+    parser = argparse.ArgumentParser()
+    add_report_command(parser.add_subparsers())
+    args = parser.parse_args(["report", *map(str, arguments)])
+    return args.run(args)
+
+
+def test_the_command_writes_the_page(tmp_path, measured):
+    source, plan, out = (tmp_path / name for name in ("p.profile", "plan.json", "report.html"))
+    measured.save(source)
+    small_plan().save(plan)
+    lines = command("--profile", source, "--plan", plan, "--plan", "balanced", "-o", out)
+    assert lines[0].startswith(f"wrote {out} (")
+    ids = [figure["id"] for figure in Page(out.read_text()).data["figures"]]
+    assert ids[-2:] == ["fig-plan-1", "fig-plan-2"]
+
+
+def test_the_command_never_replaces_what_it_reads(tmp_path, measured):
+    source, plan = tmp_path / "p.profile", tmp_path / "plan.json"
+    measured.save(source)
+    small_plan().save(plan)
+    for out in (source, plan):
+        with pytest.raises(ProfileError, match="would replace"):
+            command("--profile", source, "--plan", plan, "-o", out)
+    with pytest.raises(ProfileError, match="a folder"):
+        command("--profile", source, "-o", tmp_path)
