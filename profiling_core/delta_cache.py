@@ -26,7 +26,14 @@ import torch
 from torch import nn
 
 from profiling_core.anchors import forecast_prediction, keep, tensors_of
-from profiling_core.block_walk import CACHE, WALK, BlockWalk, attached_class, walked_class
+from profiling_core.block_walk import (
+    CACHE,
+    WALK,
+    BlockWalk,
+    attached_class,
+    give_class_back,
+    walked_class,
+)
 from profiling_core.cost import block_runs_full, block_share, format_bytes
 from profiling_core.follow import Follower
 from profiling_core.interval import Interval, Schedule, Store
@@ -112,11 +119,11 @@ class DeltaCache:
         self.clear()
         for walk in self._walks:
             walk.blocks.__dict__.pop(WALK, None)
-            _give_class_back(walk.blocks, walked_class)
+            give_class_back(walk.blocks, walked_class)
         self._walks, self._prediction = [], None
         if self._model is not None:
             self._model.__dict__.pop(CACHE, None)
-            _give_class_back(self._model, attached_class)
+            give_class_back(self._model, attached_class)
             self._model = None
         if self._follower is not None:
             self._follower.restore()
@@ -302,10 +309,3 @@ def _check_apart(found: dict[str, nn.ModuleList]) -> None:
             raise ValueError(f"another cache walks {name} already: detach it first")
     if len({id(blocks) for blocks in found.values()}) < len(found):
         raise PlanError(f"the lists {', '.join(found)} of the plan are one list of the model")
-
-
-def _give_class_back(module: nn.Module, changed: Callable[[type], type]) -> None:
-    """Undo the class change; a class put on top of it since then is left alone and inert."""
-    plain = type(module).__mro__[1]
-    if type(module) is changed(plain):
-        module.__class__ = plain

@@ -84,7 +84,7 @@ class Settings(Checked):
     mask: Literal["pca", "sam2", "motion", "file"] = "pca"
     mask_source: str | None = None  # sam2: folder of the weights; file: the masks
     attention_every: Annotated[int, Field(ge=0)] = 5  # steps; 0 records no attention
-    attention_queries: Positive | None = None  # per head; None: by size
+    attention_queries: Annotated[int, Field(ge=2)] | None = None  # per head; None: by size
     high_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.2  # of the tokens
     high_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # x mean
     delta_tokens: Positive = 64  # tokens at which block deltas are compared

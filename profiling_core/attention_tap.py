@@ -1,0 +1,132 @@
+"""Access to the queries and keys of every block's self-attention, from outside the model.
+
+Our trees, upstream's and diffusers' transformers all call one plain function of their module with
+queries, keys and values (B, L, heads, head_dim) first. While a tap is open that function is
+replaced by one that calls it and then shows its arguments; within a block the first call is the
+self-attention (cross-attention to text follows it).
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from profiling_core.profile import ProfileError
+
+FUNCTIONS = ("attention", "flash_attention", "dispatch_attention_fn")
+_QUERY, _KEY = ("q", "query"), ("k", "key")
+_LENGTHS, _MASKS = ("key_lens", "k_lens"), ("attn_mask", "cu_seqlens_kv")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an attention function: queries and keys (B, L, heads, head_dim)."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    key_lens: tuple[int, ...] | None  # keys per sample that are attended to
+
+    @property
+    def flops(self) -> float:
+        """Of the two matrix products."""
+        batch, queries, heads, width = self.q.shape
+        return 4.0 * batch * heads * queries * self.k.shape[1] * width
+
+
+def functions_of(blocks: Iterable[nn.Module]) -> list[tuple[ModuleType, str]]:
+    """Modules and names of the attention functions that the code of these blocks can call."""
+    found: dict[tuple[str, str], tuple[ModuleType, str]] = {}
+    for block in blocks:
+        for part in block.modules():
+            for owner in (part, getattr(part, "processor", None)):
+                module = sys.modules.get(type(owner).__module__)
+                for name in FUNCTIONS:
+                    if inspect.isfunction(getattr(module, name, None)):
+                        found[module.__name__, name] = (module, name)
+    return list(found.values())
+
+
+@contextmanager
+def tapped(blocks: Iterable[nn.Module], see: Callable[[Call], None]) -> Iterator[None]:
+    """While open, `see` gets every call of an attention function that the blocks make.
+
+    ProfileError when the blocks' code knows none of FUNCTIONS.
+    """
+    functions = functions_of(blocks)
+    if not functions:
+        raise ProfileError(
+            f"no access to queries and keys: the code of the blocks calls none of "
+            f"{', '.join(FUNCTIONS)}; take an attention backend that does, or a profile prepared "
+            "with --attention_every 0"
+        )
+    originals = [getattr(module, name) for module, name in functions]
+    try:
+        for (module, name), original in zip(functions, originals, strict=True):
+            setattr(module, name, _shown(original, see))
+        yield
+    finally:
+        for (module, name), original in zip(functions, originals, strict=True):
+            setattr(module, name, original)
+
+
+def _shown(original: Callable[..., Any], see: Callable[[Call], None]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @torch.compiler.disable
+    @wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        see(_call_of(original.__name__, signature.bind(*args, **kwargs).arguments))
+        return output
+
+    return call
+
+
+def _call_of(name: str, arguments: dict[str, Any]) -> Call:
+    q, k = (next((arguments[n] for n in names if n in arguments), None) for names in (_QUERY, _KEY))
+    if not isinstance(q, torch.Tensor) or not isinstance(k, torch.Tensor) or q.ndim != 4:
+        shape = tuple(q.shape) if isinstance(q, torch.Tensor) else type(q).__name__
+        raise ProfileError(
+            f"no access to queries and keys: {name} was called with {shape} where queries "
+            "(B, L, heads, head_dim) are expected"
+        )
+    lengths = next((arguments[n] for n in _LENGTHS if arguments.get(n) is not None), None)
+    mask = next((arguments[n] for n in _MASKS if arguments.get(n) is not None), None)
+    if lengths is None and mask is not None:
+        lengths = _lengths_of(name, mask, len(q), k.shape[1])
+    return Call(q, k, _as_lengths(lengths))
+
+
+def _as_lengths(lengths: torch.Tensor | Sequence[int] | None) -> tuple[int, ...] | None:
+    if lengths is None:
+        return None
+    values = lengths.tolist() if isinstance(lengths, torch.Tensor) else lengths
+    return tuple(int(n) for n in values)
+
+
+def _lengths_of(name: str, mask: torch.Tensor, batch: int, keys: int) -> tuple[int, ...]:
+    """Valid keys per sample, from a key mask (B, ..., keys) or from flash-attn's cumulation.
+
+    The latter is upstream HunyuanVideo's: ends of valid and of padding keys in turns.
+    """
+    if mask.ndim == 1:
+        return tuple((mask[1::2] - torch.arange(batch, device=mask.device) * keys).tolist())
+    valid = mask if mask.dtype == torch.bool else mask >= 0
+    valid = valid.reshape(len(mask), -1, keys)
+    lengths = valid[:, 0].sum(dim=-1)
+    leading = torch.arange(keys, device=mask.device) < lengths[:, None]
+    if not torch.equal(valid, leading[:, None].expand_as(valid)):
+        raise ProfileError(
+            f"no access to the attention of {name}: its mask {tuple(mask.shape)} hides other keys "
+            "than the padding at the end"
+        )
+    return tuple(lengths.expand(batch).tolist())
