@@ -1,4 +1,5 @@
-"""HunyuanVideo text to video: the official command line, plus `--delta_cache`.
+"""HunyuanVideo text to video: the official command line, plus `--delta_cache` and
+`--delta_profile`.
 
 Unlike the official script: --model-base says where all parts lie (the environment's MODEL_BASE
 still wins, but for the bundled model); one --video-size value is a square; --num-videos saves them
@@ -31,9 +32,14 @@ from hyvideo.config import (
 )
 from hyvideo.errors import InputError
 from hyvideo.inference import settings_of
-from hyvideo.sigmas import SOLVER, sigma_grid
+from hyvideo.sigmas import SOLVER, sigma_grid, sigmas_fp32
 from hyvideo.video import check_target, default_name, save_folder, save_image, save_video
-from profiling_core.options import DEFAULT_PRESET, add_delta_cache_option, resolve_plan
+from profiling_core.options import (
+    DEFAULT_PRESET,
+    add_delta_options,
+    check_profile_target,
+    resolve_plan,
+)
 from profiling_core.plan import CachePlan, PlanError
 
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # torch's generators take 64 bits
@@ -87,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_options(parser)
     _add_schedule_options(parser)
     _add_run_options(parser)
-    add_delta_cache_option(parser)
+    add_delta_options(parser)
     return parser
 
 
@@ -283,9 +289,10 @@ def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
             "that only autocast brings together, take --precision fp32 with it"
         )
     sigma_grid(args.infer_steps, args.flow_shift)
-    if args.delta_cache is not None and not args.flow_reverse:
+    if (args.delta_cache or args.delta_profile) is not None and not args.flow_reverse:
+        option = "--delta_profile" if args.delta_cache is None else "--delta_cache"
         raise InputError(
-            "--delta_cache without --flow-reverse: plans are for falling noise levels, and without "
+            f"{option} without --flow-reverse: plans are for falling noise levels, and without "
             "it the result is noise: add --flow-reverse"
         )
     check_target(save_folder(args.save_path, args.save_path_suffix), file_name(args, args.seed[-1]))
@@ -318,6 +325,7 @@ def sample(args: argparse.Namespace) -> None:
     config = settings_of(args, CONFIGS[args.model])
     check_values(args, config)
     warn(args, config)
+    check_profile_target(args)
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
         logger.info("this is the paper's plan; --delta_cache balanced takes ours")
@@ -335,9 +343,14 @@ def run(args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None)
     # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
     import torch
 
+    from hyvideo.checks import check_plan
     from hyvideo.memory import out_of_memory_as_input_error
-    from hyvideo.pipeline import HunyuanVideo, check_plan
+    from hyvideo.pipeline import HunyuanVideo
+    from profiling_core.profiler import recorder_of
 
+    sigmas = sigmas_fp32(args.infer_steps, args.flow_shift)
+    grid = {"solver": SOLVER, "shift": args.flow_shift}
+    recorder = recorder_of(args.delta_profile, config.plan_model, sigmas=sigmas, **grid)
     if plan is not None:
         plan = check_plan(plan, config, args.infer_steps, args.flow_shift)
     if args.reproduce:
@@ -369,6 +382,7 @@ def run(args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None)
                 neg_prompt=args.neg_prompt,
                 seed=seed,
                 plan=plan,
+                recorder=recorder,
                 progress=sys.stderr is not None,
             )[0]
             path = save_folder(args.save_path, args.save_path_suffix) / file_name(args, seed)

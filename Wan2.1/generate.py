@@ -1,4 +1,5 @@
-"""Wan2.1 text to video and text to image: the official command line, plus `--delta_cache`.
+"""Wan2.1 text to video and text to image: the official command line, plus `--delta_cache`
+and `--delta_profile`.
 
 Unlike the official script: a frame_num that is not 4n+1 is refused; t2v-1.3B takes a size of its
 own when none is given; default file names hold no `*` and nothing of a prompt that is special to
@@ -17,12 +18,17 @@ from typing import NoReturn
 
 from loguru import logger
 
-from profiling_core.options import DEFAULT_PRESET, add_delta_cache_option, resolve_plan
+from profiling_core.options import (
+    DEFAULT_PRESET,
+    add_delta_options,
+    check_profile_target,
+    resolve_plan,
+)
 from profiling_core.plan import CachePlan, PlanError
 from wan.checkpoint import check_folder
 from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
 from wan.errors import InputError
-from wan.sigmas import SOLVERS, sigma_grid
+from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
 from wan.video import check_target, default_name, save_image, save_video
 
 LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
@@ -87,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sample_steps", type=int, help=usual("sample_steps"))
     add("--sample_shift", type=float, help=usual("sample_shift"))
     add("--sample_guide_scale", type=float, help=usual("sample_guide_scale"))
-    add_delta_cache_option(parser)
+    add_delta_options(parser)
     return parser
 
 
@@ -187,6 +193,7 @@ def generate(args: argparse.Namespace) -> None:
     config = CONFIGS[args.task]
     fill_defaults(args, config)
     check_values(args, config)
+    check_profile_target(args)
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
         logger.info("this is the paper's plan; --delta_cache balanced takes ours")
@@ -202,9 +209,14 @@ def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> 
     # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
     import torch
 
+    from profiling_core.profiler import recorder_of
+    from wan.checks import check_plan
     from wan.memory import out_of_memory_as_input_error
-    from wan.text2video import WanT2V, check_plan
+    from wan.text2video import WanT2V
 
+    grid = {"solver": args.sample_solver, "shift": args.sample_shift}
+    sigmas = sigmas_fp32(args.sample_solver, args.sample_steps, args.sample_shift)
+    recorder = recorder_of(args.delta_profile, config.plan_model, sigmas=sigmas, **grid)
     if plan is not None:
         plan = check_plan(
             plan, Path(args.ckpt_dir), args.sample_solver, args.sample_steps, args.sample_shift
@@ -232,6 +244,7 @@ def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> 
             seed=args.base_seed,
             offload_model=args.offload_model,
             plan=plan,
+            recorder=recorder,
             progress=sys.stderr is not None,
         )
     path = Path(args.save_file)

@@ -1,18 +1,20 @@
-"""The cache's one command-line option, shared by both trees, and what its value means."""
+"""The two command-line options, shared by both trees, and what their values mean."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
-from profiling_core.plan import CachePlan
+from profiling_core.plan import CachePlan, PlanError
 from profiling_core.presets import available, load_preset
+from profiling_core.profile import Profile
 
 DEFAULT_PRESET = "paper"
 
 
-def add_delta_cache_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--delta_cache [PLAN]`: alone the paper's plan, else a preset or a plan file."""
+def add_delta_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--delta_cache [PLAN]` and `--delta_profile FILE`."""
     parser.add_argument(
         "--delta_cache",
         nargs="?",
@@ -22,6 +24,31 @@ def add_delta_cache_option(parser: argparse.ArgumentParser) -> None:
         help="reuse features as planned: a preset (paper, release, balanced) or a plan file; "
         "alone it means 'paper', the published method. Absent: no caching.",
     )
+    parser.add_argument(
+        "--delta_profile",
+        default=None,
+        metavar="FILE",
+        help="record what this full run does into a profile, from which plans are made; further "
+        "runs (other prompts, other seeds) into the same file are added to it.",
+    )
+
+
+def check_profile_target(args: argparse.Namespace) -> None:
+    """PlanError for a `--delta_profile` that cannot work, before anything is loaded."""
+    if args.delta_profile is None:
+        return
+    if args.delta_cache is not None:
+        raise PlanError(
+            f"--delta_profile {args.delta_profile} with --delta_cache {args.delta_cache}: a "
+            "profile needs a full run, leave one of the two out"
+        )
+    path = Path(args.delta_profile)
+    if not path.parent.is_dir():
+        raise PlanError(f"--delta_profile {path}: the folder {path.parent} does not exist")
+    if path.exists():
+        Profile.load(path)
+    elif not os.access(path.parent, os.W_OK):
+        raise PlanError(f"--delta_profile {path}: the folder {path.parent} is not writable")
 
 
 def resolve_plan(value: str | None, model: str) -> CachePlan | None:

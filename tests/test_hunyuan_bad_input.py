@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, LlamaConfig
 
+import hyvideo.checks
 import hyvideo.pipeline
 import sample_video
 from conftest import ROOT
@@ -170,7 +171,7 @@ def test_the_issues_command_passes_every_check_of_a_full_size_folder(
     write_full_size(new_hunyuan_checkpoint)
     monkeypatch.setattr("hyvideo.memory.available_bytes", lambda device: 16 * 10**9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(hyvideo.pipeline, "emulates", lambda dtype, device: False)
+    monkeypatch.setattr(hyvideo.checks, "emulates", lambda dtype, device: False)
     command = shlex.split(SEED_COMMAND.replace("ckpts", str(new_hunyuan_checkpoint)))
     line = outcome(*command)
     parts = "transformer 25.6 GB + text encoder 30.0 GB + second text encoder 0.5 GB + VAE 1.0 GB"

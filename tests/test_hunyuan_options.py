@@ -1,4 +1,4 @@
-"""The command line of HunyuanVideo/sample_video.py: the official one and `--delta_cache`."""
+"""The command line of HunyuanVideo/sample_video.py: the official one and our two."""
 
 import argparse
 from pathlib import Path
@@ -106,7 +106,7 @@ def no_model_base(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hunyuan_options_are_closed() -> None:
     assert len(OFFICIAL) == 51
-    assert set(options()) == {*OFFICIAL, "--delta_cache", "-h", "--help"}
+    assert set(options()) == {*OFFICIAL, "--delta_cache", "--delta_profile", "-h", "--help"}
 
 
 def test_hunyuan_defaults_are_official() -> None:

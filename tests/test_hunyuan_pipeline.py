@@ -9,21 +9,17 @@ import torch
 from loguru import logger
 from torch import Tensor
 
+import hyvideo.checks
 import hyvideo.pipeline
 import sample_video
 from hunyuan_toys import TINY, TINY_DIT, dit_file, tiny_config, tiny_dit, write_fp8
 from hyvideo.checkpoint import find_files
+from hyvideo.checks import check_memory, check_plan, clip_seeds
 from hyvideo.config import CONFIGS, NEGATIVE_PROMPT
 from hyvideo.errors import InputError
 from hyvideo.inference import HunyuanVideoSampler
-from hyvideo.pipeline import (
-    Conditioning,
-    HunyuanVideo,
-    check_memory,
-    check_plan,
-    clip_seeds,
-    progress_marks,
-)
+from hyvideo.pipeline import Conditioning, HunyuanVideo
+from hyvideo.run_stats import progress_marks
 from hyvideo.sigmas import sigmas_fp32
 from hyvideo.vae import vae_bytes
 from hyvideo.weights import transformer_bytes
@@ -42,7 +38,7 @@ TEXT, IMAGE = 9, 2 * 2 * 2  # tokens: the words and the template's end; frames x
 def official_types() -> Iterator[None]:
     """bf16 where it is asked for, also on a processor that has to emulate it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hyvideo.pipeline, "emulates", lambda dtype, device: False)
+        patch.setattr(hyvideo.checks, "emulates", lambda dtype, device: False)
         yield
 
 
@@ -145,7 +141,7 @@ def test_several_videos_are_those_of_their_own_seeds(pipeline: HunyuanVideo, ful
 def test_a_processor_that_emulates_bf16_computes_in_fp32(
     hunyuan_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hyvideo.pipeline, "emulates", lambda dtype, device: True)
+    monkeypatch.setattr(hyvideo.checks, "emulates", lambda dtype, device: True)
     pipeline = HunyuanVideo(TINY, hunyuan_checkpoint, "cpu")
     assert pipeline.dtype == torch.float32
     assert {p.dtype for p in pipeline.model.parameters()} == {torch.float32}

@@ -1,4 +1,4 @@
-"""The command line of Wan2.1/generate.py is the official one and `--delta_cache`, nothing else."""
+"""The command line of Wan2.1/generate.py is the official one and our two."""
 
 import argparse
 from pathlib import Path
@@ -53,7 +53,7 @@ def resolved(*argv: str) -> argparse.Namespace:
 
 
 def test_wan_options_are_closed() -> None:
-    assert set(options()) == {*OFFICIAL, "--delta_cache", "-h", "--help"}
+    assert set(options()) == {*OFFICIAL, "--delta_cache", "--delta_profile", "-h", "--help"}
 
 
 def test_wan_defaults_are_official() -> None:

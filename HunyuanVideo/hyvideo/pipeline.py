@@ -1,11 +1,9 @@
 """Text to video: encode the prompts, denoise a latent, decode it."""
 
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -14,42 +12,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
+from profiling_core.profiler import Recorder
+from profiling_core.replay import Replay
 
 from .attention import backend
-from .checkpoint import Files, find_files
+from .checkpoint import find_files
+from .checks import (
+    check_autocast,
+    check_finite,
+    check_memory,
+    clip_seeds,
+    computing_config,
+    plan_for_run,
+    warn_of_noise,
+)
 from .config import NEGATIVE_PROMPT, HunyuanConfig, check_video_length, round_size
 from .errors import InputError
-from .memory import check_room
-from .model import GUIDANCE_SCALE, emulates, no_autocast, text_lens
+from .model import GUIDANCE_SCALE, no_autocast, text_lens
 from .rope import rope_tables
+from .run_stats import RunStats, progress_marks
 from .scheduler import build_scheduler
-from .sigmas import SOLVER, sigmas_fp32
-from .text_encoder import LanguageModel, PooledClip, encoder_bytes
-from .vae import VideoVAE, vae_bytes
-from .weights import DTYPES, load_transformer, transformer_bytes
-
-LARGEST_DRAWN_SEED = 1_000_000
-
-
-@dataclass(frozen=True)
-class RunStats:
-    """What the last clip took; seconds are wall clock between device synchronisations."""
-
-    solver: str
-    steps: int  # of the grid of noise levels
-    solver_steps: int  # of these the solver visited; fewer when a plan jumps
-    model_calls: int  # that ran the model; both halves of real guidance are one call
-    reused_calls: int  # answered without running it
-    block_runs: int
-    block_runs_full: int  # of the same clip without a plan
-    reused_intervals: int
-    cache_peak_bytes: int
-    denoise_seconds: float
-    plan: str | None = None
-    seed: int | None = None
-    encode_seconds: float = 0.0
-    decode_seconds: float = 0.0
+from .sigmas import SOLVER
+from .text_encoder import LanguageModel, PooledClip
+from .vae import VideoVAE
+from .weights import DTYPES, load_transformer
 
 
 @dataclass(frozen=True)
@@ -143,6 +130,7 @@ class HunyuanVideo:
         num_videos: int = 1,
         *,
         plan: CachePlan | None = None,
+        recorder: Recorder | None = None,
         noise_device: torch.device | str | None = None,
         progress: bool = True,
     ) -> Tensor:
@@ -152,8 +140,9 @@ class HunyuanVideo:
         multiples of 16; video_length: 4n + 1; flow_reverse: False is the official default and
         samples noise; cfg_scale: above 1 real guidance, away from neg_prompt or the model's own
         text; seed: one for each clip, or the first of consecutive ones, None draws them; plan: a
-        cache plan, carried over to this grid of noise levels; noise_device: where the noise is
-        drawn ("cpu" gives the same noise on every machine).
+        cache plan, carried over to this grid of noise levels; recorder: records the runs, which
+        then have no plan, and writes the profile after each decoding; noise_device: where the noise
+        is drawn ("cpu" gives the same noise on every machine).
         """
         config = self.config
         size = config.video_size if size is None else size
@@ -163,23 +152,33 @@ class HunyuanVideo:
         negative = (neg_prompt or NEGATIVE_PROMPT) if cfg_scale > 1 else None
         with self._timed() as encoding:
             conditioning = self.encode(prompt, negative, video_length=video_length)
+        sampling = {
+            "infer_steps": infer_steps,
+            "flow_shift": flow_shift,
+            "flow_reverse": flow_reverse,
+            "embedded_guidance": embedded_guidance,
+            "cfg_scale": cfg_scale,
+            "progress": progress,
+        }
         clips = []
         for clip_seed in seeds:
             logger.info(f"seed {clip_seed}")
-            latent = self.denoise(
-                conditioning,
-                self.noise(shape, clip_seed, noise_device),
-                infer_steps=infer_steps,
-                flow_shift=flow_shift,
-                flow_reverse=flow_reverse,
-                embedded_guidance=embedded_guidance,
-                cfg_scale=cfg_scale,
-                plan=plan,
-                progress=progress,
-            )
+            noise = self.noise(shape, clip_seed, noise_device)
+            latent = self.denoise(conditioning, noise, plan=plan, recorder=recorder, **sampling)
+            if recorder is not None:
+                recorder.measure_sensitivity(
+                    latent,
+                    lambda replay, noise=noise: self.denoise(
+                        conditioning, noise, recorder=replay, **sampling
+                    ),
+                )
             with self._timed() as decoding:
                 clips.append(self.decode(latent))
             check_finite(clips[-1], "decoding", f"download {self.files.vae_weights} again")
+            if recorder is not None:
+                facts = {"prompt": prompt, "seed": clip_seed}
+                facts |= {"guidance": cfg_scale if cfg_scale > 1 else embedded_guidance}
+                logger.info(recorder.finish(latent, video=clips[-1], **facts).last_run_line())
             self.last_run = replace(
                 self.last_run,
                 seed=clip_seed,
@@ -226,6 +225,7 @@ class HunyuanVideo:
         embedded_guidance: float | None = None,
         cfg_scale: float = 1.0,
         plan: CachePlan | None = None,
+        recorder: Recorder | Replay | None = None,
         progress: bool = True,
     ) -> Tensor:
         """Latents fp32 (B, z, f, h, w) from noise of that shape; leaves statistics in `last_run`.
@@ -242,24 +242,25 @@ class HunyuanVideo:
             plan = plan_for_run(plan, steps, shift)
             self._log_plan(plan, conditioning, noise)
         cache = DeltaCache(plan) if plan is not None else None
+        watch = cache if recorder is None else recorder
         visit = plan.solver_steps if plan is not None else tuple(range(steps))
         scheduler = build_scheduler(steps, shift, self.device, visit, reverse=flow_reverse)
         latent = noise.to(self.device, torch.float32)
         rows = len(conditioning.states)  # twice the clips with real guidance
-        fixed = self._fixed_inputs(conditioning, latent, strength)
+        fixed = self.fixed_inputs(conditioning, latent, strength)
         bar = tqdm(total=steps, disable=not progress, unit="step")
         marks = progress_marks(cache, visit, steps)
         with (
             self._timed() as loop,
             torch.no_grad(),
-            self._autocast(),
+            self.autocast(),
             bar,
-            _attached(cache, self.model),
+            _attached(watch, self.model),
         ):
             for number, step in enumerate(visit):
                 t = scheduler.timesteps[number]
-                if cache is not None:
-                    cache.begin(step, "cond")  # both halves of real guidance are one call
+                if watch is not None:
+                    watch.begin(step, "cond")  # both halves of real guidance are one call
                 x = latent if rows == len(latent) else torch.cat((latent, latent))
                 flow = self.model(x=x, t=t.expand(rows), **fixed)["x"]
                 if rows == 2 * len(latent):
@@ -292,7 +293,7 @@ class HunyuanVideo:
         product = torch.tensor([strength] * rows, device=self.device).to(told) * GUIDANCE_SCALE
         return product.to(self.dtype)
 
-    def _fixed_inputs(
+    def fixed_inputs(
         self, conditioning: Conditioning, latent: Tensor, strength: float
     ) -> dict[str, Tensor | None]:
         """The model's arguments that are the same at every step."""
@@ -311,7 +312,8 @@ class HunyuanVideo:
             "guidance": self.guidance(strength, len(states)),
         }
 
-    def _autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager:
+        """The region in which the transformer computes."""
         if self.dtype == torch.float32:
             return no_autocast(self.device)
         return torch.autocast(self.device.type, self.dtype)
@@ -392,117 +394,12 @@ class HunyuanVideo:
             torch.cuda.synchronize(self.device)
 
 
-def check_finite(result: Tensor, what: str, way_out: str) -> None:
-    """InputError when an overflow or damaged weights would give a black or random clip."""
-    if not result.isfinite().all():
-        raise InputError(f"{what} gave numbers that are not finite: {way_out}")
-
-
 @dataclass
 class _Seconds:
     seconds: float = 0.0
 
 
-def _attached(cache: DeltaCache | None, model: torch.nn.Module) -> AbstractContextManager:
-    return nullcontext() if cache is None else cache.attached(model)
-
-
-def clip_seeds(seed: int | Sequence[int] | None, num_videos: int) -> list[int]:
-    """One seed per clip: drawn, counted up from the given one, or as given."""
-    if num_videos < 1:
-        raise InputError(f"num-videos {num_videos} is too few: take at least 1")
-    if seed is None:
-        return [random.randint(0, LARGEST_DRAWN_SEED) for _ in range(num_videos)]
-    if isinstance(seed, int):
-        return [seed + number for number in range(num_videos)]
-    if len(seed) != num_videos:
-        raise InputError(f"{len(seed)} seeds for num-videos {num_videos}: give one for each")
-    return list(seed)
-
-
-def computing_config(config: HunyuanConfig, device: torch.device) -> HunyuanConfig:
-    """`config`, with fp32 for the transformer where the processor would emulate its precision."""
-    emulated = emulates(DTYPES[config.precision], device)
-    return replace(config, precision="fp32") if emulated else config
-
-
-def check_autocast(config: HunyuanConfig) -> None:
-    """InputError for weights in half precision without autocast, which upstream fails on."""
-    if config.disable_autocast and config.precision != "fp32":
-        raise InputError(
-            f"disable-autocast with precision {config.precision}: the transformer mixes types that "
-            "only autocast brings together, take --precision fp32 with it"
-        )
-
-
-def warn_of_noise(plan: CachePlan | None) -> None:
-    """What a run without flow_reverse gives; PlanError when it has a plan as well."""
-    if plan is not None:
-        raise PlanError(
-            f"plan {plan.name!r} is for falling noise levels: add --flow-reverse, without it the "
-            "levels rise and the result is noise"
-        )
-    logger.warning(
-        "without --flow-reverse THE RESULT IS NOISE: the noise levels run from 0 to 1, as upstream "
-        "has it by default; add --flow-reverse for a video"
-    )
-
-
-def check_plan(plan: CachePlan, config: HunyuanConfig, steps: int, shift: float) -> CachePlan:
-    """`plan_for_run`, and PlanError when the configured model is not the plan's; no weights."""
-    sizes = config.transformer
-    lists = {f"{kind}_blocks": sizes[f"mm_{kind}_blocks_depth"] for kind in ("double", "single")}
-    plan.check_model(lists, sizes["hidden_size"])
-    return plan_for_run(plan, steps, shift)
-
-
-def plan_for_run(plan: CachePlan, steps: int, shift: float) -> CachePlan:
-    """The plan on this run's noise levels; PlanError when it cannot be carried over to them."""
-    if plan.branches != ("cond",):
-        raise PlanError(
-            f"plan {plan.name!r} knows the branches {' and '.join(plan.branches)}, HunyuanVideo "
-            "calls the model once a step: take a plan with cond alone"
-        )
-    return plan.at(sigmas_fp32(steps, shift), solver=SOLVER, shift=shift)
-
-
-def progress_marks(
-    cache: DeltaCache | None, visit: tuple[int, ...], steps: int
-) -> list[tuple[int, str]]:
-    """Per visited step: how many steps of the grid are done after it, and the reused share.
-
-    A step counts as reused when any block of it is; so do the steps that the solver jumps.
-    """
-    ends = (*visit[1:], steps)
-    if cache is None:
-        return [(done, "") for done in ends]
-    computed = accumulate(int(cache.is_compute(step)) for step in visit)
-    return [
-        (done, f"reused {1 - count / done:.0%}") for done, count in zip(ends, computed, strict=True)
-    ]
-
-
-def check_memory(
-    files: Files, config: HunyuanConfig, device: torch.device, offload: bool = False
-) -> None:
-    """InputError when the weights do not fit, on the device or on the host."""
-    on_host = device.type == "cpu"
-
-    def stored(precision: str) -> torch.dtype:
-        return torch.float32 if on_host else DTYPES[precision]
-
-    transformer = {"transformer": transformer_bytes(computing_config(config, device))}
-    others = {
-        "text encoder": encoder_bytes(files.text_encoder, stored(config.text_encoder_precision)),
-        "second text encoder": encoder_bytes(
-            files.text_encoder_2, stored(config.text_encoder_precision_2)
-        ),
-        "VAE": vae_bytes(files.vae_config, stored(config.vae_precision)),
-    }
-    if on_host or not offload:
-        way_out = "" if on_host else "keep the others on the host with --use-cpu-offload, "
-        check_room(transformer | others, device, way_out)
-        return
-    check_room(others, torch.device("cpu"))
-    visitor = max(others, key=others.__getitem__)
-    check_room(transformer | {visitor: others[visitor]}, device)
+def _attached(
+    watch: DeltaCache | Recorder | Replay | None, model: torch.nn.Module
+) -> AbstractContextManager:
+    return nullcontext() if watch is None else watch.attached(model)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -15,39 +14,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import BRANCHES, CachePlan, PlanError
+from profiling_core.plan import CachePlan
+from profiling_core.profiler import Recorder
+from profiling_core.replay import Replay
 
 from .attention import backend
 from .checkpoint import check_folder
+from .checks import check_finite, check_memory, plan_for_run
 from .configs import WanConfig, check_frame_num
 from .errors import InputError
-from .memory import check_room
 from .model import bf16_autocast, emulates_bf16, no_autocast
+from .run_stats import RunStats, progress_marks
 from .scheduler import build_scheduler
-from .sigmas import sigmas_fp32
 from .t5 import TextEncoder
 from .vae import VideoVAE
-from .weights import load_transformer, model_kwargs, transformer_bytes
-
-
-@dataclass(frozen=True)
-class RunStats:
-    """What the last clip took; seconds are wall clock between device synchronisations."""
-
-    solver: str
-    steps: int  # of the grid of noise levels
-    solver_steps: int  # of these the solver visited; fewer when a plan jumps
-    model_calls: int  # that ran the model, both guidance branches together
-    reused_calls: int  # answered without running it
-    block_runs: int
-    block_runs_full: int  # of the same clip without a plan
-    reused_intervals: int
-    cache_peak_bytes: int
-    denoise_seconds: float
-    plan: str | None = None
-    seed: int | None = None
-    encode_seconds: float = 0.0
-    decode_seconds: float = 0.0
+from .weights import load_transformer, model_kwargs
 
 
 class WanT2V:
@@ -115,6 +96,7 @@ class WanT2V:
         offload_model: bool = True,
         *,
         plan: CachePlan | None = None,
+        recorder: Recorder | None = None,
         noise_device: torch.device | str | None = None,
         progress: bool = True,
     ) -> Tensor:
@@ -123,6 +105,7 @@ class WanT2V:
         size: (width, height), multiples of 16; frame_num: 4n + 1; an empty n_prompt stands for
         the model's own negative prompt; a negative seed draws one; offload_model: parts that are
         not at work leave the GPU; plan: a cache plan, carried over to this grid of noise levels;
+        recorder: records the run, which then has no plan, and writes its profile after decoding;
         noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """
         shape = self._latent_shape(size, frame_num)
@@ -134,23 +117,32 @@ class WanT2V:
         noise_device = torch.device(noise_device or self.device)
         generator = torch.Generator(noise_device).manual_seed(seed)
         noise = torch.randn(shape, generator=generator, device=noise_device)
+        sampling = {
+            "shift": shift,
+            "sample_solver": sample_solver,
+            "sampling_steps": sampling_steps,
+            "guide_scale": guide_scale,
+            "progress": progress,
+        }
         latent = self.denoise(
-            context,
-            context_null,
-            noise,
-            shift=shift,
-            sample_solver=sample_solver,
-            sampling_steps=sampling_steps,
-            guide_scale=guide_scale,
-            plan=plan,
-            progress=progress,
+            context, context_null, noise, plan=plan, recorder=recorder, **sampling
         )
+        if recorder is not None:
+            recorder.measure_sensitivity(
+                latent,
+                lambda replay: self.denoise(
+                    context, context_null, noise, recorder=replay, **sampling
+                ),
+            )
         if offload_model and self.device.type == "cuda":
             self.model.cpu()
             torch.cuda.empty_cache()
         with self._timed() as decoding:
             video = self.decode(latent)
         check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
+        if recorder is not None:
+            facts = {"prompt": input_prompt, "seed": seed, "guidance": guide_scale}
+            logger.info(recorder.finish(latent, video=video, **facts).last_run_line())
         self.last_run = replace(
             self.last_run,
             seed=seed,
@@ -178,6 +170,7 @@ class WanT2V:
         sampling_steps: int = 50,
         guide_scale: float = 5.0,
         plan: CachePlan | None = None,
+        recorder: Recorder | Replay | None = None,
         progress: bool = True,
     ) -> Tensor:
         """Latent fp32 (z, f, h, w) from noise of that shape; leaves statistics in `last_run`."""
@@ -185,6 +178,7 @@ class WanT2V:
             plan = plan_for_run(plan, sample_solver, sampling_steps, shift)
             self._log_plan(plan, noise)
         cache = DeltaCache(plan) if plan is not None else None
+        watch = cache if recorder is None else recorder
         visit = plan.solver_steps if plan is not None else tuple(range(sampling_steps))
         scheduler = build_scheduler(sample_solver, sampling_steps, shift, self.device, visit)
         self.model.to(self.device)
@@ -193,15 +187,15 @@ class WanT2V:
         autocast = bf16_autocast(self.device, self.torch_dtype)
         bar = tqdm(total=sampling_steps, disable=not progress, unit="step")
         marks = progress_marks(cache, visit, sampling_steps)
-        with self._timed() as loop, torch.no_grad(), autocast, bar, _attached(cache, self.model):
+        with self._timed() as loop, torch.no_grad(), autocast, bar, _attached(watch, self.model):
             for number, step in enumerate(visit):
                 t = scheduler.timesteps[number]
                 timestep = t[None]  # one object for both calls of a step
-                if cache is not None:
-                    cache.begin(step, "cond")
+                if watch is not None:
+                    watch.begin(step, "cond")
                 cond = self.model([latent], timestep, [context], seq_len)[0]
-                if cache is not None:
-                    cache.begin(step, "uncond")
+                if watch is not None:
+                    watch.begin(step, "uncond")
                 uncond = self.model([latent], timestep, [context_null], seq_len)[0]
                 flow = uncond + guide_scale * (cond - uncond)
                 with no_autocast(self.device):
@@ -291,80 +285,12 @@ class WanT2V:
             torch.cuda.synchronize(self.device)
 
 
-def check_finite(result: Tensor, what: str, way_out: str) -> None:
-    """InputError when an overflow or damaged weights would give a black or random clip."""
-    if not result.isfinite().all():
-        raise InputError(f"{what} gave numbers that are not finite: {way_out}")
-
-
 @dataclass
 class _Seconds:
     seconds: float = 0.0
 
 
-def _attached(cache: DeltaCache | None, model: torch.nn.Module) -> AbstractContextManager:
-    return nullcontext() if cache is None else cache.attached(model)
-
-
-def check_plan(
-    plan: CachePlan, checkpoint_dir: Path, solver: str, steps: int, shift: float
-) -> CachePlan:
-    """`plan_for_run`, and PlanError when the checkpoint's model is not the plan's; no weights."""
-    sizes = model_kwargs(checkpoint_dir)
-    plan.check_model({"blocks": sizes["num_layers"]}, sizes["dim"])
-    return plan_for_run(plan, solver, steps, shift)
-
-
-def plan_for_run(plan: CachePlan, solver: str, steps: int, shift: float) -> CachePlan:
-    """The plan on this run's noise levels; PlanError when it cannot be carried over to them."""
-    if plan.branches != BRANCHES:
-        raise PlanError(
-            f"plan {plan.name!r} knows the branch {plan.branches[0]!r} alone, Wan2.1 calls the "
-            "model for cond and uncond: take a plan with both"
-        )
-    return plan.at(sigmas_fp32(solver, steps, shift), solver=solver, shift=shift)
-
-
-def progress_marks(
-    cache: DeltaCache | None, visit: tuple[int, ...], steps: int
-) -> list[tuple[int, str]]:
-    """Per visited step: how many steps of the grid are done after it, and the reused share.
-
-    A step counts as reused when any block of it is; so do the steps that the solver jumps.
-    """
-    ends = (*visit[1:], steps)
-    if cache is None:
-        return [(done, "") for done in ends]
-    computed = accumulate(int(cache.is_compute(step)) for step in visit)
-    return [
-        (done, f"reused {1 - count / done:.0%}") for done, count in zip(ends, computed, strict=True)
-    ]
-
-
-def check_memory(
-    folder: Path,
-    config: WanConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    t5_cpu: bool,
-    offload_model: bool = True,
-) -> None:
-    """InputError when the weights do not fit, on the device or on the host."""
-    encoder = {"text encoder": (folder / config.t5_checkpoint).stat().st_size}
-    models = {
-        "transformer": transformer_bytes(folder, dtype),
-        "VAE": (folder / config.vae_checkpoint).stat().st_size,
-    }
-    if device.type == "cpu":
-        check_room(models | encoder, device)
-        return
-    if offload_model:  # before decoding both lie on the host
-        on_host = {"transformer": models["transformer"]} | encoder
-        keep = "keep the transformer on the GPU with --offload_model false, "
-        check_room(on_host, torch.device("cpu"), keep)
-    else:
-        check_room(encoder, torch.device("cpu"))
-    if t5_cpu:
-        check_room(models, device)
-    else:
-        check_room(models | encoder, device, "keep the text encoder on the CPU with --t5_cpu, ")
+def _attached(
+    watch: DeltaCache | Recorder | Replay | None, model: torch.nn.Module
+) -> AbstractContextManager:
+    return nullcontext() if watch is None else watch.attached(model)

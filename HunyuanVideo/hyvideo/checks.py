@@ -1,0 +1,114 @@
+"""What is checked, drawn and carried over before a run, and checked after it."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from loguru import logger
+from torch import Tensor
+
+from profiling_core.plan import CachePlan, PlanError
+
+from .checkpoint import Files
+from .config import HunyuanConfig
+from .errors import InputError
+from .memory import check_room
+from .model import emulates
+from .sigmas import SOLVER, sigmas_fp32
+from .text_encoder import encoder_bytes
+from .vae import vae_bytes
+from .weights import DTYPES, transformer_bytes
+
+LARGEST_DRAWN_SEED = 1_000_000
+
+
+def check_finite(result: Tensor, what: str, way_out: str) -> None:
+    """InputError when an overflow or damaged weights would give a black or random clip."""
+    if not result.isfinite().all():
+        raise InputError(f"{what} gave numbers that are not finite: {way_out}")
+
+
+def clip_seeds(seed: int | Sequence[int] | None, num_videos: int) -> list[int]:
+    """One seed per clip: drawn, counted up from the given one, or as given."""
+    if num_videos < 1:
+        raise InputError(f"num-videos {num_videos} is too few: take at least 1")
+    if seed is None:
+        return [random.randint(0, LARGEST_DRAWN_SEED) for _ in range(num_videos)]
+    if isinstance(seed, int):
+        return [seed + number for number in range(num_videos)]
+    if len(seed) != num_videos:
+        raise InputError(f"{len(seed)} seeds for num-videos {num_videos}: give one for each")
+    return list(seed)
+
+
+def computing_config(config: HunyuanConfig, device: torch.device) -> HunyuanConfig:
+    """`config`, with fp32 for the transformer where the processor would emulate its precision."""
+    emulated = emulates(DTYPES[config.precision], device)
+    return replace(config, precision="fp32") if emulated else config
+
+
+def check_autocast(config: HunyuanConfig) -> None:
+    """InputError for weights in half precision without autocast, which upstream fails on."""
+    if config.disable_autocast and config.precision != "fp32":
+        raise InputError(
+            f"disable-autocast with precision {config.precision}: the transformer mixes types that "
+            "only autocast brings together, take --precision fp32 with it"
+        )
+
+
+def warn_of_noise(plan: CachePlan | None) -> None:
+    """What a run without flow_reverse gives; PlanError when it has a plan as well."""
+    if plan is not None:
+        raise PlanError(
+            f"plan {plan.name!r} is for falling noise levels: add --flow-reverse, without it the "
+            "levels rise and the result is noise"
+        )
+    logger.warning(
+        "without --flow-reverse THE RESULT IS NOISE: the noise levels run from 0 to 1, as upstream "
+        "has it by default; add --flow-reverse for a video"
+    )
+
+
+def check_plan(plan: CachePlan, config: HunyuanConfig, steps: int, shift: float) -> CachePlan:
+    """`plan_for_run`, and PlanError when the configured model is not the plan's; no weights."""
+    sizes = config.transformer
+    lists = {f"{kind}_blocks": sizes[f"mm_{kind}_blocks_depth"] for kind in ("double", "single")}
+    plan.check_model(lists, sizes["hidden_size"])
+    return plan_for_run(plan, steps, shift)
+
+
+def plan_for_run(plan: CachePlan, steps: int, shift: float) -> CachePlan:
+    """The plan on this run's noise levels; PlanError when it cannot be carried over to them."""
+    if plan.branches != ("cond",):
+        raise PlanError(
+            f"plan {plan.name!r} knows the branches {' and '.join(plan.branches)}, HunyuanVideo "
+            "calls the model once a step: take a plan with cond alone"
+        )
+    return plan.at(sigmas_fp32(steps, shift), solver=SOLVER, shift=shift)
+
+
+def check_memory(
+    files: Files, config: HunyuanConfig, device: torch.device, offload: bool = False
+) -> None:
+    """InputError when the weights do not fit, on the device or on the host."""
+    on_host = device.type == "cpu"
+
+    def stored(precision: str) -> torch.dtype:
+        return torch.float32 if on_host else DTYPES[precision]
+
+    transformer = {"transformer": transformer_bytes(computing_config(config, device))}
+    others = {
+        "text encoder": encoder_bytes(files.text_encoder, stored(config.text_encoder_precision)),
+        "second text encoder": encoder_bytes(
+            files.text_encoder_2, stored(config.text_encoder_precision_2)
+        ),
+        "VAE": vae_bytes(files.vae_config, stored(config.vae_precision)),
+    }
+    if on_host or not offload:
+        way_out = "" if on_host else "keep the others on the host with --use-cpu-offload, "
+        check_room(transformer | others, device, way_out)
+        return
+    check_room(others, torch.device("cpu"))
+    visitor = max(others, key=others.__getitem__)
+    check_room(transformer | {visitor: others[visitor]}, device)

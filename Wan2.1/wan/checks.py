@@ -1,0 +1,68 @@
+"""What is checked and carried over before a run, and checked after it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from profiling_core.plan import BRANCHES, CachePlan, PlanError
+
+from .configs import WanConfig
+from .errors import InputError
+from .memory import check_room
+from .sigmas import sigmas_fp32
+from .weights import model_kwargs, transformer_bytes
+
+
+def check_finite(result: Tensor, what: str, way_out: str) -> None:
+    """InputError when an overflow or damaged weights would give a black or random clip."""
+    if not result.isfinite().all():
+        raise InputError(f"{what} gave numbers that are not finite: {way_out}")
+
+
+def check_plan(
+    plan: CachePlan, checkpoint_dir: Path, solver: str, steps: int, shift: float
+) -> CachePlan:
+    """`plan_for_run`, and PlanError when the checkpoint's model is not the plan's; no weights."""
+    sizes = model_kwargs(checkpoint_dir)
+    plan.check_model({"blocks": sizes["num_layers"]}, sizes["dim"])
+    return plan_for_run(plan, solver, steps, shift)
+
+
+def plan_for_run(plan: CachePlan, solver: str, steps: int, shift: float) -> CachePlan:
+    """The plan on this run's noise levels; PlanError when it cannot be carried over to them."""
+    if plan.branches != BRANCHES:
+        raise PlanError(
+            f"plan {plan.name!r} knows the branch {plan.branches[0]!r} alone, Wan2.1 calls the "
+            "model for cond and uncond: take a plan with both"
+        )
+    return plan.at(sigmas_fp32(solver, steps, shift), solver=solver, shift=shift)
+
+
+def check_memory(
+    folder: Path,
+    config: WanConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    t5_cpu: bool,
+    offload_model: bool = True,
+) -> None:
+    """InputError when the weights do not fit, on the device or on the host."""
+    encoder = {"text encoder": (folder / config.t5_checkpoint).stat().st_size}
+    models = {
+        "transformer": transformer_bytes(folder, dtype),
+        "VAE": (folder / config.vae_checkpoint).stat().st_size,
+    }
+    if device.type == "cpu":
+        check_room(models | encoder, device)
+        return
+    if offload_model:  # before decoding both lie on the host
+        on_host = {"transformer": models["transformer"]} | encoder
+        keep = "keep the transformer on the GPU with --offload_model false, "
+        check_room(on_host, torch.device("cpu"), keep)
+    else:
+        check_room(encoder, torch.device("cpu"))
+    if t5_cpu:
+        check_room(models, device)
+    else:
+        check_room(models | encoder, device, "keep the text encoder on the CPU with --t5_cpu, ")
