@@ -15,30 +15,39 @@ from torch import Tensor
 
 import common  # noqa: F401  (puts the trees on the path)
 import hyvideo.pipeline
+import hyvideo.run_stats
+import hyvideo.sigmas
 import hyvideo.video
+import wan.model
+import wan.run_stats
+import wan.sigmas
 import wan.text2video
 import wan.video
 from calls import PLANS
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from hyvideo.config import HunyuanConfig
+from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan
 from profiling_core.presets import available
+from profiling_core.profile import Settings
+from profiling_core.profiler import Recorder
 from wan.configs import CONFIGS as WAN_CONFIGS
 from wan.configs import WanConfig, parse_size
 
 Inputs = tuple[Any, ...]  # what a prompt and a seed become
-RunStats = wan.text2video.RunStats | hyvideo.pipeline.RunStats
+RunStats = wan.run_stats.RunStats | hyvideo.run_stats.RunStats
 
 
 class Tree(ABC):
-    """What demo and policies need of a tree."""
+    """What the benchmarks of whole clips need of a tree."""
 
     name: ClassVar[str]
     solvers: ClassVar[tuple[str, ...]]
     prompt: str
     steps: int
     plan_model: str
+    guidance: float
     pipeline: wan.text2video.WanT2V | hyvideo.pipeline.HunyuanVideo
 
     @property
@@ -53,6 +62,18 @@ class Tree(ABC):
         """The plan that `--delta_cache value` takes."""
         return resolve_plan(value, self.plan_model)
 
+    def recorder(self, settings: Settings | None = None) -> Recorder:
+        """A recorder of a run with the model's own settings."""
+        return Recorder(settings=settings, **self._sampling(), **self._model())
+
+    def _model(self) -> dict[str, Any]:
+        planned = MODELS[self.plan_model]
+        return {"model": planned.fingerprint, "branches": planned.family.branches}
+
+    @abstractmethod
+    def _sampling(self) -> dict[str, Any]:
+        """steps, sigmas, solver and shift, as a recorder takes them."""
+
     @abstractmethod
     def inputs(self, prompt: str, seed: int) -> Inputs:
         """The encoded prompt and the noise."""
@@ -65,9 +86,18 @@ class Tree(ABC):
         *,
         steps: int | None = None,
         solver: str | None = None,
+        recorder: Recorder | None = None,
         progress: bool = False,
     ) -> Tensor:
         """A latent, with the model's own settings where none are given."""
+
+    @abstractmethod
+    def encode_video(self, video: Tensor) -> Tensor:
+        """The latent (C, F, H, W) of a clip, as the model sees it."""
+
+    @abstractmethod
+    def predict(self, latent: Tensor, sigma: float, prompt: str) -> Tensor:
+        """One model call on a latent (C, F, H, W) of this noise level; of the prompt alone."""
 
     @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
@@ -86,7 +116,12 @@ class WanTree(Tree):
         self.config = config or WAN_CONFIGS["t2v-mini"]
         self.pipeline = wan.text2video.WanT2V(self.config, self.config.ckpt_dir, device)
         self.prompt, self.steps = self.config.example_prompt, self.config.sample_steps
-        self.plan_model = self.config.plan_model
+        self.plan_model, self.guidance = self.config.plan_model, self.config.sample_guide_scale
+
+    def _sampling(self) -> dict[str, Any]:
+        solver, shift = self.solvers[0], self.config.sample_shift
+        sigmas = wan.sigmas.sigmas_fp32(solver, self.steps, shift)
+        return {"steps": self.steps, "sigmas": sigmas, "solver": solver, "shift": shift}
 
     def inputs(self, prompt: str, seed: int) -> Inputs:
         config = self.config
@@ -102,6 +137,7 @@ class WanTree(Tree):
         *,
         steps: int | None = None,
         solver: str | None = None,
+        recorder: Recorder | None = None,
         progress: bool = False,
     ) -> Tensor:
         return self.pipeline.denoise(
@@ -111,8 +147,19 @@ class WanTree(Tree):
             sampling_steps=steps or self.steps,
             guide_scale=self.config.sample_guide_scale,
             plan=plan,
+            recorder=recorder,
             progress=progress,
         )
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        return self.pipeline.vae.encode(video.to(self.pipeline.device)).cpu()
+
+    @torch.no_grad()
+    def predict(self, latent: Tensor, sigma: float, prompt: str) -> Tensor:
+        pipeline, device = self.pipeline, self.pipeline.device
+        t, tokens = torch.tensor([1000 * sigma], device=device), self.config.tokens(latent.shape)
+        with wan.model.bf16_autocast(device, pipeline.torch_dtype):
+            return pipeline.model([latent.to(device)], t, pipeline.encode([prompt]), tokens)[0]
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.pipeline.decode(latent).cpu()
@@ -130,6 +177,12 @@ class HunyuanTree(Tree):
         self.config = config or HUNYUAN_CONFIGS["HYVideo-mini"]
         self.pipeline = hyvideo.pipeline.HunyuanVideo(self.config, self.config.model_base, device)
         self.steps, self.plan_model = self.config.infer_steps, self.config.plan_model
+        self.guidance = self.config.embedded_cfg_scale
+
+    def _sampling(self) -> dict[str, Any]:
+        solver, shift = self.solvers[0], self.config.flow_shift
+        sigmas = hyvideo.sigmas.sigmas_fp32(self.steps, shift)
+        return {"steps": self.steps, "sigmas": sigmas, "solver": solver, "shift": shift}
 
     def inputs(self, prompt: str, seed: int) -> Inputs:
         config = self.config
@@ -144,11 +197,26 @@ class HunyuanTree(Tree):
         *,
         steps: int | None = None,
         solver: str | None = None,
+        recorder: Recorder | None = None,
         progress: bool = False,
     ) -> Tensor:
         if solver not in (None, *self.solvers):
             raise ValueError(f"HunyuanVideo has the solver {self.solvers[0]} alone, not {solver}")
-        return self.pipeline.denoise(*inputs, infer_steps=steps, plan=plan, progress=progress)
+        return self.pipeline.denoise(
+            *inputs, infer_steps=steps, plan=plan, recorder=recorder, progress=progress
+        )
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        return self.pipeline.vae.encode((video + 1) / 2).cpu()
+
+    @torch.no_grad()
+    def predict(self, latent: Tensor, sigma: float, prompt: str) -> Tensor:
+        pipeline = self.pipeline
+        conditioning = pipeline.encode(prompt, video_length=self.config.video_length)
+        x, t = latent[None].to(pipeline.device), torch.tensor([1000 * sigma])
+        with pipeline.autocast():
+            fixed = pipeline.fixed_inputs(conditioning, x, self.guidance)
+            return pipeline.model(x=x, t=t.to(pipeline.device), **fixed)["x"][0]
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.pipeline.decode(latent) * 2 - 1

@@ -169,12 +169,33 @@ def draw(scene: Scene, rng: np.random.Generator, frames: int = FRAMES, size: int
     """Draws one clip of the scene; what the prompt leaves open is taken from `rng`."""
     video = _background(scene, rng, frames, size)  # (T, H, W, 3)
     centres = []
-    for actor in scene.actors:
-        radius = size * rng.uniform(0.125, 0.185)
-        centre = _path(actor.motion, rng, frames, size, radius)  # (T, 2)
+    for actor, centre, radius in _placed(scene, rng, frames, size):
         _paint(video, actor, centre, radius)
         centres.append(centre)
     return Clip(scene, np.round(video * 255).astype(np.uint8), np.stack(centres))
+
+
+def shape_mask(seed: int, index: int, held_out: bool = False) -> np.ndarray:
+    """Pixels of `clip(seed, index, held_out)` inside a shape: (T, H, W) bool."""
+    rng = np.random.default_rng([seed, index, int(held_out)])
+    scene = random_scene(rng, held_out)
+    _background(scene, rng, FRAMES, SIZE)  # takes from `rng` what it takes in `draw`
+    return np.any(
+        [
+            _signed_distance(actor.shape, centre, radius, SIZE) < 0
+            for actor, centre, radius in _placed(scene, rng, FRAMES, SIZE)
+        ],
+        axis=0,
+    )
+
+
+def _placed(
+    scene: Scene, rng: np.random.Generator, frames: int, size: int
+) -> Iterator[tuple[Actor, np.ndarray, float]]:
+    """Every actor with its path (T, 2) and radius in pixels."""
+    for actor in scene.actors:
+        radius = size * rng.uniform(0.125, 0.185)
+        yield actor, _path(actor.motion, rng, frames, size, radius), radius
 
 
 def _paint(video: np.ndarray, actor: Actor, centre: np.ndarray, radius: float) -> None:
