@@ -1,5 +1,6 @@
 # make demo    one clip on each bundled miniature: full, the paper's plan, ours (out/demo)
 # make test    the test suite
+# make test-browser    the report's tests in headless Chromium, installed from Debian's packages where missing
 # Both set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
 # Without a GPU, TORCH_INDEX=<package index of torch's CPU builds> saves the CUDA libraries.
 
@@ -8,13 +9,17 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-browser lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/demo.py --out out/demo
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+test-browser: $(INSTALLED)
+	command -v chromium || (apt-get update && apt-get install -y chromium fonts-dejavu-core)
+	$(VENV)/bin/python -m pytest tests/test_report_browser.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

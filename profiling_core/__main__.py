@@ -1,4 +1,4 @@
-"""python -m profiling_core: show a plan or a profile, prepare a profile, plan from it."""
+"""python -m profiling_core: show plans and profiles, prepare a profile, plan from it, report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.presets import available, build_preset, plans_folder, presets_of
 from profiling_core.profile_commands import add_profile_commands, holds_profile, show_profile
+from profiling_core.report.command import add_report_command
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     all_.add_argument("--out", default=str(plans_folder()), help="folder (default: the package's)")
     all_.set_defaults(run=write_presets)
     add_profile_commands(commands)
+    add_report_command(commands)
     return parser
 
 
