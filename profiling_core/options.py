@@ -43,12 +43,13 @@ def check_profile_target(args: argparse.Namespace) -> None:
             "profile needs a full run, leave one of the two out"
         )
     path = Path(args.delta_profile)
-    if not path.parent.is_dir():
-        raise PlanError(f"--delta_profile {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise PlanError(f"--delta_profile {path}: this is a folder, name a file")
     if path.exists():
         Profile.load(path)
-    elif not os.access(path.parent, os.W_OK):
-        raise PlanError(f"--delta_profile {path}: the folder {path.parent} is not writable")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise PlanError(f"--delta_profile {path}: {existing} is no folder that can be written to")
 
 
 def resolve_plan(value: str | None, model: str) -> CachePlan | None:

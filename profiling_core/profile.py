@@ -302,12 +302,13 @@ class Profile:
 
 
 def add_runs(path: str | os.PathLike[str], recorded: Profile) -> Profile:
-    """Add the runs of `recorded` to the file, or make it; the whole profile is returned.
+    """Add the runs of `recorded` to the file, or make it and its folder; returns the whole profile.
 
     Two writers wait for each other, so that no run is lost. ProfileError when they do not fit; the
     file is then as it was.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent):
         whole = Profile.load(path).plus(recorded) if path.exists() else recorded
         whole.save(path)

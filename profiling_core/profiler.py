@@ -323,11 +323,7 @@ def recorder_of(
 
 
 def _existing(path: Path | None) -> Profile | None:
-    if path is None:
-        return None
-    if not path.parent.is_dir():
-        raise ProfileError(f"profile {path}: the folder {path.parent} does not exist")
-    return Profile.load(path) if path.exists() else None
+    return Profile.load(path) if path is not None and path.exists() else None
 
 
 def _spread(steps: tuple[int, ...], most: int) -> tuple[int, ...]:

@@ -69,6 +69,11 @@ def test_a_run_is_recorded_and_the_next_is_added(tree: str, run: Run, tmp_path: 
     assert np.isfinite(profile.arrays["drift"]).all()
 
 
+def test_the_folder_is_made(run: Run, tmp_path: Path) -> None:
+    assert run("--delta_profile", "new/folder/a.profile", steps=2) == 0
+    assert len(Profile.load(tmp_path / "new" / "folder" / "a.profile").runs) == 1
+
+
 def test_the_files_own_settings_hold(tree: str, run: Run, tmp_path: Path) -> None:
     settings = Settings(mask="motion", attention_every=0, sensitivity=(1, 2))
     Profile(settings).save("a.profile")
@@ -83,7 +88,8 @@ def test_the_files_own_settings_hold(tree: str, run: Run, tmp_path: Path) -> Non
     ("argv", "says"),
     [
         (("--delta_profile", "a.profile", "--delta_cache"), "with --delta_cache paper: a profile"),
-        (("--delta_profile", "no/a.profile"), "the folder no does not exist"),
+        (("--delta_profile", "."), "--delta_profile .: this is a folder, name a file"),
+        (("--delta_profile", "broken/a.profile"), "broken is no folder that can be written to"),
         (("--delta_profile", "broken"), "profile broken: not a whole safetensors file"),
     ],
 )

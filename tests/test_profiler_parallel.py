@@ -109,27 +109,31 @@ def record(model: Toy, group: dist.ProcessGroup | None, path: Path | None = None
     return recorder.finish(x, prompt="p", seed=1)
 
 
-def _rank(rank: int, folder: Path, ring: bool) -> None:
+def _rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-    model = Toy().share(dist.group.WORLD, ring)
+    group = dist.group.WORLD
     try:
-        record(model, dist.group.WORLD, folder / "two.profile")
+        record(Toy().share(group, ring=False), group, folder / "two.profile")
+        record(Toy().share(group, ring=True), group, folder / "ring.profile")
     except ProfileError as error:
         (folder / f"error{rank}").write_text(str(error))
     finally:
         dist.destroy_process_group()
 
 
-def run_ranks(folder: Path, ring: bool) -> None:
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left: of Ulysses a profile, of ring attention an error."""
+    folder = tmp_path_factory.mktemp("ranks")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(_rank, (folder, ring), nprocs=RANKS)
+    torch.multiprocessing.spawn(_rank, (folder,), nprocs=RANKS)
+    return folder
 
 
-def test_two_ranks_record_what_one_records(tmp_path: Path) -> None:
-    run_ranks(tmp_path, ring=False)
-    two, one = Profile.load(tmp_path / "two.profile"), record(Toy(), None)
+def test_two_ranks_record_what_one_records(ranks: Path) -> None:
+    two, one = Profile.load(ranks / "two.profile"), record(Toy(), None)
     assert len(two.runs) == 1  # one rank writes
     assert two.subject == one.subject
     for name, array in one.arrays.items():
@@ -137,12 +141,11 @@ def test_two_ranks_record_what_one_records(tmp_path: Path) -> None:
             assert np.allclose(two.arrays[name], array, rtol=1e-3, atol=1e-5), name
 
 
-def test_ring_attention_is_refused(tmp_path: Path) -> None:
-    run_ranks(tmp_path, ring=True)
+def test_ring_attention_is_refused(ranks: Path) -> None:
     for rank in range(RANKS):
-        said = (tmp_path / f"error{rank}").read_text()
+        said = (ranks / f"error{rank}").read_text()
         assert "block 0 attends from 12 of 24 tokens: ring attention" in said
-    assert not (tmp_path / "two.profile").exists()
+    assert not (ranks / "ring.profile").exists()
 
 
 @pytest.mark.parametrize("count", [1, TOKENS // 2])
