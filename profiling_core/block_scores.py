@@ -8,7 +8,7 @@ blocks alone, which is what the paper analyses and caches; of a model without pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,17 +148,6 @@ def otsu_threshold(values: np.ndarray) -> float:
     apart = (sums[-1] - sums[:-1]) / above - sums[:-1] / below
     between = np.where(np.diff(ordered) > 0, below * above * apart**2, -1.0)
     return _halfway(ordered, int(np.argmax(between)) + 1)
-
-
-def consecutive(blocks: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Ascending block numbers as [first, last] runs of neighbours: equation 9's intervals."""
-    runs: list[tuple[int, int]] = []
-    for block in blocks:
-        if runs and runs[-1][1] == block - 1:
-            runs[-1] = (runs[-1][0], block)
-        else:
-            runs.append((block, block))
-    return tuple(runs)
 
 
 def _mean(profile: Profile, name: str) -> np.ndarray:

@@ -26,11 +26,11 @@ class ReleasedList:
         stands and is background when that one (rounded) is; the released depth gives the released
         list itself.
         """
-        return _runs(block for block, is_ in enumerate(self._marks(depth)) if is_)
+        return consecutive(block for block, is_ in enumerate(self._marks(depth)) if is_)
 
     def foreground_at(self, depth: int) -> Runs:
         """All other blocks."""
-        return _runs(block for block, is_ in enumerate(self._marks(depth)) if not is_)
+        return consecutive(block for block, is_ in enumerate(self._marks(depth)) if not is_)
 
     @property
     def blocks(self) -> int:
@@ -146,8 +146,8 @@ MODELS = {
 }
 
 
-def _runs(blocks: Iterable[int]) -> Runs:
-    """Ascending block numbers as runs of neighbours."""
+def consecutive(blocks: Iterable[int]) -> Runs:
+    """Ascending block numbers as runs [first, last] of neighbours: the intervals of equation 9."""
     runs: list[tuple[int, int]] = []
     for block in blocks:
         if runs and runs[-1][1] == block - 1:

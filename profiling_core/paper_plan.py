@@ -34,7 +34,8 @@ from typing import Any
 import numpy as np
 
 from profiling_core import schedule
-from profiling_core.block_scores import SCORES, Parted, consecutive, part_blocks
+from profiling_core.block_scores import SCORES, Parted, part_blocks
+from profiling_core.models import consecutive
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.schedule import round_half_up

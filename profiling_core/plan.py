@@ -260,6 +260,11 @@ class CachePlan(Checked):
     @classmethod
     def loads(cls, text: str | bytes, source: str = "plan") -> CachePlan:
         """A checked plan from JSON text."""
+        if isinstance(text, bytes) and 0 in text[:8] and text[8:9] == b"{":  # safetensors
+            raise PlanError(
+                f"{source}: this is no plan but a profile; make a plan from it with "
+                "`python -m profiling_core plan --profile FILE -o plan.json`"
+            )
         try:
             document = json.loads(
                 text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant

@@ -18,10 +18,10 @@ from profiling_core.block_scores import (
     attention,
     block_scores,
     check_lists,
-    consecutive,
     default_lists,
     part_blocks,
 )
+from profiling_core.models import consecutive
 from profiling_core.paper_plan import l1_curve, shrinking_intervals
 from profiling_core.profile import Profile, ProfileError, Settings
 

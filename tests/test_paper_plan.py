@@ -8,12 +8,12 @@ import pytest
 from made_profiles import made_profile
 from profiling_core.block_scores import (
     block_scores,
-    consecutive,
     default_lists,
     otsu_threshold,
     part_blocks,
 )
 from profiling_core.cost import block_runs, speedup_flops
+from profiling_core.models import consecutive
 from profiling_core.paper_plan import every_ablation, l1_curve, paper_plan, shrinking_intervals
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.profile import Profile, ProfileError, Settings

@@ -165,6 +165,7 @@ def test_weights_are_needed_for_every_reuse_step_and_only_there():
         ('{"format": 1, "shift": NaN}', "NaN is not a number that a plan may hold"),
         ("[" * 200_000, "not JSON|nested too deeply"),
         (b"\xff\xfe\x00", "not JSON"),
+        (b"\x02\0\0\0\0\0\0\0{}", "this is no plan but a profile; make a plan from it"),
     ],
 )
 def test_text_that_is_no_plan_is_refused(text, message):

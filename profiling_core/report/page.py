@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 
-from profiling_core.block_scores import consecutive
+from profiling_core.models import consecutive
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.profile_summary import settings_lines
 from profiling_core.report.attention import parted_by
