@@ -198,6 +198,7 @@ def test_the_frame_slider_and_the_run_change_the_maps(page, profile):
 def test_the_map_number_is_the_recorded_one(page, profile):
     page.run("document.querySelector('#fig-maps svg').focus()")
     page.key("Home")
+    until(lambda: "|" in tip(page))
     name = tip(page).split(",")[0]
     block = int(name.split()[1])
     value = float(profile.arrays["attention_maps"][0, 0, block, 4, 0, 0])
