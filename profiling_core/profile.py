@@ -215,7 +215,7 @@ class Profile:
             parts.append(
                 f"{run.foreground:.0%} of the tokens are foreground by {self.settings.mask}"
             )
-            parts.append(f"they hold {share:.0%} of the high-attention tokens on average")
+            parts.append(f"{share:.0%} of them get high attention in the average block")
         change = self.arrays["l1_relative"][-1]
         parts.append(f"predictions change by {change.min():.1%} to {change.max():.1%} a step")
         return ", ".join(parts)
