@@ -15,11 +15,9 @@ from torch import Tensor
 
 import common  # noqa: F401  (puts the trees on the path)
 import hyvideo.pipeline
-import hyvideo.run_stats
 import hyvideo.sigmas
 import hyvideo.video
 import wan.model
-import wan.run_stats
 import wan.sigmas
 import wan.text2video
 import wan.video
@@ -32,11 +30,11 @@ from profiling_core.plan import CachePlan
 from profiling_core.presets import available
 from profiling_core.profile import Settings
 from profiling_core.profiler import Recorder
+from profiling_core.run_stats import RunStats
 from wan.configs import CONFIGS as WAN_CONFIGS
 from wan.configs import WanConfig, parse_size
 
 Inputs = tuple[Any, ...]  # what a prompt and a seed become
-RunStats = wan.run_stats.RunStats | hyvideo.run_stats.RunStats
 
 
 class Tree(ABC):

@@ -19,13 +19,13 @@ from hyvideo.config import CONFIGS, NEGATIVE_PROMPT
 from hyvideo.errors import InputError
 from hyvideo.inference import HunyuanVideoSampler
 from hyvideo.pipeline import Conditioning, HunyuanVideo
-from hyvideo.run_stats import progress_marks
 from hyvideo.sigmas import sigmas_fp32
 from hyvideo.vae import vae_bytes
 from hyvideo.weights import transformer_bytes
 from profiling_core.cost import bytes_held
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.presets import available, load_preset
+from profiling_core.run_stats import progress_marks
 
 STEPS = 6
 BLOCKS = TINY_DIT["mm_double_blocks_depth"] + TINY_DIT["mm_single_blocks_depth"]

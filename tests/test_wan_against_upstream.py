@@ -48,13 +48,13 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, k_lens: Tensor, **options: 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[types.SimpleNamespace]:
     """Official modules under names of their own, since both packages are called wan."""
-    stub = types.ModuleType("official.modules.attention")
-    stub.flash_attention = flash_attention
+    ours = types.ModuleType("official.modules.attention")  # theirs needs a GPU
+    ours.flash_attention = flash_attention
     for name in ("official", "official.modules", "official.utils"):
         package = types.ModuleType(name)
         package.__path__ = [str(Path(UPSTREAM, "wan", *name.split(".")[1:]))]
         sys.modules[name] = package
-    sys.modules[stub.__name__] = stub
+    sys.modules[ours.__name__] = ours
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "current_device", lambda: 0)  # a default argument asks for it
         loaded = {

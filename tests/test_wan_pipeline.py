@@ -11,10 +11,10 @@ from torch import Tensor
 import wan.text2video
 from conftest import TINY_DIT
 from profiling_core.plan import CachePlan, PlanError
+from profiling_core.run_stats import progress_marks
 from wan.checks import check_memory, check_plan
 from wan.configs import CONFIGS
 from wan.errors import InputError
-from wan.run_stats import progress_marks
 from wan.sigmas import sigmas_fp32
 from wan.text2video import WanT2V
 

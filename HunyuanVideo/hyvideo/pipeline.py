@@ -15,6 +15,7 @@ from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
+from profiling_core.run_stats import RunStats, progress_marks
 
 from .attention import backend
 from .checkpoint import find_files
@@ -31,7 +32,6 @@ from .config import NEGATIVE_PROMPT, HunyuanConfig, check_video_length, round_si
 from .errors import InputError
 from .model import GUIDANCE_SCALE, no_autocast, text_lens
 from .rope import rope_tables
-from .run_stats import RunStats, progress_marks
 from .scheduler import build_scheduler
 from .sigmas import SOLVER
 from .text_encoder import LanguageModel, PooledClip

@@ -17,6 +17,7 @@ from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
+from profiling_core.run_stats import RunStats, progress_marks
 
 from .attention import backend
 from .checkpoint import check_folder
@@ -24,7 +25,6 @@ from .checks import check_finite, check_memory, plan_for_run
 from .configs import WanConfig, check_frame_num
 from .errors import InputError
 from .model import bf16_autocast, emulates_bf16, no_autocast
-from .run_stats import RunStats, progress_marks
 from .scheduler import build_scheduler
 from .t5 import TextEncoder
 from .vae import VideoVAE

@@ -1,4 +1,4 @@
-"""What a run took, and what its progress bar says."""
+"""What a run of a tree took, and what its progress bar says."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,7 +13,7 @@ class RunStats:
     solver: str
     steps: int  # of the grid of noise levels
     solver_steps: int  # of these the solver visited; fewer when a plan jumps
-    model_calls: int  # that ran the model, both guidance branches together
+    model_calls: int  # that ran the model, over all branches
     reused_calls: int  # answered without running it
     block_runs: int
     block_runs_full: int  # of the same clip without a plan
