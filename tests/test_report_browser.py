@@ -271,6 +271,13 @@ def test_nothing_sticks_out_on_a_phone(browser, report, tmp_path):
         assert browser.problems == []
 
 
+def test_no_figure_scrolls_on_a_desktop(browser, report):
+    wider = f"{ALL}('.chart')].filter((c) => c.scrollWidth > c.clientWidth).length"
+    for width in (1100, 1101, 1280, 1333):  # rounding of the cells' width once added a pixel
+        browser.open(report, width=width)
+        assert browser.run(wider) == 0
+
+
 def test_print_is_light_and_without_controls(page, report):
     page.open(report, dark=True)
     page.send("Emulation.setEmulatedMedia", media="print")

@@ -85,7 +85,7 @@ function gridLayout(x, y, width, right, heights) {
     left, top, cell, height, tops, groups, columns, rows,
     right: left + cell * columns,
     bottom: place,
-    width: Math.ceil(left + cell * columns + right),
+    width: Math.ceil(left + cell * columns + right - 1e-6), // rounding alone adds no pixel
     column: (px) => clamp(Math.floor((px - left) / cell), 0, columns - 1),
     row: (py) => {
       const after = tops.findIndex((start) => start > py);
