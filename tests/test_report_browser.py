@@ -171,6 +171,21 @@ def test_keys_move_through_the_values(page):
     assert tip(page) == ""
 
 
+def test_the_number_asked_for_by_key_follows_the_scroll(page):
+    """Focus scrolls to the figure, and the page hears of the scroll after the tip is shown."""
+    page.run("scrollTo({top: 0, behavior: 'instant'})")
+    page.settle()
+    page.run("document.querySelector('#fig-attention svg').focus()")
+    page.key("Home")
+    shown = tip(page)
+    distance = "tip.getBoundingClientRect().y - document.activeElement.getBoundingClientRect().y"
+    before = page.run(distance)
+    page.run("scrollBy({top: 40, behavior: 'instant'})")
+    page.settle()
+    assert tip(page) == shown != ""
+    assert page.run(distance) == pytest.approx(before, abs=1)
+
+
 def test_touch_shows_the_number(page, report):
     page.open(report, width=390, height=800, touch=True)
     page.touch(*cell(page, "fig-attention", (2, 1), (10, 12)))
@@ -198,7 +213,7 @@ def test_the_frame_slider_and_the_run_change_the_maps(page, profile):
 def test_the_map_number_is_the_recorded_one(page, profile):
     page.run("document.querySelector('#fig-maps svg').focus()")
     page.key("Home")
-    until(lambda: "|" in tip(page))
+    page.settle()
     name = tip(page).split(",")[0]
     block = int(name.split()[1])
     value = float(profile.arrays["attention_maps"][0, 0, block, 4, 0, 0])

@@ -2,11 +2,12 @@
 
 const tip = document.getElementById("tip");
 let pointed = null; // the drawing whose cursor is shown
+let again = null; // a tip that the keyboard asked for follows its drawing when the page scrolls
 
 function hideTip() {
   tip.hidden = true;
   if (pointed) for (const node of pointed.querySelectorAll(".cursor, .cursor-halo")) node.remove();
-  pointed = null;
+  pointed = again = null;
 }
 
 function showTip(lines, near) {
@@ -38,6 +39,10 @@ function pointable(svg, grid) {
       bottom: outer.top + (box.y + box.height) * ratio,
     });
   };
+  const tell = (column, row) => {
+    show(column, row);
+    again = () => tell(column, row);
+  };
   const follow = (event) => {
     const outer = svg.getBoundingClientRect();
     const ratio = svg.viewBox.baseVal.width / outer.width;
@@ -48,7 +53,7 @@ function pointable(svg, grid) {
   svg.addEventListener("pointermove", follow);
   svg.addEventListener("pointerdown", follow);
   svg.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hideTip(); });
-  svg.addEventListener("focus", () => { if (svg.matches(":focus-visible")) show(...(at || [0, 0])); });
+  svg.addEventListener("focus", () => { if (svg.matches(":focus-visible")) tell(...(at || [0, 0])); });
   svg.addEventListener("blur", hideTip);
   svg.addEventListener("keydown", (event) => {
     const [column, row] = at || [0, 0];
@@ -63,7 +68,7 @@ function pointable(svg, grid) {
     if (event.key === "Escape") hideTip();
     if (!goal) return;
     event.preventDefault();
-    show(clamp(goal[0], 0, grid.columns - 1), clamp(goal[1], 0, grid.rows - 1));
+    tell(clamp(goal[0], 0, grid.columns - 1), clamp(goal[1], 0, grid.rows - 1));
   });
   return svg;
 }
@@ -77,7 +82,7 @@ function canvas(label, width, height, parts, grid) {
   return pointable(svg, grid);
 }
 
-addEventListener("scroll", hideTip, { passive: true, capture: true });
+addEventListener("scroll", () => (again || hideTip)(), { passive: true, capture: true });
 addEventListener("pointerdown", (event) => {
   if (!event.target.closest("svg")) hideTip();
 });
