@@ -14,13 +14,16 @@ import calls
 import common
 import demo
 import engine
+import findings
 import gpu_step
 import pipelines
 import policies
+import recording
 from hunyuan_toys import TINY as TINY_HUNYUAN
 from profiling_core.models import HUNYUAN, MODELS, WAN, Clip, PlannedModel
 from profiling_core.plan import CachePlan, ModelFingerprint
 from profiling_core.presets import build_preset, load_preset, presets_of
+from profiling_core.profile import Profile
 from subjects import random_model
 from wan.configs import CONFIGS as WAN_CONFIGS
 
@@ -234,6 +237,7 @@ def tiny_trees(checkpoint, hunyuan_checkpoint, monkeypatch):
         "resolve_plan",
         lambda value, model: build_preset(planned[model], value) if value else None,
     )
+    return planned
 
 
 def _planned(family, name, lists):
@@ -297,6 +301,39 @@ def test_policies_put_as_many_plain_steps_beside_each_plan(tiny_trees, rows, run
     assert capsys.readouterr().out.count("\nhunyuan ") == len(
         {row["policy"] for row in found if row["tree"] == "hunyuan"}
     )
+
+
+@pytest.mark.parametrize("tree", common.TREES)
+def test_findings_say_what_the_profile_of_a_tree_says(
+    tree, tiny_trees, tmp_path, rows, run, monkeypatch
+):
+    monkeypatch.setattr(findings, "CALIBRATION", 2)
+    monkeypatch.setattr(findings, "DRAWN", 1)
+    monkeypatch.setattr(pipelines, "MODELS", tiny_trees)
+    assert run(findings, "--trees", tree, "--out", tmp_path, "--cost-prompts", 1) == 0
+    (found,) = rows("findings")
+    blocks = {"wan": 3, "hunyuan": 5}[tree]
+    for name in ("r_attn", "r_attn_truth", "cost"):
+        assert len(found[name]) == blocks
+    assert found["runs"] == 2 and 0 < found["overlap"] <= 1
+    assert 0 <= found["pca_truth_same_side"] <= blocks
+    assert sum(map(len, found["foreground"].values())) > 0
+    known = Profile.load(tmp_path / f"{tree}.profile")
+    run(findings, "--trees", tree, "--out", tmp_path, "--cost-prompts", 1)
+    assert Profile.load(tmp_path / f"{tree}.profile").runs == known.runs
+
+
+@pytest.mark.parametrize("tree", common.TREES)
+def test_cost_of_recording_is_measured_beside_the_plain_run(
+    tree, tiny_trees, rows, run, monkeypatch
+):
+    monkeypatch.setattr(pipelines, "MODELS", tiny_trees)
+    monkeypatch.setattr(recording, "memory_of", lambda name, variant, threads: len(variant))
+    assert run(recording, "--benches", f"{tree} miniature", "--rounds", 1) == 0
+    found = rows("recording")
+    assert [row["variant"] for row in found] == list(recording.VARIANTS)
+    assert found[0]["over_full"] == found[0]["memory_over_full"] == 1
+    assert all(row["over_full"] > 0 for row in found)
 
 
 def test_hunyuan_has_one_solver(tiny_trees):
