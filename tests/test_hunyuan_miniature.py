@@ -74,7 +74,6 @@ def test_cached_clips_stay_close_and_balanced_is_the_closest(clips):
     assert 0 < errors[1] < errors[0] < 1
 
 
-@pytest.mark.xfail(reason="its motions are not trained to the end, see its card", strict=True)
 def test_blue_star_moves_left(clips):
     """The bluest pixels' mean column, first frames against last: what a viewer sees."""
     video = clips[None][0].numpy()
