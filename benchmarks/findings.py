@@ -114,6 +114,7 @@ def masks_against_truth(tree: Tree) -> Figures:
     per_step = np.mean(overlaps, axis=0)
     return {
         "overlap": _round(float(per_step.mean())),
+        "overlap_per_clip": [_round(float(value)) for value in np.mean(overlaps, axis=1)],
         "overlap_per_step": [_round(float(value)) for value in per_step],
         "r_attn_truth": [_round(float(value)) for value in truth],
         "pca_truth_rank": _round(_rank(pca, truth)),

@@ -236,5 +236,5 @@ def restore(
         rates = [group["lr"] for group in opt.param_groups]
         opt.load_state_dict(saved)
         for group, lr in zip(opt.param_groups, rates, strict=True):
-            group["base"] = lr  # the rate asked for now, not the one in the file
+            group["base"] = lr  # the caller's rate wins over the file's
     return state["step"]
