@@ -2,7 +2,8 @@
 
 A profile is one safetensors file: arrays, and in its header the key "profile" with JSON. It starts
 as settings alone (`python -m profiling_core profile`) or with the first run; every further run of
-the same model, grid and clip size adds a row to every array.
+the same model, grid and clip size adds a row to every array. The products, symmetric and many, lie
+packed in the file (profile_packing).
 
 Axes of the arrays: R runs, C branches, S steps, A attention steps, B blocks (the block lists of the
 fingerprint one after the other), G = (f, h, w) tokens of the clip, V = C S + S + 1 vectors.
@@ -18,10 +19,10 @@ l1, l1_relative, cosine  (R, C, S-1)  of consecutive predictions: mean |p_s - p_
 magnitude        (R, C, S-1)      MagCache's ratio: mean over tokens of |r_s| / |r_s-1|, where r is
                                   what all blocks together add to a token
 drift, delta_cosine  (R, C, S-1, B)   |d_s - d_s-1| / |d_s-1| of a block's delta d, and the cosine
-gram             (R, V, V) fp64   mean products of: predictions of the first branch, then of the
+gram             (R, V, V)        mean products of: predictions of the first branch, then of the
                                   second, the latents before every step, the final latent
-delta_gram.LIST  (C, B_l S, B_l S)    mean products of the list's block deltas, over tokens and runs
-                                  (fp32); block b at step s has the index b S + s
+delta_gram.LIST  (C, B_l S, B_l S)    mean products of the list's block deltas, over tokens and
+                                  runs; block b at step s has the index b S + s
 block_seconds    (R, B)           mean seconds of a block's run, without attention steps
 block_flops      (B,)             FLOPs of a block's run
 sensitivity      (R, S)           error of the final latent over the error injected before step s;
@@ -47,8 +48,9 @@ from safetensors.numpy import save_file
 
 from profiling_core.checked import Checked, PlanError, first_mistake
 from profiling_core.plan import Branch, ModelFingerprint, Sigma
+from profiling_core.profile_packing import packed, unpacked
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "profile"
 MAP_GRID = (9, 16, 16)  # most tokens of an attention map along frames, rows and columns
 MOST_MAPS = 6
@@ -67,7 +69,7 @@ RUN_ARRAYS = (  # with one row per run
     "block_seconds",
     "sensitivity",
 )
-FLOAT64 = ("gram", "block_flops")
+FLOAT64 = ("gram", "block_flops", "delta_gram")
 FLOAT16 = ("attention_maps", "mask")
 
 Positive = Annotated[int, Field(ge=1)]
@@ -124,7 +126,7 @@ class Run(Checked):
 
 
 class _Header(Checked):
-    format: Literal[1]
+    format: Literal[2]
     settings: Settings
     subject: Subject | None
     runs: tuple[Run, ...]
@@ -164,8 +166,8 @@ class Profile:
     def sha256(self) -> str:
         """Hash of settings, runs and arrays: what a plan's provenance names."""
         digest = hashlib.sha256(self._header().encode())
-        for name in sorted(self.arrays):
-            digest.update(name.encode() + np.ascontiguousarray(self.arrays[name]).tobytes())
+        for name, array in sorted(packed(self.arrays).items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def plus(self, other: Profile) -> Profile:
@@ -184,8 +186,7 @@ class Profile:
             if name in RUN_ARRAYS:
                 arrays[name] = np.concatenate([array, added])
             elif name.startswith("delta_gram."):
-                mean = (ours * array.astype(np.float64) + theirs * added) / (ours + theirs)
-                arrays[name] = mean.astype(np.float32)
+                arrays[name] = (ours * array + theirs * added) / (ours + theirs)
             else:
                 arrays[name] = array
         return replace(self, runs=self.runs + other.runs, arrays=arrays)
@@ -243,6 +244,10 @@ class Profile:
         except ValidationError as error:
             raise ProfileError(f"profile {path}: {first_mistake(error)}") from None
         arrays.pop("empty", None)
+        try:
+            arrays = unpacked(arrays)
+        except (KeyError, ValueError) as error:
+            raise ProfileError(f"profile {path}: {error}: record it again") from None
         profile = cls(header.settings, header.subject, header.runs, arrays)
         profile._check_arrays(path)
         return profile
@@ -250,7 +255,7 @@ class Profile:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file atomically: a temporary file in the same folder, then a rename."""
         path = Path(path)
-        arrays = {n: np.ascontiguousarray(a) for n, a in self.arrays.items()}
+        arrays = {n: np.ascontiguousarray(a) for n, a in packed(self.arrays).items()}
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         try:

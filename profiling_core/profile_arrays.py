@@ -229,7 +229,7 @@ def _rows(values: list[Any]) -> np.ndarray:
 
 
 def _typed(name: str, array: np.ndarray) -> np.ndarray:
-    wide = name in FLOAT64
+    wide = name.startswith(FLOAT64)
     return array.astype(np.float64 if wide else np.float16 if name in FLOAT16 else np.float32)
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from made_profiles import made_profile
 from profiling_core.profile import Profile, ProfileError, Settings, add_runs
+from profiling_core.profile_packing import packed
 
 
 def test_a_saved_profile_is_the_same_again(tmp_path: Path) -> None:
@@ -21,7 +22,9 @@ def test_a_saved_profile_is_the_same_again(tmp_path: Path) -> None:
     assert again.subject == profile.subject
     assert again.runs == profile.runs
     assert again.sha256() == profile.sha256()
-    assert all(np.array_equal(a, profile.arrays[n], True) for n, a in again.arrays.items())
+    assert again.arrays.keys() == profile.arrays.keys()
+    written = packed(profile.arrays)
+    assert all(np.array_equal(a, written[n], True) for n, a in packed(again.arrays).items())
     assert [path.name for path in tmp_path.iterdir()] == ["a.profile"]
 
 
@@ -43,7 +46,7 @@ def test_runs_are_added_in_order(tmp_path: Path) -> None:
     assert whole.runs == first.runs + second.runs
     assert np.array_equal(whole.arrays["gram"][2], second.arrays["gram"][0])
     mean = (2 * first.arrays["delta_gram.blocks"] + second.arrays["delta_gram.blocks"]) / 3
-    assert np.allclose(whole.arrays["delta_gram.blocks"], mean)
+    assert np.allclose(whole.arrays["delta_gram.blocks"], mean, atol=1e-3 * np.abs(mean).max())
 
 
 @pytest.mark.parametrize(
