@@ -1,6 +1,6 @@
 """What the profiles of the miniatures say: the figures of docs/profile.md.
 
-Per tree: six calibration prompts are recorded into OUT/<tree>.profile; then
+Per tree, from the profile of the calibration prompts (calibrate.py, which makes it if need be):
 
 stability   rank correlation of the blocks' R_attn over steps, prompts and branches
 masks       on drawn clips, whose shapes are known: overlap of the `pca` mask with the truth, and
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import calibrate
 from common import TREES, append_row, default_device, environment, quiet_log, table
 from miniatures import clips
 from miniatures.autoencoder import to_tensor
@@ -31,12 +32,11 @@ from profiling_core.block_scores import block_scores, part_blocks
 from profiling_core.foreground import file_mask
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile, Settings, add_runs
+from profiling_core.profile import Profile, Settings
 from profiling_core.profile_arrays import attention_arrays, foreground_masks
 from profiling_core.profile_summary import agreement, rank_correlations, stability
 from profiling_core.profiler import Recorder
 
-CALIBRATION, SEED = 6, 7  # prompts, and the seed they are drawn from
 DRAWN = 6  # clips with known masks
 EVERY = 3  # a lone block is computed at every third step
 Figures = dict[str, Any]
@@ -47,37 +47,15 @@ def main() -> int:
     quiet_log()
     torch.set_num_threads(args.threads)
     device = default_device()
-    args.out.mkdir(parents=True, exist_ok=True)
     for name in args.trees:
         tree = BUILD[name](device)
-        profile = calibrate(tree, args.out / f"{name}.profile")
+        profile = calibrate.record(tree, calibrate.profile_path(tree))
         row = {"tree": name, "runs": len(profile.runs), **steadiness(profile)}
         row |= masks_against_truth(tree) | cost_of_reuse(tree, profile, args.cost_prompts)
         append_row("findings", {**row, **environment(device)})
         lines = [[key, str(value)] for key, value in row.items()]
         sys.stdout.write(table(["figure", "value"], lines) + "\n\n")
     return 0
-
-
-def calibration_prompts(count: int) -> list[str]:
-    """Prompts with one shape, of the training split: no test prompt enters a profile."""
-    rng = np.random.default_rng([SEED, 2])
-    return [str(clips.random_scene(rng, held_out=False, actors=1)) for _ in range(count)]
-
-
-def calibrate(tree: Tree, path: Path) -> Profile:
-    """Record the calibration prompts that the file does not hold yet."""
-    profile = Profile.load(path) if path.exists() else Profile()
-    known = {run.prompt for run in profile.runs}
-    for number, prompt in enumerate(calibration_prompts(CALIBRATION)):
-        if prompt in known:
-            continue
-        recorder = tree.recorder()
-        latent = tree.denoise(tree.inputs(prompt, SEED + number), recorder=recorder)
-        facts = {"prompt": prompt, "seed": SEED + number, "guidance": tree.guidance}
-        profile = add_runs(path, recorder.finish(latent, **facts))
-        sys.stderr.write(f"{tree.name} recorded {prompt}\n")
-    return profile
 
 
 def steadiness(profile: Profile) -> Figures:
@@ -103,7 +81,7 @@ def masks_against_truth(tree: Tree) -> Figures:
     for index in range(DRAWN):
         recording, settings = _noised(tree, index)
         found = foreground_masks(recording, settings, None, None, 0)
-        truth = _token_mask(clips.shape_mask(SEED, index), recording.subject.grid)
+        truth = _token_mask(clips.shape_mask(calibrate.SEED, index), recording.subject.grid)
         overlaps.append([_overlap(mask, truth) for mask in found.values()])
         true = dict.fromkeys(found, truth)
         for name, masks in (("pca", found), ("truth", true)):
@@ -124,7 +102,7 @@ def masks_against_truth(tree: Tree) -> Figures:
 
 def _noised(tree: Tree, index: int) -> tuple[Any, Settings]:
     """Attention on a drawn clip at the noise levels of the usual attention steps."""
-    drawn = clips.clip(SEED, index)
+    drawn = clips.clip(calibrate.SEED, index)
     clean = tree.encode_video(to_tensor(drawn.frames))
     whole = tree.recorder()
     steps = whole.sampling["attention_steps"]
@@ -232,7 +210,6 @@ def _round(value: float, digits: int = 3) -> float:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
-    parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--cost-prompts", type=int, default=2, help="whole runs per block")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser

@@ -30,6 +30,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.presets import available
 from profiling_core.profile import Settings
 from profiling_core.profiler import Recorder
+from profiling_core.replay import Replay
 from profiling_core.run_stats import RunStats
 from wan.configs import CONFIGS as WAN_CONFIGS
 from wan.configs import WanConfig, parse_size
@@ -46,6 +47,7 @@ class Tree(ABC):
     steps: int
     plan_model: str
     guidance: float
+    checkpoint: Path
     pipeline: wan.text2video.WanT2V | hyvideo.pipeline.HunyuanVideo
 
     @property
@@ -84,7 +86,7 @@ class Tree(ABC):
         *,
         steps: int | None = None,
         solver: str | None = None,
-        recorder: Recorder | None = None,
+        recorder: Recorder | Replay | None = None,
         progress: bool = False,
     ) -> Tensor:
         """A latent, with the model's own settings where none are given."""
@@ -114,6 +116,7 @@ class WanTree(Tree):
         self.config = config or WAN_CONFIGS["t2v-mini"]
         self.pipeline = wan.text2video.WanT2V(self.config, self.config.ckpt_dir, device)
         self.prompt, self.steps = self.config.example_prompt, self.config.sample_steps
+        self.checkpoint = self.config.ckpt_dir
         self.plan_model, self.guidance = self.config.plan_model, self.config.sample_guide_scale
 
     def _sampling(self) -> dict[str, Any]:
@@ -135,7 +138,7 @@ class WanTree(Tree):
         *,
         steps: int | None = None,
         solver: str | None = None,
-        recorder: Recorder | None = None,
+        recorder: Recorder | Replay | None = None,
         progress: bool = False,
     ) -> Tensor:
         return self.pipeline.denoise(
@@ -175,7 +178,7 @@ class HunyuanTree(Tree):
         self.config = config or HUNYUAN_CONFIGS["HYVideo-mini"]
         self.pipeline = hyvideo.pipeline.HunyuanVideo(self.config, self.config.model_base, device)
         self.steps, self.plan_model = self.config.infer_steps, self.config.plan_model
-        self.guidance = self.config.embedded_cfg_scale
+        self.guidance, self.checkpoint = self.config.embedded_cfg_scale, self.config.model_base
 
     def _sampling(self) -> dict[str, Any]:
         solver, shift = self.solvers[0], self.config.flow_shift
@@ -195,7 +198,7 @@ class HunyuanTree(Tree):
         *,
         steps: int | None = None,
         solver: str | None = None,
-        recorder: Recorder | None = None,
+        recorder: Recorder | Replay | None = None,
         progress: bool = False,
     ) -> Tensor:
         if solver not in (None, *self.solvers):

@@ -19,7 +19,8 @@ def packed(arrays: Arrays) -> Arrays:
     found: Arrays = {}
     for name, array in arrays.items():
         if name == "gram":
-            found[name] = array[:, *np.tril_indices(array.shape[-1])]
+            rows, columns = np.tril_indices(array.shape[-1])
+            found[name] = array[:, rows, columns]
         elif name.startswith(DELTAS):
             block_list = name.removeprefix(DELTAS)
             found[NORMS + block_list], found[ANGLES + block_list] = _angles(array)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from profiling_core import flow_solvers
+from profiling_core.flow_solvers import Levels
 from profiling_core.models import MODELS
 from profiling_core.profile import Profile, Run, Settings, Subject
+
+GUIDANCE = 5.0
 
 
 def made_profile(
@@ -41,8 +45,7 @@ def made_profile(
     curve = np.abs(np.linspace(-1, 1, steps - 1)) ** 3 * 0.2 + 0.03  # the U of real models
     steps_first = curve * rng.uniform(0.9, 1.1, (*shape, steps - 1))
     drift = curve[:, None] * rng.uniform(0.8, 1.2, (*shape, steps - 1, blocks))
-    vectors = len(branches) * steps + steps + 1
-    walk = np.cumsum(rng.normal(size=(runs, vectors, 64)), axis=1) * 0.05 + 1
+    vectors = np.stack([_vectors(rng, subject) for _ in range(runs)])
     path = np.cumsum(rng.normal(size=(len(branches), blocks, steps, 16)), axis=2) * 0.05 + 1
     mask = np.zeros((runs, *subject.grid))
     mask[:, :, 2:5, 2:5] = 1
@@ -57,7 +60,7 @@ def made_profile(
         "magnitude": 1 - steps_first / 3,
         "drift": drift,
         "delta_cosine": 1 - drift**2,
-        "gram": np.einsum("rik,rjk->rij", walk, walk) / 64,
+        "gram": np.einsum("rik,rjk->rij", vectors, vectors) / 64,
         "block_seconds": rng.uniform(0.01, 0.011, (runs, blocks)),
         "block_flops": np.full(blocks, 1e9),
         "sensitivity": np.full((runs, steps), np.nan),
@@ -73,6 +76,19 @@ def made_profile(
     )
 
 
+def _vectors(rng: np.random.Generator, subject: Subject) -> np.ndarray:
+    """Predictions that turn slowly, and the latents that the solver makes of them: (V, 64)."""
+    count, steps = len(subject.branches), subject.steps
+    turns = np.cumsum(rng.normal(size=(steps, 64)), axis=0) * 0.05
+    predictions = rng.normal(size=(count, 1, 64)) + turns
+    guided = predictions[0]
+    if count == 2:
+        guided = predictions[1] + GUIDANCE * (predictions[0] - predictions[1])
+    noise, levels = rng.normal(size=64), Levels(subject.sigmas)
+    latents = flow_solvers.run(subject.solver, levels, noise, lambda k, _: guided[k])
+    return np.concatenate([*predictions, latents])
+
+
 def _dtype(name: str) -> type:
     if name in ("gram", "block_flops"):
         return np.float64
@@ -83,7 +99,7 @@ def _run(number: int, seed: int) -> Run:
     return Run(
         prompt=f"prompt {number} of {seed}",
         seed=number,
-        guidance=5.0,
+        guidance=GUIDANCE,
         device="cpu",
         dtype="float32",
         torch="2.13.0",

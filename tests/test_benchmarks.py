@@ -6,10 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import calibrate
 import calls
 import common
 import demo
@@ -23,7 +25,7 @@ from hunyuan_toys import TINY as TINY_HUNYUAN
 from profiling_core.models import HUNYUAN, MODELS, WAN, Clip, PlannedModel
 from profiling_core.plan import CachePlan, ModelFingerprint
 from profiling_core.presets import build_preset, load_preset, presets_of
-from profiling_core.profile import Profile
+from profiling_core.profile import Profile, Settings
 from subjects import random_model
 from wan.configs import CONFIGS as WAN_CONFIGS
 
@@ -307,10 +309,13 @@ def test_policies_put_as_many_plain_steps_beside_each_plan(tiny_trees, rows, run
 def test_findings_say_what_the_profile_of_a_tree_says(
     tree, tiny_trees, tmp_path, rows, run, monkeypatch
 ):
-    monkeypatch.setattr(findings, "CALIBRATION", 2)
+    path = tmp_path / "profile.safetensors"
+    monkeypatch.setattr(calibrate, "PROMPTS", 2)
+    monkeypatch.setattr(calibrate, "SETTINGS", Settings(sensitivity=(30,)))
+    monkeypatch.setattr(calibrate, "profile_path", lambda tree: path)
     monkeypatch.setattr(findings, "DRAWN", 1)
     monkeypatch.setattr(pipelines, "MODELS", tiny_trees)
-    assert run(findings, "--trees", tree, "--out", tmp_path, "--cost-prompts", 1) == 0
+    assert run(findings, "--trees", tree, "--cost-prompts", 1) == 0
     (found,) = rows("findings")
     blocks = {"wan": 3, "hunyuan": 5}[tree]
     for name in ("r_attn", "r_attn_truth", "cost"):
@@ -318,9 +323,22 @@ def test_findings_say_what_the_profile_of_a_tree_says(
     assert found["runs"] == 2 and 0 < found["overlap"] <= 1
     assert 0 <= found["pca_truth_same_side"] <= blocks
     assert sum(map(len, found["foreground"].values())) > 0
-    known = Profile.load(tmp_path / f"{tree}.profile")
-    run(findings, "--trees", tree, "--out", tmp_path, "--cost-prompts", 1)
-    assert Profile.load(tmp_path / f"{tree}.profile").runs == known.runs
+    known = Profile.load(path)
+    assert np.isfinite(known.arrays["sensitivity"]).sum() == 2
+    run(findings, "--trees", tree, "--cost-prompts", 1)
+    assert Profile.load(path).runs == known.runs
+
+
+def test_parts_of_a_calibration_make_one_profile(tiny_trees, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(calibrate, "PROMPTS", 3)
+    monkeypatch.setattr(calibrate, "SETTINGS", Settings(attention_every=0))
+    monkeypatch.setattr(pipelines, "MODELS", tiny_trees)
+    for part in range(2):
+        options = ("--trees", "hunyuan", "--out", tmp_path, "--parts", 2, "--part", part)
+        assert run(calibrate, *options) == 0
+    found = Profile.load(tmp_path / "hunyuan.profile")
+    assert {run.prompt for run in found.runs} == set(calibrate.calibration_prompts(3))
+    assert sorted(run.seed for run in found.runs) == [7, 8, 9]
 
 
 @pytest.mark.parametrize("tree", common.TREES)

@@ -1,0 +1,237 @@
+"""Search: a profile and a budget give the plan with the least predicted error. No torch.
+
+    search = PlanSearch(Profile.load("my.profile"))
+    plan = search.plan(Budget(speedup=2.0))
+    for point in search.frontier(): ...
+
+The whole prediction is what is reused. Paths turn the profile's Gram matrices into coordinates,
+segments give the error of every stretch of skipped steps for every way to skip, step_search chooses
+the steps. What is left here: which ways to skip a budget allows, how many steps it pays for, and
+the plan itself.
+
+A budget is a speed-up (full over spent block FLOPs), a largest predicted error, a largest number of
+bytes for anchors, or several of them. Bytes alone mean the speed-up SPEEDUP. Errors are relative:
+the distance of the final latent from the full run's over that one's norm, the 80th percentile of
+the profile's runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.metadata import version
+from math import floor, prod
+
+from profiling_core.cost import bytes_held, format_bytes
+from profiling_core.paths import Paths, paths_of
+from profiling_core.plan import CachePlan, PlanError
+from profiling_core.profile import Profile
+from profiling_core.segments import SKIPS, Segments, skips_of
+from profiling_core.sensitivity import Sensitivity, sensitivity_of
+from profiling_core.step_search import Choice, StepSearch
+
+SPEEDUP = 2.0
+FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+PREDICTION_ITEMSIZE = 4  # bytes of a number of a stored prediction, in fp32
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a plan may cost; None: no limit. Raises PlanError for values that limit nothing."""
+
+    speedup: float | None = None
+    max_error: float | None = None  # relative
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.speedup is None and self.max_error is None and self.max_bytes is None:
+            raise PlanError("no budget: give a speed-up, a largest error or a number of bytes")
+        if self.speedup is not None and not 1 <= self.speedup < float("inf"):
+            raise PlanError(f"speed-up {self.speedup:g}: expected at least 1, for example 2.0")
+        if self.max_error is not None and not 0 < self.max_error < float("inf"):
+            raise PlanError(f"largest error {self.max_error:g}: expected above 0, for example 0.02")
+        if self.max_bytes is not None and self.max_bytes < 0:
+            raise PlanError(f"{self.max_bytes} bytes: expected at least 0")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one number of compute steps buys with one way to skip."""
+
+    skip: str
+    steps: tuple[int, ...]
+    speedup: float
+    error: float
+
+
+class PlanSearch:
+    """The plans that follow from one profile; tables are made on first use and kept.
+
+    skips: the ways to skip that are considered, by default all that differ for this solver.
+    ProfileError when the profile's runs do not follow their solver.
+    """
+
+    def __init__(self, profile: Profile, skips: tuple[str, ...] | None = None) -> None:
+        self.profile = profile
+        self.paths: Paths = paths_of(profile)
+        self.sensitivity: Sensitivity = sensitivity_of(profile, self.paths)
+        possible = skips_of(self.paths.solver)
+        for skip in skips or ():
+            if skip not in possible:
+                known = ", ".join(possible)
+                raise PlanError(f"{skip!r} is no way to skip with {self.paths.solver}: {known}")
+        self.skips = skips or possible
+        self.choice = cache(self._choice)
+
+    def plan(self, budget: Budget, name: str | None = None) -> CachePlan:
+        """The plan with the least predicted error that the budget allows.
+
+        PlanError says what is possible when nothing is.
+        """
+        allowed = self._within_bytes(budget.max_bytes)
+        point = self._cheapest(allowed, budget) if budget.speedup is None else None
+        if point is None:
+            point = self._at_speedup(allowed, budget.speedup or SPEEDUP)
+        if budget.max_error is not None and point.error > budget.max_error:
+            raise PlanError(
+                f"at {point.speedup:.2f}x the predicted error is {point.error:.4f} at best, above "
+                f"{budget.max_error:g}: allow more or ask for less speed"
+            )
+        return self._built(point, budget, name or f"{point.speedup:.2f}x")
+
+    def frontier(self, speedups: tuple[float, ...] = FRONTIER) -> list[Point]:
+        """The best point of every way to skip at every speed-up, the slowest first."""
+        return [
+            self._point(skip, self._count(speedup))
+            for speedup in speedups
+            if speedup <= self.paths.steps
+            for skip in self.skips
+        ]
+
+    def predicted(self, plan: CachePlan) -> float:
+        """(6) of step_search for a plan of the prediction site on the profile's own grid."""
+        site = plan.prediction
+        if site is None or plan.interval_sites or plan.steps != self.paths.steps:
+            raise PlanError(
+                f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
+                f"the profile's {self.paths.steps} steps"
+            )
+        return self._search(site.skip).evaluate(site.compute_steps["cond"]).error
+
+    # -- parts
+
+    def _at_speedup(self, skips: tuple[str, ...], speedup: float) -> Point:
+        if speedup > self.paths.steps:
+            raise PlanError(
+                f"speed-up {speedup:g}: {self.paths.steps} steps allow {self.paths.steps}x at most"
+            )
+        points = [self._point(skip, self._count(speedup)) for skip in skips]
+        return min(points, key=lambda point: point.error)
+
+    def _cheapest(self, skips: tuple[str, ...], budget: Budget) -> Point | None:
+        """The fastest point below the largest error; the full run has none at all."""
+        if budget.max_error is None:
+            return None
+        for count in range(1, self.paths.steps + 1):
+            points = [self._point(skip, count) for skip in skips]
+            best = min(points, key=lambda point: point.error)
+            if best.error <= budget.max_error:
+                return best
+        raise AssertionError("a plan that computes every step has no error")
+
+    def _count(self, speedup: float) -> int:
+        """Compute steps that reach the speed-up."""
+        return max(1, floor(self.paths.steps / speedup + 1e-9))
+
+    def _point(self, skip: str, count: int) -> Point:
+        choice = self.choice(skip, count)
+        return Point(skip, choice.steps, self.paths.steps / count, choice.error)
+
+    def _choice(self, skip: str, count: int) -> Choice:
+        return self._search(skip).best(count)
+
+    def _search(self, skip: str) -> StepSearch:
+        return self._searches[skip]
+
+    @cached_property
+    def _searches(self) -> dict[str, StepSearch]:
+        return {
+            skip: StepSearch(segments.norms, self.sensitivity.values)
+            for skip, segments in self._segments.items()
+        }
+
+    @cached_property
+    def _segments(self) -> dict[str, Segments]:
+        return {skip: Segments(self.paths, skip) for skip in SKIPS if skip in self.skips}
+
+    def _within_bytes(self, most: int | None) -> tuple[str, ...]:
+        if most is None:
+            return self.skips
+        held = {skip: self._bytes(skip) for skip in self.skips}
+        allowed = tuple(skip for skip in self.skips if held[skip] <= most)
+        if not allowed:
+            least = min(held, key=held.__getitem__)
+            raise PlanError(
+                f"{format_bytes(most)} of anchors: the least is {format_bytes(held[least])}, "
+                f"with {least}"
+            )
+        return allowed
+
+    def _bytes(self, skip: str) -> int:
+        """Of the anchors of any plan that skips in this way."""
+        thirds = (0, self.paths.steps // 3, 2 * self.paths.steps // 3)
+        plan = self._plan(Point(skip, thirds, 0.0, 0.0), "bytes", {})
+        return bytes_held(
+            plan,
+            tokens=0,
+            stream_itemsize=0,
+            latent_numel=prod(self.profile.recorded.latent),
+            prediction_itemsize=PREDICTION_ITEMSIZE,
+        )
+
+    def _built(self, point: Point, budget: Budget, name: str) -> CachePlan:
+        settings = {
+            "speedup": budget.speedup,
+            "max_error": budget.max_error,
+            "max_bytes": budget.max_bytes,
+            "runs": self.paths.runs,
+            "sensitivity": self.sensitivity.source,
+        }
+        return self._plan(point, name, {k: v for k, v in settings.items() if v is not None})
+
+    def _plan(self, point: Point, name: str, settings: dict) -> CachePlan:
+        subject = self.profile.recorded
+        site = {
+            "kind": "prediction",
+            "compute_steps": dict.fromkeys(subject.branches, point.steps),
+            "skip": point.skip,
+        }
+        if point.skip == "weights":
+            weights = dict(self._fitted(point.steps))
+            site["weights"] = dict.fromkeys(subject.branches, weights)
+        return CachePlan.build(
+            name=name,
+            model=subject.model,
+            steps=subject.steps,
+            sigmas=subject.sigmas,
+            solver=subject.solver,
+            shift=subject.shift,
+            sites=[site] if len(point.steps) < subject.steps else [],
+            provenance={
+                "made_by": f"profiling-dit {version('profiling-dit')}",
+                "source": f"searched on a profile of {self.paths.runs} runs",
+                "profile_sha256": self.profile.sha256(),
+                "settings": settings,
+            },
+            predicted_error=point.error,
+        )
+
+    def _fitted(self, computed: tuple[int, ...]) -> Iterator[tuple[int, list[float]]]:
+        """Weights of the last two anchors for every reuse step, newest first."""
+        segments = self._segments["weights"]
+        for step in range(self.paths.steps):
+            anchors = [c for c in computed if c < step][-2:][::-1]
+            if step not in computed:
+                weights = segments.weights(anchors, step) if len(anchors) > 1 else [1.0]
+                yield step, [float(weight) for weight in weights]
