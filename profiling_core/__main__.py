@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from profiling_core.compare.command import add_compare_command
 from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture, summary_lines
 from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     all_.set_defaults(run=write_presets)
     add_profile_commands(commands)
     add_report_command(commands)
+    add_compare_command(commands)
     return parser
 
 
