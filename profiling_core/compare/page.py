@@ -30,13 +30,19 @@ OWN_STYLE = """
 .wide.whole { max-height: none; }
 .clips tbody th { white-space: normal; min-width: 230px; }
 .clips td:nth-child(3) { text-align: left; }
+.wide thead th:first-child { text-align: left; }
+.plot svg { width: 100%; max-width: 680px; height: auto; }
+.plot svg text { font-size: 9px; }
+@media (max-width: 560px) { .plot svg text { font-size: 13px; } }
 .clip { opacity: 0.35; }
 svg .method { stroke: var(--ground); stroke-width: 1.5; }
 .strips { display: grid; grid-template-columns: minmax(70px, max-content) 1fr; gap: 6px 14px; }
+.strips { margin-top: 10px; }
 .strips p { margin: 0; align-self: center; font-size: 12.5px; overflow-wrap: anywhere; }
 .strips img { display: block; width: 100%; max-width: 640px; height: auto; border-radius: 3px; }
 .strips .figure { color: var(--muted); }
 """
+MEANS = "Means over clips against the full run; latency and speed-up are medians."
 DOTS = (
     "Large: mean PSNR over clips against the median speed-up of the method. Small: its clips. "
     "Right and above is better; the dotted line is the full run."
@@ -91,13 +97,13 @@ def _sections(
 
 def _methods(summary: Summary) -> list[Markup]:
     notes = [tag("p", note, class_="absent") for note in summary.notes]
-    parts = [tag("p", TENSORS), *notes, _box(paper_table(summary), "Means over clips.", "whole")]
+    parts = [tag("p", TENSORS), *notes, _box(paper_table(summary), MEANS, "whole")]
     if summary.plans:
         parts.append(
             tag(
                 "figure",
                 tag("h3", "PSNR against speed-up"),
-                tag("div", scatter(summary), class_="chart", tabindex="0"),
+                tag("div", scatter(summary), class_="chart plot"),
                 tag("figcaption", DOTS),
             )
         )

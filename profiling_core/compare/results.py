@@ -40,7 +40,7 @@ def facts_of(work: Comparison, summary: Summary) -> list[tuple[str, str]]:
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return [
         ("Model", work.model.describe()),
-        ("Clips", f"{prompts} prompts x {seeds} seeds"),
+        ("Clips", f"{len(work.pairs)} (prompts: {prompts}, seeds: {seeds})"),
         ("Device", ", ".join(sorted({row.device for row in rows}))),
         ("Made", f"{when}, torch {', '.join(sorted({row.torch for row in rows}))}"),
     ]

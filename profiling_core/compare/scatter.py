@@ -10,10 +10,10 @@ from statistics import mean
 from profiling_core.compare.summary import Summary
 from profiling_core.report.markup import Markup, tag
 
-WIDTH, HEIGHT = 640, 360
+WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 20, 16, 44
 COLOURS = 6  # classes m0 to m5 of the page
-LINE = 15  # pixels between two labels
+LINE, WIDE_LETTER = 14, 7.5  # pixels between two labels, and of a letter at most
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _labels(labels: Sequence[str], means: Sequence[tuple[float, float]]) -> list
     found, taken = [], []
     for label, (x, y) in sorted(zip(labels, means, strict=True), key=lambda one: one[1][1]):
         to_the_left = x > WIDTH * 0.7
-        width = 7 * len(label)
+        width = WIDE_LETTER * len(label)
         span = (x - 12 - width, x - 12) if to_the_left else (x + 12, x + 12 + width)
         while any(abs(y - other) < LINE and span[0] < b and a < span[1] for other, a, b in taken):
             y += 1
