@@ -25,8 +25,15 @@ def carry_over(
     belong to their own levels and are refused on a grid where the steps do not match one to one.
     `notes` of the result say what the user should know.
     """
-    if len(sigmas) == plan.steps and all(
-        isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in zip(sigmas, plan.sigmas, strict=True)
+    bound = plan.prediction is not None and plan.prediction.skip == "corrected"
+    same_solver = solver == plan.solver or not bound
+    if (
+        same_solver
+        and len(sigmas) == plan.steps
+        and all(
+            isclose(a, b, rel_tol=1e-5, abs_tol=1e-7)
+            for a, b in zip(sigmas, plan.sigmas, strict=True)
+        )
     ):
         return plan
     nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]

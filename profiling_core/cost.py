@@ -94,11 +94,15 @@ def _alive_anchors(plan: CachePlan) -> list[HeldAnchors]:
 
 
 def anchor_lifetimes(plan: CachePlan, site: Site, branch: str) -> dict[int, int]:
-    """For every compute step that is stored: the last step that reuses it."""
+    """For every compute step that is stored: the last step that reuses it or is corrected by it."""
     last_use: dict[int, int] = {}
     for step, forecast in sorted(plan.forecasts(site, branch).items()):
         for anchor, _ in forecast:
             last_use[anchor] = step
+    if site is plan.prediction:
+        for step, correction in plan.corrections(branch).items():
+            for anchor, _ in correction[1:]:
+                last_use[anchor] = max(step, last_use.get(anchor, step))
     return last_use
 
 
@@ -149,6 +153,8 @@ def summary_lines(
         f"ideal speed-up of the blocks {speedup_flops(plan):.2f}x",
         *(f"  {line}" for line in site_lines(plan)),
     ]
+    if plan.expected is not None and plan.expected.predicted_error is not None:
+        lines.append(f"predicted relative error of the latent {plan.expected.predicted_error:.4f}")
     if tokens is not None and latent_numel is not None:
         held = bytes_held(
             plan,
@@ -187,6 +193,7 @@ _SKIP = {
     "hold": "reuse the last one",
     "linear": "forecast linearly in sigma",
     "weights": "forecast with the plan's weights",
+    "corrected": "forecast linearly in sigma and corrected at the next computed step",
     "jump": "stepped over by the solver",
 }
 

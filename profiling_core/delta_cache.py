@@ -240,7 +240,17 @@ class DeltaCache:
             storage, place = self.plan.storage, self.plan.storage_place
             sizes = _sizes(args, kwargs)
             store.anchors[branch, step] = keep(output, copies, storage, place, sizes)
+        if store is not None and step in store.schedules[branch].corrections:
+            return self._corrected(output, _sizes(args, kwargs), step, branch)
         return output
+
+    def _corrected(self, output: Any, sizes: tuple[torch.Size, ...], step: int, branch: str) -> Any:
+        """The new prediction and those before it, weighted by the plan's correction."""
+        (_, own), *others = self._prediction.schedules[branch].corrections[step]
+        before = self._prediction.anchors_of(branch, step, others)
+        _check_sizes(before[0][0].sizes, sizes)
+        new = keep(output, tensors_of(output), "stream", "device")
+        return forecast_prediction([(new, own), *before])
 
     def _run(
         self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: str

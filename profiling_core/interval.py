@@ -7,7 +7,7 @@ compiled model sees the same few callables step after step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class Schedule:
     computes: frozenset[int]
     forecasts: dict[int, tuple[tuple[int, float], ...]]
     last_use: dict[int, int]  # anchor step -> last step that reuses it
+    corrections: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: CachePlan, site: Site, branch: str) -> Schedule:
@@ -33,6 +34,7 @@ class Schedule:
             plan.computes(site, branch),
             plan.forecasts(site, branch),
             anchor_lifetimes(plan, site, branch),
+            plan.corrections(branch) if site is plan.prediction else {},
         )
 
 
@@ -46,8 +48,14 @@ class Store:
 
     def needed(self, branch: str, step: int) -> list[tuple[Anchor, float]]:
         """Anchors and weights of a reuse step; ValueError when one was never computed."""
+        return self.anchors_of(branch, step, self.schedules[branch].forecasts[step])
+
+    def anchors_of(
+        self, branch: str, step: int, weights: Iterable[tuple[int, float]]
+    ) -> list[tuple[Anchor, float]]:
+        """The anchors of some steps with their weights, for use at `step`."""
         found = []
-        for anchor_step, weight in self.schedules[branch].forecasts[step]:
+        for anchor_step, weight in weights:
             anchor = self.anchors.get((branch, anchor_step))
             if anchor is None:
                 raise ValueError(

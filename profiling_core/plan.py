@@ -84,7 +84,7 @@ class PredictionSite(Site):
     """The model's whole prediction: on a reuse step the model is not run at all."""
 
     kind: Literal["prediction"]
-    skip: Literal["hold", "linear", "weights", "jump"]
+    skip: Literal["hold", "linear", "weights", "corrected", "jump"]
 
 
 class IntervalSite(Site):
@@ -201,12 +201,41 @@ class CachePlan(Checked):
             weights = site.weights[branch][str(step)]
             return tuple(zip(reversed(anchors[-len(weights) :]), weights, strict=True))
         if site.skip == "hold" or len(anchors) == 1:
-            return ((anchors[-1], 1.0),)
+            return ((anchors[-1], 1.0),)  # linear, corrected: a line needs two
         older, newest = anchors[-2:]
         slope = (self.sigmas[step] - self.sigmas[newest]) / (
             self.sigmas[newest] - self.sigmas[older]
         )
         return ((newest, 1.0 + slope), (older, -slope))
+
+    def corrections(self, branch: str) -> dict[int, Forecast]:
+        """Where skip is "corrected": what the solver is given at a compute step n after a skip.
+
+        The forecasts f_s of the skipped steps were drawn from the anchors before; now that v_n is
+        known, the line from v_j to v_n says better what they stood for. The difference, c = sum of
+        (sigma_s+1 - sigma_s) (line_s - f_s), is put into the prediction, v_n + c / (sigma_n+1 -
+        sigma_n), so that Euler's own step adds it to the latent: a trapezium where there was an
+        extrapolation. The step itself comes first, then its anchors with their weights.
+        """
+        site = self.prediction
+        if site is None or site.skip != "corrected":
+            return {}
+        levels, computed = (*self.sigmas, 0.0), site.compute_steps[branch]
+        forecasts, found = self.forecasts(site, branch), {}
+        for j, n in pairwise(computed):
+            if n == j + 1:
+                continue
+            weights = {n: 0.0, j: 0.0}
+            for s in range(j + 1, n):
+                step = levels[s + 1] - levels[s]
+                there = (levels[s] - levels[j]) / (levels[n] - levels[j])
+                weights[n] += step * there
+                weights[j] += step * (1.0 - there)
+                for anchor, weight in forecasts[s]:
+                    weights[anchor] = weights.get(anchor, 0.0) - step * weight
+            own = levels[n + 1] - levels[n]
+            found[n] = tuple((k, (k == n) + change / own) for k, change in weights.items())
+        return found
 
     def check_model(self, block_lists: dict[str, int], width: int | None = None) -> None:
         """Refuse a model whose block counts or hidden width differ from the plan's."""

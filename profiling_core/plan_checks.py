@@ -42,6 +42,11 @@ def check_sites(plan: CachePlan) -> None:
             _check_intervals(plan, site, place)
         if site.weights is not None:
             _check_weights(plan, site, place)
+        if site.skip == "corrected" and plan.solver != "euler":
+            raise ValueError(
+                f"{place}.skip: 'corrected' is made for Euler's steps, this plan's solver is "
+                f"{plan.solver}: take 'jump' or 'linear'"
+            )
 
 
 def _check_intervals(plan: CachePlan, site: IntervalSite, place: str) -> None:

@@ -318,7 +318,8 @@ def plans(draw: st.DrawFn) -> CachePlan:
     inside = None
     if draw(st.booleans()):
         inside = computed()
-        sites.append(weighted(prediction(inside, draw(st.sampled_from(SKIPS)))))
+        skip = draw(st.sampled_from((*SKIPS, "corrected")))
+        sites.append(weighted(prediction(inside, skip)))
     cuts = sorted(draw(st.sets(st.integers(0, depth), max_size=6)))
     runs = [[a, b - 1] for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
     if runs:

@@ -160,8 +160,27 @@ class NaiveWalk:
                 output = tensor * weight if number == 0 else output.add(tensor, alpha=weight)
             return list(output)
         output = self._walk(step, branch, torch.stack(x), t.float().sin() + context)
-        self.deltas.setdefault(("prediction", branch), []).append((step, output))
+        kept = self.deltas.setdefault(("prediction", branch), [])
+        kept.append((step, output))
+        if site and site["skip"] == "corrected" and len(kept) > 1 and kept[-2][0] < step - 1:
+            return list(self._corrected(site, branch, kept))
         return list(output)
+
+    def _corrected(self, site: dict, branch: str, kept: list) -> torch.Tensor:
+        """The newest prediction and what the forecasts before it missed, over its own step."""
+        levels = [*self.plan["sigmas"], 0.0]
+        (n, newest), (j, before) = kept[-1], kept[-2]
+        factors = [0.0, 0.0, 0.0]  # of v_n, v_j, v_i
+        for s in range(j + 1, n):
+            step = levels[s + 1] - levels[s]
+            there = (levels[s] - levels[j]) / (levels[n] - levels[j])
+            factors[0] += step * there
+            factors[1] += step * (1.0 - there)
+            for place, weight in enumerate(self._weights(site, branch, s, kept[:-1]), start=1):
+                factors[place] -= step * weight
+        own, near, far = (factor / (levels[n + 1] - levels[n]) for factor in factors)
+        output = (newest * (1 + own)).add(before, alpha=near)
+        return output.add(kept[-3][1], alpha=far) if len(kept) > 2 else output
 
     def _walk(self, step: int, branch: str, hidden: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         index = 0
