@@ -203,8 +203,9 @@ def _rank(one: np.ndarray, other: np.ndarray) -> float:
     return float(rank_correlations(np.stack([one, other]))[0, 1])
 
 
-def _round(value: float, digits: int = 3) -> float:
-    return round(value, digits)
+def _round(value: float, digits: int = 3) -> float | None:
+    """None, which JSON can hold, for what there is none of: branches of a single branch."""
+    return round(value, digits) if np.isfinite(value) else None
 
 
 def build_parser() -> argparse.ArgumentParser:
