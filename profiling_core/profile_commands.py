@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -70,32 +71,96 @@ def prepare_profile(args: argparse.Namespace) -> list[str]:
 def make_plan(args: argparse.Namespace) -> list[str]:
     """Plan from a profile into a file; what it costs and its picture."""
     out = Path(args.out)
-    _check_folder(out, "-o")
     if out.is_dir() or holds_profile(out):
         what = "a folder" if out.is_dir() else "a profile"
         raise PlanError(f"-o {out}: this is {what}, expected a plan file to write")
-    plan = METHODS[args.method](load_profile(args.profile), args)
+    plan, more = METHODS[_method(args)](load_profile(args.profile), args)
+    out.parent.mkdir(parents=True, exist_ok=True)
     plan.save(out)
     return [
         *summary_lines(plan),
         "",
         *picture(plan),
         "",
+        *more,
         f"wrote {out}: run it with --delta_cache {out.absolute()}",
     ]
 
 
-def _paper(profile: Profile, args: argparse.Namespace) -> CachePlan:
+def _method(args: argparse.Namespace) -> str:
+    """The method that was named, or the one whose options were given; PlanError for a mixture."""
     given = {
-        name: getattr(args, name)
-        for name in ("blocks", "pattern", "order", "name", "tau", "share", "tmax", "tmin", "warmup")
+        method: [name for name in names if getattr(args, name) is not None]
+        for method, names in OWN_OPTIONS.items()
     }
+    method = args.method or ("paper" if given["paper"] else "search")
+    for other, names in given.items():
+        if names and other != method:
+            option = names[0].replace("max_", "max-")
+            raise PlanError(f"--{option} belongs to --method {other}, not {method}")
+    return method
+
+
+def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
+    """A searched plan, and the frontier that it lies on."""
+    # here: matplotlib takes a second to import
+    from profiling_core.frontier import frontier_lines, save_frontier
+    from profiling_core.search import Budget, PlanSearch
+
+    budget = Budget(args.speedup, args.max_error, _bytes(args.max_bytes))
+    skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
+    search = PlanSearch(profile, skips)
+    plan, chosen = search.plan(budget, args.name), search.point(budget)
+    points = search.frontier()
+    if chosen not in points:
+        points += [search.point_of(skip, len(chosen.steps)) for skip in search.skips]
+    lines = [*frontier_lines(points, chosen), ""]
+    if args.frontier is not None:
+        path = Path(args.frontier)
+        _check_folder(path, "--frontier")
+        save_frontier(points, path, chosen)
+        lines.append(f"wrote {path}")
+    return plan, lines
+
+
+def _bytes(text: str | None) -> int | None:
+    """Bytes of '100MiB', '0.5GB' or a plain number."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]i?)?B?", text.strip())
+    if found is None:
+        raise PlanError(f"--max-bytes {text!r}: expected bytes such as 100MiB, 0.5GB or 0")
+    unit = found[2] or ""
+    power = " KMGT".index(unit[0].upper()) if unit else 0
+    return int(float(found[1]) * (1024 if unit.endswith("i") else 1000) ** power)
+
+
+def _paper(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
+    """The paper's plan, or a row of its ablation tables."""
+    names = ("blocks", "pattern", "order", "name", "tau", "share", "tmax", "tmin", "warmup")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     steps = None if args.steps is None else _integers(args.steps, "--steps")
     lists = None if args.lists is None else [name.strip() for name in args.lists.split(",")]
-    return paper_plan(profile, **given, steps=steps, lists=lists)
+    return paper_plan(profile, **given, steps=steps, lists=lists), []
 
 
-METHODS: dict[str, Callable[[Profile, argparse.Namespace], CachePlan]] = {"paper": _paper}
+Method = Callable[[Profile, argparse.Namespace], tuple[CachePlan, list[str]]]
+METHODS: dict[str, Method] = {"search": _search, "paper": _paper}
+OWN_OPTIONS = {
+    "search": ("speedup", "max_error", "max_bytes", "skips", "frontier"),
+    "paper": (
+        "tau",
+        "share",
+        "lists",
+        "blocks",
+        "warmup",
+        "tmax",
+        "tmin",
+        "pattern",
+        "steps",
+        "order",
+    ),
+}
 
 
 def add_profile_commands(commands: Any) -> None:
@@ -164,9 +229,25 @@ def _add_profile(one: argparse.ArgumentParser) -> None:
 def _add_plan(one: argparse.ArgumentParser) -> None:
     one.set_defaults(run=make_plan)
     one.add_argument("--profile", required=True, help="a profile recorded by --delta_profile")
-    one.add_argument("--method", choices=sorted(METHODS), required=True, help="how to plan")
+    one.add_argument(
+        "--method", choices=sorted(METHODS), help="how to plan (default: by the options given)"
+    )
     one.add_argument("-o", "--out", required=True, metavar="PLAN", help="plan file to write")
     one.add_argument("--name", help="name of the plan (default: from its settings)")
+    search = one.add_argument_group("budget (search)")
+    search.add_argument(
+        "--speedup", type=float, metavar="X", help="full over spent block FLOPs, for example 2.0"
+    )
+    search.add_argument(
+        "--max-error", type=float, metavar="E", help="largest predicted relative error: 0.02"
+    )
+    search.add_argument("--max-bytes", metavar="B", help="largest size of the anchors: 100MiB")
+    search.add_argument(
+        "--skips", metavar="LIST", help="ways to skip, of hold,linear,weights,jump (default: all)"
+    )
+    search.add_argument(
+        "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
+    )
     parts = one.add_argument_group("blocks (paper, equations 6 to 9)")
     tau = parts.add_mutually_exclusive_group()
     tau.add_argument("--tau", type=float, help="threshold of R_attn (default: by Otsu's method)")
@@ -175,8 +256,7 @@ def _add_plan(one: argparse.ArgumentParser) -> None:
     parts.add_argument(
         "--blocks",
         choices=BLOCKS,
-        default="background",
-        help="what is reused (default %(default)s)",
+        help="what is reused (default background)",
     )
     steps = one.add_argument_group("steps (paper, equations 12 and 15)")
     steps.add_argument("--warmup", type=int, help="first steps, all computed (default: by L1)")
@@ -185,15 +265,13 @@ def _add_plan(one: argparse.ArgumentParser) -> None:
     steps.add_argument(
         "--pattern",
         choices=tuple(PATTERNS),
-        default="stepwise",
-        help="intervals shrink, grow or stay (default %(default)s)",
+        help="intervals shrink, grow or stay (default stepwise)",
     )
     steps.add_argument("--steps", metavar="LIST", help="the compute steps themselves: 0,1,2,6,18")
     steps.add_argument(
         "--order",
         choices=ORDERS,
-        default="hold",
-        help="reuse the last delta, or forecast it linearly in sigma (default %(default)s)",
+        help="reuse the last delta (default hold), or forecast it linearly in sigma",
     )
 
 

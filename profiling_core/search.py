@@ -85,7 +85,12 @@ class PlanSearch:
         self.choice = cache(self._choice)
 
     def plan(self, budget: Budget, name: str | None = None) -> CachePlan:
-        """The plan with the least predicted error that the budget allows.
+        """The plan of `point`, named after its speed-up where no name is given."""
+        point = self.point(budget)
+        return self._built(point, budget, name or f"{point.speedup:.2f}x")
+
+    def point(self, budget: Budget) -> Point:
+        """What has the least predicted error of all that the budget allows.
 
         PlanError says what is possible when nothing is.
         """
@@ -98,12 +103,12 @@ class PlanSearch:
                 f"at {point.speedup:.2f}x the predicted error is {point.error:.4f} at best, above "
                 f"{budget.max_error:g}: allow more or ask for less speed"
             )
-        return self._built(point, budget, name or f"{point.speedup:.2f}x")
+        return point
 
     def frontier(self, speedups: tuple[float, ...] = FRONTIER) -> list[Point]:
         """The best point of every way to skip at every speed-up, the slowest first."""
         return [
-            self._point(skip, self._count(speedup))
+            self.point_of(skip, self._count(speedup))
             for speedup in speedups
             if speedup <= self.paths.steps
             for skip in self.skips
@@ -126,25 +131,30 @@ class PlanSearch:
             raise PlanError(
                 f"speed-up {speedup:g}: {self.paths.steps} steps allow {self.paths.steps}x at most"
             )
-        points = [self._point(skip, self._count(speedup)) for skip in skips]
-        return min(points, key=lambda point: point.error)
+        return self._best(skips, self._count(speedup))
 
     def _cheapest(self, skips: tuple[str, ...], budget: Budget) -> Point | None:
-        """The fastest point below the largest error; the full run has none at all."""
+        """The fastest point at or below the largest error; computing every step has none."""
         if budget.max_error is None:
             return None
-        for count in range(1, self.paths.steps + 1):
-            points = [self._point(skip, count) for skip in skips]
-            best = min(points, key=lambda point: point.error)
-            if best.error <= budget.max_error:
-                return best
-        raise AssertionError("a plan that computes every step has no error")
+        low, high = 1, self.paths.steps  # more compute steps, less error
+        while low < high:
+            middle = (low + high) // 2
+            if self._best(skips, middle).error <= budget.max_error:
+                high = middle
+            else:
+                low = middle + 1
+        return self._best(skips, high)
+
+    def _best(self, skips: tuple[str, ...], count: int) -> Point:
+        return min((self.point_of(skip, count) for skip in skips), key=lambda point: point.error)
 
     def _count(self, speedup: float) -> int:
         """Compute steps that reach the speed-up."""
         return max(1, floor(self.paths.steps / speedup + 1e-9))
 
-    def _point(self, skip: str, count: int) -> Point:
+    def point_of(self, skip: str, count: int) -> Point:
+        """The best that `count` compute steps give with one way to skip."""
         choice = self.choice(skip, count)
         return Point(skip, choice.steps, self.paths.steps / count, choice.error)
 
@@ -157,7 +167,7 @@ class PlanSearch:
     @cached_property
     def _searches(self) -> dict[str, StepSearch]:
         return {
-            skip: StepSearch(segments.norms, self.sensitivity.values)
+            skip: StepSearch(segments.table, self.sensitivity.values)
             for skip, segments in self._segments.items()
         }
 
@@ -180,7 +190,7 @@ class PlanSearch:
 
     def _bytes(self, skip: str) -> int:
         """Of the anchors of any plan that skips in this way."""
-        thirds = (0, self.paths.steps // 3, 2 * self.paths.steps // 3)
+        thirds = (0, *(part * self.paths.steps // 4 for part in (1, 2, 3)))
         plan = self._plan(Point(skip, thirds, 0.0, 0.0), "bytes", {})
         return bytes_held(
             plan,
@@ -229,9 +239,9 @@ class PlanSearch:
 
     def _fitted(self, computed: tuple[int, ...]) -> Iterator[tuple[int, list[float]]]:
         """Weights of the last two anchors for every reuse step, newest first."""
-        segments = self._segments["weights"]
         for step in range(self.paths.steps):
             anchors = [c for c in computed if c < step][-2:][::-1]
             if step not in computed:
-                weights = segments.weights(anchors, step) if len(anchors) > 1 else [1.0]
+                alone = len(anchors) == 1
+                weights = [1.0] if alone else self._segments["weights"].weights(anchors, step)
                 yield step, [float(weight) for weight in weights]

@@ -17,10 +17,21 @@ vectors are added before the norm is taken, since errors within a segment line u
     (3)  linear   f_s = v_j + (sigma_s - sigma_j) / (sigma_j - sigma_i) (v_j - v_i)
     (4)  weights  f_s = a_s v_j + b_s v_i, the least squares fit over all runs with a ridge
 
+Forecast and correction (corrected), for Euler. Once v_n is known, the line from v_j to v_n
+replaces the forecasts (3) of the stretch; the difference goes into the prediction that the solver
+is given at n, so that no solver has to know of it (plan.corrections):
+
+    (5)  e = (1) with the forecasts (3)                              what the model sees at n
+         d = sum over s of (sigma_s+1 - sigma_s) (line_s - v_s)      what is left once corrected
+
 Jump. The solver itself goes from j to n. With the recorded latent y_j that it goes on from, and
 the clean latents m of the recorded run, in the notation of flow_solvers:
 
-    (5)  d = solver's latent at n from (y_j, m_j, m_i; for UniPC corrected by m_n) - y_n
+    (6)  e = solver's latent at n from (y_j, m_j, m_i), as the model sees it - x_n
+         d = the same, for UniPC corrected by m_n, - y_n
+
+Where the model sees another latent than the one that goes on (corrected, and UniPC's jump) its
+prediction errs by what e does to it. SEEN of e stands for that: the table holds d + SEEN e.
 """
 
 from __future__ import annotations
@@ -35,13 +46,27 @@ from profiling_core import flow_solvers
 from profiling_core.flow_solvers import Levels
 from profiling_core.paths import Paths
 
-SKIPS = ("hold", "linear", "weights", "jump")
+SKIPS = ("hold", "linear", "weights", "corrected", "jump")
+SEEN = 1.0  # ranks plans of the Wan miniature's jumps best (0: 0.87, 1: 0.94, 2: 0.91)
 RIDGE = 1e-6  # of the mean squared prediction; keeps weights of nearly equal anchors small
 
 
 def skips_of(solver: str) -> tuple[str, ...]:
-    """The ways to skip that differ: a jump of Euler's is the same as holding."""
-    return SKIPS if solver != "euler" else SKIPS[:-1]
+    """The ways to skip that differ: Euler's jump is holding, and a jump has its own corrector."""
+    return tuple(s for s in SKIPS if s != ("jump" if solver == "euler" else "corrected"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Errors of N segments.
+
+    row_of: the row of (i, j, n), -1 where the order is wrong, (S, S, S + 1); i is j for the first
+    step, which has none before it, n is S at the end. ends: n of every row; errors: (N, R, D) fp32.
+    """
+
+    row_of: np.ndarray
+    ends: np.ndarray
+    errors: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,18 +77,23 @@ class Segments:
     skip: str
 
     @cached_property
-    def norms(self) -> np.ndarray:
-        """|d(i, j, n)| of every run: (S, S, S + 1, R); i is j where there is none before, n = S
-        the end; inf where the order is wrong."""
-        steps, runs = self.paths.steps, self.paths.runs
-        found = np.full((steps, steps, steps + 1, runs), np.inf)
+    def table(self) -> Table:
+        """The errors of all segments."""
+        steps, count = self.paths.steps, 0
+        row_of = np.full((steps, steps, steps + 1), -1)
+        found, ends = [], []
         for i, j in _pairs(steps):
-            found[i, j, j + 1 :] = np.linalg.norm(self.errors(i, j), axis=-1)
-        return found
+            found.append(self.errors(i, j).astype(np.float32))
+            ends.append(np.arange(j + 1, steps + 1))
+            row_of[i, j, j + 1 :] = count + np.arange(steps - j)
+            count += steps - j
+        return Table(row_of, np.concatenate(ends), np.concatenate(found))
 
     def errors(self, i: int, j: int) -> np.ndarray:
-        """d(i, j, n) for all n after j: (S - j, R, D)."""
-        return self._jumps(i, j) if self.skip == "jump" else self._forecasts(i, j)
+        """What the table holds of (i, j, n) for all n after j: (S - j, R, D)."""
+        if self.skip == "jump":
+            return self._jumps(i, j)
+        return self._corrected(i, j) if self.skip == "corrected" else self._forecasts(i, j)
 
     def weights(self, anchors: Sequence[int], step: int) -> np.ndarray:
         """(4) with any number of anchors: their weights in the forecast of `step`, in that order.
@@ -93,7 +123,7 @@ class Segments:
         later = np.arange(j + 1, self.paths.steps)
         if self.skip == "hold" or i == j:
             forecast = np.broadcast_to(v[j], (later.size, *v[j].shape))
-        elif self.skip == "linear":
+        elif self.skip in ("linear", "corrected"):
             slope = (sigma[later] - sigma[j]) / (sigma[j] - sigma[i])
             forecast = v[j] + slope[:, None, None] * (v[j] - v[i])
         else:
@@ -103,6 +133,20 @@ class Segments:
         # row n: steps j+1 .. n-1 have been forecast when the latent at n is made
         factors = np.tril(self._response[j + 1 :, j + 1 :], -1)
         return (factors @ error.reshape(later.size, v[j].size)).reshape(-1, *v[j].shape)
+
+    def _corrected(self, i: int, j: int) -> np.ndarray:
+        v, sigma, seen = self.paths.predictions, self.paths.levels.sigma, self._forecasts(i, j)
+        n = np.arange(j + 1, self.paths.steps)
+        steps = np.diff(sigma)[n]
+        share = steps * (sigma[n] - sigma[j])
+        # sums over the steps before n: of the steps, and of the steps times the line's rise
+        width = (np.cumsum(steps) - steps)[:, None, None]
+        rise = ((np.cumsum(share) - share) / (sigma[n] - sigma[j]))[:, None, None]
+        moved = steps[:, None, None] * v[n]
+        line = width * v[j] + rise * (v[n] - v[j])
+        left = line - (np.cumsum(moved, axis=0) - moved)
+        # the end has no prediction to correct by
+        return np.concatenate([left + SEEN * seen[:-1], seen[-1:]])
 
     @cached_property
     def _response(self) -> np.ndarray:
@@ -121,7 +165,17 @@ class Segments:
         latents = [went_on[j], clean[j], clean[i], np.append(clean[j + 1 :], clean[-1:], axis=0)]
         # the last one is the clean latent at n itself; at the end there is none, its factor is 0
         terms = zip(factors, latents, strict=True)
-        return sum(f[:, None, None] * x for f, x in terms) - went_on[j + 1 :]
+        left = sum(f[:, None, None] * x for f, x in terms) - went_on[j + 1 :]
+        if solver == "unipc" and j + 1 < steps:
+            left[:-1] += SEEN * self._seen(i, j)
+        return left
+
+    def _seen(self, i: int, j: int) -> np.ndarray:
+        """e of (6) for UniPC and all n after j but the end: its predictor is that of DPM++."""
+        went_on, clean = self._recorded
+        factors = jump("dpm++", self.paths.levels, i, j, np.arange(j + 1, self.paths.steps))
+        terms = zip(factors[:3], (went_on[j], clean[j], clean[i]), strict=True)
+        return sum(f[:, None, None] * x for f, x in terms) - self.paths.latents[j + 1 : -1]
 
     @cached_property
     def _recorded(self) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +193,7 @@ class Segments:
 
 
 def jump(solver: str, levels: Levels, i: int, j: int, n: int | np.ndarray) -> list[np.ndarray]:
-    """Factors (N,) of y_j, m_j, m_i and m_n in the solver's latent at n, (5); i is j at the start.
+    """Factors (N,) of y_j, m_j, m_i and m_n in the solver's latent at n, (6); i is j at the start.
 
     n: levels before the end, or the end alone.
     """

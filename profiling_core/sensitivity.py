@@ -12,24 +12,25 @@ from profiling_core.profile import Profile
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """S_n for n = 0 .. S, (S + 1,), and where it comes from."""
+    """S_n of every run for n = 0 .. S, (S + 1, R), and where it comes from."""
 
     values: np.ndarray
     source: str
 
 
 def sensitivity_of(profile: Profile, paths: Paths) -> Sensitivity:
-    """The profile's own, between its measured steps straight in its logarithm over the steps.
+    """Every run's own, between its measured steps straight in its logarithm over the steps.
 
-    Step 0 is taken like the first measured one; at the end an error is what it is, 1.
+    Steps before the first and after the last measured one are taken like these; at the end, n = S,
+    nothing follows that could change an error, and it is 1.
     """
     measured = profile.arrays["sensitivity"].astype(np.float64)
-    steps = np.flatnonzero(np.isfinite(measured).any(axis=0))
+    steps = np.flatnonzero(np.isfinite(measured).all(axis=0))
     if not steps.size:
-        return Sensitivity(default_law(paths.levels.sigma), "default law")
-    logs = np.nanmean(np.log(measured[:, steps]), axis=0)
-    known = np.append(steps, paths.steps)
-    values = np.exp(np.interp(np.arange(paths.steps + 1), known, np.append(logs, 0.0)))
+        law = default_law(paths.levels.sigma)
+        return Sensitivity(np.repeat(law[:, None], paths.runs, axis=1), "default law")
+    logs = [np.interp(np.arange(paths.steps), steps, np.log(run[steps])) for run in measured]
+    values = np.append(np.exp(np.stack(logs, axis=1)), np.ones((1, paths.runs)), axis=0)
     return Sensitivity(values, f"measured at {steps.size} steps")
 
 

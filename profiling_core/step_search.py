@@ -2,27 +2,37 @@
 
 The error that a plan leaves in the final latent of run r is predicted as
 
-    (6)  E_r^2 = sum over its segments (i, j, n) of (S_n |d_r(i, j, n)|)^2
+    (6)  E_r = |sum over its segments (i, j, n) of S_n,r d_r(i, j, n)|
 
-with d of `segments` and S_n, the sensitivity: how much of an error at step n is left at the end.
-A plan's predicted error is a high quantile of E_r over the runs, so that the worst prompts count.
+with d of `segments` and S_n,r, the sensitivity: how much of an error at step n is left at the end
+of that run. Errors of different segments are added as vectors: holding errs in one direction all
+the way, the line of a linear forecast now to this and now to that side. What is minimised over the
+runs, in decibels, lies halfway between the mean run and a bad one:
 
-    (7)  F_k(j, n) = min over i of F_k-1(i, j) + c(i, j, n),  c = mean over runs of (S_n |d_r|)^p,
-                                                              to the power 2 / p
+    (7)  G = sqrt(exp(mean over r of ln E_r) x quantile over r of E_r)
 
-finds, for every number k of compute steps at once, the steps with the least sum of c. The power p
-above 2 stands for the quantile, which is no sum over segments; the exchanges that follow minimise
-the quantile itself.
+(6) is no sum over segments, so a shortest path cannot find its minimum. It can find good starts,
+for every number k of compute steps at once,
+
+    (8)  F_k(j, n) = min over i of F_k-1(i, j) + c(i, j, n),
+         c = mean over r of (S_n,r |d_r|)^p, to the power 2 / p
+
+where p above 2 stands for the quantile. From each start single compute steps are moved as long as
+that lowers G; the best end is taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from profiling_core.segments import Table
+
 QUANTILE = 0.8
 POWER = 4.0
+EASED = (1.0, 0.5)  # starts: sensitivity as it is, and its square root
 MOST_EXCHANGES = 60
 
 
@@ -35,77 +45,114 @@ class Choice:
 
     @property
     def error(self) -> float:
+        """The quantile over the runs."""
         return float(np.quantile(self.errors, QUANTILE))
+
+    @property
+    def score(self) -> float:
+        """G of (7)."""
+        return float(scores(self.errors[None])[0])
 
 
 class StepSearch:
-    """Searches compute steps on the segments' norms (S, S, S + 1, R).
+    """Searches compute steps; sensitivity: S_n of every run, (S + 1, R)."""
 
-    sensitivity: S_n for n = 0 .. S, (S + 1,).
-    """
-
-    def __init__(self, norms: np.ndarray, sensitivity: np.ndarray) -> None:
-        self.steps = len(norms)
-        self.squares = (norms * sensitivity[:, None]) ** 2
-        with np.errstate(over="ignore"):
-            costs = (self.squares ** (POWER / 2)).mean(axis=-1) ** (2 / POWER)
-        self._tables(costs)
+    def __init__(self, table: Table, sensitivity: np.ndarray) -> None:
+        self.steps, self._rows = len(table.row_of), table.row_of
+        weights = sensitivity[table.ends].astype(np.float32)  # (N, R)
+        # one more row: no segment at all
+        self._weighted = np.pad(table.errors * weights[..., None], ((0, 1), (0, 0), (0, 0)))
+        norms = np.linalg.norm(table.errors, axis=-1)
+        self._starts = [
+            _Paths(self._rows, (norms * weights**ease).astype(np.float64)) for ease in EASED
+        ]
 
     def best(self, count: int) -> Choice:
         """The best `count` compute steps that were found; step 0 is one of them."""
-        choice = self.evaluate(self.traced(count))
+        ends = [self._improved(start) for start in self.starts(count)]
+        return min(ends, key=lambda choice: choice.score)
+
+    def starts(self, count: int) -> list[tuple[int, ...]]:
+        """Where the exchanges begin."""
+        return sorted({paths.traced(count) for paths in self._starts})
+
+    def evaluate(self, steps: Sequence[int]) -> Choice:
+        """(6) for any compute steps that begin with 0."""
+        return Choice(tuple(steps), np.linalg.norm(self._total(tuple(steps)), axis=-1))
+
+    def _improved(self, start: tuple[int, ...]) -> Choice:
+        choice = self.evaluate(start)
         for _ in range(MOST_EXCHANGES):
-            better = self._exchanged(choice)
-            if better is None:
+            moved = self._exchanged(choice)
+            if moved is None or moved.score >= choice.score * (1 - 1e-6):
                 break
-            choice = better
+            choice = moved
         return choice
 
-    def evaluate(self, steps: tuple[int, ...]) -> Choice:
-        """(6) for any compute steps that begin with 0."""
-        return Choice(tuple(steps), self._errors(np.array([steps]))[0])
+    def _total(self, steps: tuple[int, ...]) -> np.ndarray:
+        """The vectors of (6), (R, D)."""
+        j = np.array(steps)
+        i, n = np.append(j[:1], j[:-1]), np.append(j[1:], self.steps)
+        return self._weighted[self._rows[i, j, n]].sum(axis=0)
 
-    def _tables(self, costs: np.ndarray) -> None:
-        """(7): F_k(j, n) of all k, and the i that it came from."""
-        steps = self.steps
-        least = np.full((steps, steps + 1), np.inf)
+    def _exchanged(self, choice: Choice) -> Choice | None:
+        """The best of all plans in which one compute step has moved."""
+        free = np.array(sorted(set(range(1, self.steps)) - set(choice.steps)))
+        if len(choice.steps) == 1 or not free.size:
+            return None
+        found, moves = [], []
+        for here in choice.steps[1:]:
+            left = tuple(step for step in choice.steps if step != here)
+            totals = self._total(left) + self._added(left, free)
+            found.append(scores(np.linalg.norm(totals, axis=-1)))
+            moves.append(left)
+        row, column = divmod(int(np.argmin(found)), free.size)
+        return self.evaluate(sorted((*moves[row], int(free[column]))))
+
+    def _added(self, steps: tuple[int, ...], free: np.ndarray) -> np.ndarray:
+        """What computing one more step changes in the total, for every free one: (F, R, D)."""
+        padded = np.array([0, *steps, self.steps, self.steps])
+        place = np.searchsorted(steps, free)  # p is the last step before b, q the first after it
+        before, p, q, after = (padded[place + shift] for shift in (-1, 0, 1, 2))
+        row, b = self._row, free
+        new = row(before, p, b), row(p, b, q), row(b, q, after)
+        old = row(before, p, q), row(p, q, after)
+        return sum(self._weighted[r] for r in new) - sum(self._weighted[r] for r in old)
+
+    def _row(self, i: np.ndarray, j: np.ndarray, n: np.ndarray) -> np.ndarray:
+        """Rows of segments; the empty row where j is the end already."""
+        ended = j == self.steps
+        return np.where(ended, len(self._weighted) - 1, self._rows[i, np.where(ended, 0, j), n])
+
+
+def scores(errors: np.ndarray) -> np.ndarray:
+    """G of (7) of many plans: (N, R) to (N,)."""
+    logs = np.log(np.maximum(errors, 1e-12))
+    return np.exp((logs.mean(axis=1) + np.quantile(logs, QUANTILE, axis=1)) / 2)
+
+
+class _Paths:
+    """(8): tables of the least sums for every number of compute steps; norms: (N, R)."""
+
+    def __init__(self, row_of: np.ndarray, norms: np.ndarray) -> None:
+        self.steps = len(row_of)
+        means = (norms**POWER).mean(axis=-1) ** (2 / POWER)
+        costs = np.where(row_of >= 0, means[row_of], np.inf)
+        least = np.full((self.steps, self.steps + 1), np.inf)
         least[0, 1:] = costs[0, 0, 1:]
-        self._least, self._from = [least], [np.zeros((steps, steps + 1), dtype=np.int64)]
-        for i in range(steps):
-            costs[i, i] = np.inf  # only the first step has none before it
-        for _ in range(1, steps):
-            sums = least[:, :steps, None] + costs
+        self._least, self._from = [least], [np.zeros(least.shape, dtype=np.int64)]
+        costs[np.arange(self.steps), np.arange(self.steps)] = np.inf  # only the first has no i
+        for _ in range(1, self.steps):
+            sums = least[:, : self.steps, None] + costs
             self._from.append(sums.argmin(axis=0))
             least = np.take_along_axis(sums, self._from[-1][None], axis=0)[0]
             self._least.append(least)
 
     def traced(self, count: int) -> tuple[int, ...]:
-        """The steps of the least F of (7) that ends with the run."""
+        """The steps of the least F that ends with the run."""
         n, j = self.steps, int(self._least[count - 1][:, self.steps].argmin())
         found = [j]
         for k in range(count - 1, 0, -1):
             n, j = j, int(self._from[k][j, n])
             found.append(j)
         return tuple(reversed(found))
-
-    def _exchanged(self, choice: Choice) -> Choice | None:
-        """The best of all plans in which one compute step has moved; None when none is better."""
-        free = sorted(set(range(1, self.steps)) - set(choice.steps))
-        moved = [
-            sorted({*choice.steps, there} - {here}) for here in choice.steps[1:] for there in free
-        ]
-        if not moved:
-            return None
-        errors = self._errors(np.array(moved))
-        levels = np.quantile(errors, QUANTILE, axis=1)
-        best = int(levels.argmin())
-        if levels[best] >= choice.error * (1 - 1e-9):
-            return None
-        return Choice(tuple(moved[best]), errors[best])
-
-    def _errors(self, plans: np.ndarray) -> np.ndarray:
-        """(6) of many plans with equally many steps: (N, K) to (N, R)."""
-        ends = np.full((len(plans), 1), self.steps)
-        before = np.concatenate([plans[:, :1], plans[:, :-1]], axis=1)
-        after = np.concatenate([plans[:, 1:], ends], axis=1)
-        return np.sqrt(self.squares[before, plans, after].sum(axis=1))

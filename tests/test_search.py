@@ -29,11 +29,11 @@ def test_a_speed_up_is_reached_with_the_least_error(search: PlanSearch) -> None:
     assert plan.branches == search.profile.recorded.branches
 
 
-def test_more_speed_never_predicts_less_error(search: PlanSearch) -> None:
+def test_much_more_speed_predicts_more_error(search: PlanSearch) -> None:
     for skip in search.skips:
-        errors = [search.choice(skip, count).error for count in range(20, 0, -1)]
-        assert errors[0] < 1e-10 and errors[-1] > 0
-        assert sum(b < a * (1 - 1e-9) for a, b in pairwise(errors)) <= 1
+        errors = [search.choice(skip, count).error for count in (20, 14, 9, 5, 2)]
+        assert errors[0] < 1e-6
+        assert all(slower < faster for slower, faster in pairwise(errors))
 
 
 def test_a_largest_error_gives_the_fastest_plan_below_it(search: PlanSearch) -> None:

@@ -5,70 +5,90 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from profiling_core.step_search import POWER, QUANTILE, StepSearch
+from profiling_core.segments import Table
+from profiling_core.step_search import EASED, POWER, StepSearch, scores
 
-STEPS, RUNS = 8, 3
+STEPS, RUNS, WIDTH = 8, 3, 4
 
 
-def made_norms(seed: int = 0, lone: float = 0.0) -> np.ndarray:
-    """Norms that grow with the length of the skip; `lone` makes one run hard at its own step."""
+def made_table(seed: int = 0, lone: float = 0.0) -> Table:
+    """Errors that grow with the length of the skip; `lone` makes one run hard at its own step."""
     rng = np.random.default_rng(seed)
-    norms = np.full((STEPS, STEPS, STEPS + 1, RUNS), np.inf)
+    row_of = np.full((STEPS, STEPS, STEPS + 1), -1)
+    ends, errors = [], []
     for j in range(STEPS):
         for i in range(j) if j else (0,):
             for n in range(j + 1, STEPS + 1):
-                hard = np.array([lone * (j < 5 < n), 0, 0])
-                norms[i, j, n] = (n - j - 1) ** 2 * rng.uniform(0.5, 1.5, RUNS) + hard
-    return norms
+                row_of[i, j, n] = len(ends)
+                ends.append(n)
+                error = (n - j - 1) ** 2 * rng.normal(size=(RUNS, WIDTH))
+                error[0] += lone * (j < 5 < n)
+                errors.append(error)
+    return Table(row_of, np.array(ends), np.array(errors, dtype=np.float32))
+
+
+def sensitivity(first: float = 3.0) -> np.ndarray:
+    """Falling, and another for every run."""
+    return np.linspace(first, 1, STEPS + 1)[:, None] * np.array([1.0, 2.0, 0.5])
 
 
 def plans(count: int) -> list[tuple[int, ...]]:
     return [(0, *rest) for rest in combinations(range(1, STEPS), count - 1)]
 
 
-def by_hand(norms: np.ndarray, weight: np.ndarray, plan: tuple[int, ...]) -> np.ndarray:
-    total = np.zeros(RUNS)
-    for number, j in enumerate(plan):
-        i = plan[number - 1] if number else j
-        n = plan[number + 1] if number + 1 < len(plan) else STEPS
-        total += (norms[i, j, n] * weight[n]) ** 2
-    return np.sqrt(total)
+def segments(plan: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    before, after = (plan[0], *plan[:-1]), (*plan[1:], STEPS)
+    return list(zip(before, plan, after, strict=True))
 
 
-def test_a_plans_error_is_the_root_of_its_segments_squares() -> None:
-    norms, weight = made_norms(), np.linspace(3, 1, STEPS + 1)
-    search = StepSearch(norms, weight)
+def by_hand(table: Table, weight: np.ndarray, plan: tuple[int, ...]) -> np.ndarray:
+    vectors = [table.errors[table.row_of[s]] * weight[s[2]][:, None] for s in segments(plan)]
+    return np.linalg.norm(np.sum(vectors, axis=0), axis=-1)
+
+
+def test_a_plans_error_is_the_sum_of_its_segments_vectors() -> None:
+    table, weight = made_table(), sensitivity()
+    search = StepSearch(table, weight)
     for plan in plans(4)[::5]:
-        assert np.allclose(search.evaluate(plan).errors, by_hand(norms, weight, plan))
+        assert np.allclose(search.evaluate(plan).errors, by_hand(table, weight, plan), rtol=1e-5)
+
+
+def test_a_score_lies_between_the_mean_run_and_a_bad_one() -> None:
+    errors = np.array([[1.0, 1.0, 1.0, 1.0, 16.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    found = scores(errors)
+    assert found[1] == pytest.approx(2.0)
+    mean, bad = 16 ** (1 / 5), 16**0.2  # the percentile lies a fifth of the way from 1 to 16
+    assert found[0] == pytest.approx(np.sqrt(mean * bad))
 
 
 @pytest.mark.parametrize("count", range(1, STEPS + 1))
-def test_tables_find_the_least_sum_of_all_plans(count: int) -> None:
-    norms, weight = made_norms(1), np.linspace(3, 1, STEPS + 1)
+def test_starts_have_the_least_sum_of_all_plans(count: int) -> None:
+    table, weight = made_table(1), sensitivity()
+    norms = np.linalg.norm(table.errors, axis=-1)
 
-    def cost(plan: tuple[int, ...]) -> float:
-        parts = []
-        for number, j in enumerate(plan):
-            i = plan[number - 1] if number else j
-            n = plan[number + 1] if number + 1 < len(plan) else STEPS
-            parts.append(np.mean((norms[i, j, n] * weight[n]) ** POWER) ** (2 / POWER))
-        return sum(parts)
+    def cost(plan: tuple[int, ...], ease: float) -> float:
+        weighted = [norms[table.row_of[s]] * weight[s[2]] ** ease for s in segments(plan)]
+        return sum(np.mean(w.astype(float) ** POWER) ** (2 / POWER) for w in weighted)
 
-    traced = StepSearch(norms, weight).traced(count)
-    assert len(traced) == count and traced[0] == 0
-    assert cost(traced) == pytest.approx(min(map(cost, plans(count))))
+    starts = StepSearch(table, weight).starts(count)
+    assert all(len(start) == count and start[0] == 0 for start in starts)
+    for ease in EASED:
+        least = min(cost(plan, ease) for plan in plans(count))
+        assert min(cost(start, ease) for start in starts) == pytest.approx(least)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_exchanges_find_the_least_quantile(count: int) -> None:
-    norms, weight = made_norms(2, lone=30.0), np.ones(STEPS + 1)
-    search = StepSearch(norms, weight)
-    best = min(np.quantile(by_hand(norms, weight, plan), QUANTILE) for plan in plans(count))
+def test_no_single_exchange_lowers_the_score_of_what_is_found(count: int) -> None:
+    table, weight = made_table(2, lone=30.0), sensitivity()
+    search = StepSearch(table, weight)
     found = search.best(count)
-    assert found.error == pytest.approx(best)
-    assert found.error <= search.evaluate(search.traced(count)).error
+    assert np.allclose(found.errors, by_hand(table, weight, found.steps), rtol=1e-5)
+    assert all(found.score <= search.evaluate(s).score + 1e-9 for s in search.starts(count))
+    for plan in plans(count):
+        if len(set(plan) & set(found.steps)) == count - 1:
+            assert scores(by_hand(table, weight, plan)[None])[0] >= found.score * (1 - 1e-5)
 
 
 def test_every_step_computed_has_no_error() -> None:
-    found = StepSearch(made_norms(), np.ones(STEPS + 1)).best(STEPS)
-    assert found.steps == tuple(range(STEPS)) and found.error == 0
+    found = StepSearch(made_table(), sensitivity()).best(STEPS)
+    assert found.steps == tuple(range(STEPS)) and found.error < 1e-6
