@@ -471,12 +471,11 @@ def test_reused_steps_stay_near_the_full_run_of_the_trained_miniature():
     tree = HunyuanTree(CPU, replace(HUNYUAN_CONFIGS["HYVideo-mini"], infer_steps=16))
     inputs = tree.inputs(tree.prompt, 100)
     full = tree.denoise(inputs)
-    for build in PEERS:
+    thresholds = {TeaCache: 0.15, MagCache: 0.035, EasyCache: 0.3, DiCache: 0.2}
+    for build, threshold in thresholds.items():
         peer = build()
         peer.calibrate(tree, [inputs])
-        variant = peer.variants(tree)[0]
-        threshold = 0.25 if isinstance(peer, EasyCache | DiCache) else 0.25 * peer.span(variant)[1]
-        with peer.attached(tree, variant, threshold) as spent:
+        with peer.attached(tree, peer.variants(tree)[0], threshold) as spent:
             latent = tree.denoise(inputs)
-        assert 0.3 < spent.share() < 0.95
-        assert latent_error(latent, full) < 0.5
+        assert 0.4 < spent.share() < 0.7  # at 0.56 the errors were 0.07 to 0.13
+        assert latent_error(latent, full) < 0.2

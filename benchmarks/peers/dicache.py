@@ -72,7 +72,7 @@ class DiCache(Peer):
         return [DiVariant(f"first block as probe, {RETENTION:.0%} retained", RETENTION)]
 
     def span(self, variant: DiVariant) -> tuple[float, float]:
-        """A fixed range, no calibration: a full run of the HunyuanVideo miniature sums 1.7."""
+        """A fixed range, no calibration: full runs of the miniatures sum 1.3 (Wan) and 1.7."""
         return SPAN
 
     def rule(self, tree: Tree, variant: DiVariant, threshold: float) -> Rule:
