@@ -107,7 +107,7 @@ def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list
     from profiling_core.frontier import frontier_lines, save_frontier
     from profiling_core.search import Budget, PlanSearch
 
-    budget = Budget(args.speedup, args.max_error, _bytes(args.max_bytes))
+    budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
     skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
     search = PlanSearch(profile, skips)
     plan, chosen = search.plan(budget, args.name), search.point(budget)
@@ -123,7 +123,7 @@ def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list
     return plan, lines
 
 
-def _bytes(text: str | None) -> int | None:
+def bytes_of(text: str | None) -> int | None:
     """Bytes of '100MiB', '0.5GB' or a plain number."""
     if text is None:
         return None
