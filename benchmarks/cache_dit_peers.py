@@ -37,7 +37,8 @@ class CacheDit(PackagePeer):
             raise ModuleNotFoundError(reason)
         import cache_dit  # optional: takes seconds
 
-        logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+        for handler in logging.getLogger("CACHE_DIT").handlers:  # shared by all its loggers
+            handler.setLevel(logging.ERROR)  # else a dozen lines per video on stdout
         cache_dit.enable_cache(
             rule.transformer,
             cache_config=cache_dit.DBCacheConfig(

@@ -10,7 +10,7 @@ paper       the background blocks on the shrinking list of the release (equation
 foreground  HunyuanVideo only, the paper's counter-check: the other single blocks, the same steps.
 balanced    the whole prediction: first 10 and last 4 of 50 steps computed, 12 evenly between. The
             others are stepped over by Wan's multistep solver; for HunyuanVideo's Euler solver they
-            are forecast linearly in sigma.
+            are forecast linearly in sigma and corrected at the next computed step.
 """
 
 from __future__ import annotations
@@ -134,8 +134,9 @@ def _jumping(planned: PlannedModel) -> Recipe:
     return _balanced(planned, "jump", "the solver jumps the others")
 
 
-def _forecasting(planned: PlannedModel) -> Recipe:
-    return _balanced(planned, "linear", "the others are forecast linearly in sigma")
+def _correcting(planned: PlannedModel) -> Recipe:
+    others = "the others are forecast linearly in sigma and corrected at the next computed step"
+    return _balanced(planned, "corrected", others)
 
 
 def _balanced(planned: PlannedModel, skip: str, others: str) -> Recipe:
@@ -154,7 +155,7 @@ PRESETS = {
     "hunyuan-video": {
         "paper": _hunyuan_paper,
         "release": _hunyuan_release,
-        "balanced": _forecasting,
+        "balanced": _correcting,
         "foreground": _foreground,
     },
 }

@@ -248,8 +248,9 @@ def _sensitivity_lines(profile: Profile) -> list[str]:
     measured = np.flatnonzero(np.isfinite(values).any(axis=0))
     if not measured.size:
         return []
-    pairs = ", ".join(f"{_nanmean(values[:, step]):.3g} at {step}" for step in measured)
-    return [f"error of the final latent over that injected before a step: {pairs}"]
+    means = {step: np.exp(_nanmean(np.log(values[:, step]))) for step in measured}
+    pairs = ", ".join(f"{mean:.3g} at {step}" for step, mean in means.items())
+    return [f"error of the final latent over that injected before a step (geometric mean): {pairs}"]
 
 
 def _ranked(profile: Profile) -> list[RankedBlock] | ProfileError:

@@ -2,10 +2,12 @@
 
 The error that a plan leaves in the final latent of run r is predicted as
 
-    (6)  E_r = |sum over its segments (i, j, n) of S_n,r d_r(i, j, n)|
+    (6)  E_r = |sum over its segments (i, j, n) of S_n,r^EASE d_r(i, j, n)|
 
 with d of `segments` and S_n,r, the sensitivity: how much of an error at step n is left at the end
-of that run. Errors of different segments are added as vectors: holding errs in one direction all
+of that run. It is measured along one direction and raised to a power below 1: taken at its word it
+would spend the compute steps of Wan's miniature too early, without it those of HunyuanVideo's too
+late. Errors of different segments are added as vectors: holding errs in one direction all
 the way, the line of a linear forecast now to this and now to that side. What is minimised over the
 runs, in decibels, lies halfway between the mean run and a bad one:
 
@@ -15,9 +17,10 @@ runs, in decibels, lies halfway between the mean run and a bad one:
 for every number k of compute steps at once,
 
     (8)  F_k(j, n) = min over i of F_k-1(i, j) + c(i, j, n),
-         c = mean over r of (S_n,r |d_r|)^p, to the power 2 / p
+         c = mean over r of (S_n,r^EASE |d_r|)^p, to the power 2 / p
 
-where p above 2 stands for the quantile. From each start single compute steps are moved as long as
+where p above 2 stands for the quantile; once as it stands and once with the root of S_n,r^EASE.
+From each start single compute steps are moved as long as
 that lowers G; the best end is taken.
 """
 
@@ -32,7 +35,8 @@ from profiling_core.segments import Table
 
 QUANTILE = 0.8
 POWER = 4.0
-EASED = (1.0, 0.5)  # starts: sensitivity as it is, and its square root
+EASE = 0.75
+STARTS = (1.0, 0.5)  # powers of the weights in (8)
 MOST_EXCHANGES = 60
 
 
@@ -59,12 +63,12 @@ class StepSearch:
 
     def __init__(self, table: Table, sensitivity: np.ndarray) -> None:
         self.steps, self._rows = len(table.row_of), table.row_of
-        weights = sensitivity[table.ends].astype(np.float32)  # (N, R)
+        weights = (sensitivity[table.ends] ** EASE).astype(np.float32)  # (N, R)
         # one more row: no segment at all
         self._weighted = np.pad(table.errors * weights[..., None], ((0, 1), (0, 0), (0, 0)))
         norms = np.linalg.norm(table.errors, axis=-1)
         self._starts = [
-            _Paths(self._rows, (norms * weights**ease).astype(np.float64)) for ease in EASED
+            _Paths(self._rows, (norms * weights**power).astype(np.float64)) for power in STARTS
         ]
 
     def best(self, count: int) -> Choice:

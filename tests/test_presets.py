@@ -59,9 +59,9 @@ def test_hunyuan_paper_and_foreground_share_the_single_blocks_between_them():
     assert (paper.expected.block_runs, other.expected.block_runs) == (2136, 2424)
 
 
-def test_hunyuan_balanced_forecasts_where_wan_jumps():
+def test_hunyuan_balanced_corrects_where_wan_jumps():
     ours, wan = (load_preset(name, "balanced") for name in (HUNYUAN_720P, "wan2.1-t2v-14B"))
-    assert ours.prediction.skip == "linear" and not ours.jumps
+    assert ours.prediction.skip == "corrected" and not ours.jumps
     assert ours.prediction.compute_steps["cond"] == wan.prediction.compute_steps["cond"]
     assert ours.solver_steps == tuple(range(50))
     assert speedup_flops(ours) == pytest.approx(50 / 26)
@@ -73,9 +73,9 @@ def test_hunyuan_bytes_count_image_and_text_tokens_of_both_kinds_of_blocks():
     held = {name: bytes_held(load_preset(HUNYUAN_720P, name), **half) for name in ALL}
     delta = 119056 * 3072 * 2
     expected = {"release": 9 * delta, "paper": 8 * delta, "foreground": 8 * delta}
-    assert held == {**expected, "balanced": 2 * 7603200 * 2}
+    assert held == {**expected, "balanced": 3 * 7603200 * 2}
     lines = load_preset(HUNYUAN_720P, "balanced").summary_lines(**half)
-    assert "holds at most 29 MiB of anchors" in lines[-1]
+    assert "holds at most 43.5 MiB of anchors" in lines[-1]
 
 
 @pytest.mark.parametrize("model", [HUNYUAN_720P, HUNYUAN_MINI])

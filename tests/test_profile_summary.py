@@ -157,7 +157,7 @@ def test_summary_says_what_sampled_attention_and_sensitivity_cost():
     )
     text = "\n".join(summary_lines(profile))
     assert "attention +-3.1 % from 512 rows" in text
-    assert "before a step: 14 at 3, 2.5 at 12" in text
+    assert "before a step (geometric mean): 14 at 3, 2.5 at 12" in text
 
 
 def test_summary_of_a_run_whose_every_step_had_attention():

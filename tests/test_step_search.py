@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from profiling_core.segments import Table
-from profiling_core.step_search import EASED, POWER, StepSearch, scores
+from profiling_core.step_search import EASE, POWER, STARTS, StepSearch, scores
 
 STEPS, RUNS, WIDTH = 8, 3, 4
 
@@ -42,7 +42,9 @@ def segments(plan: tuple[int, ...]) -> list[tuple[int, int, int]]:
 
 
 def by_hand(table: Table, weight: np.ndarray, plan: tuple[int, ...]) -> np.ndarray:
-    vectors = [table.errors[table.row_of[s]] * weight[s[2]][:, None] for s in segments(plan)]
+    vectors = [
+        table.errors[table.row_of[s]] * weight[s[2]][:, None] ** EASE for s in segments(plan)
+    ]
     return np.linalg.norm(np.sum(vectors, axis=0), axis=-1)
 
 
@@ -66,15 +68,15 @@ def test_starts_have_the_least_sum_of_all_plans(count: int) -> None:
     table, weight = made_table(1), sensitivity()
     norms = np.linalg.norm(table.errors, axis=-1)
 
-    def cost(plan: tuple[int, ...], ease: float) -> float:
-        weighted = [norms[table.row_of[s]] * weight[s[2]] ** ease for s in segments(plan)]
+    def cost(plan: tuple[int, ...], power: float) -> float:
+        weighted = [norms[table.row_of[s]] * weight[s[2]] ** (EASE * power) for s in segments(plan)]
         return sum(np.mean(w.astype(float) ** POWER) ** (2 / POWER) for w in weighted)
 
     starts = StepSearch(table, weight).starts(count)
     assert all(len(start) == count and start[0] == 0 for start in starts)
-    for ease in EASED:
-        least = min(cost(plan, ease) for plan in plans(count))
-        assert min(cost(start, ease) for start in starts) == pytest.approx(least)
+    for power in STARTS:
+        least = min(cost(plan, power) for plan in plans(count))
+        assert min(cost(start, power) for start in starts) == pytest.approx(least)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

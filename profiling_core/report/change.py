@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from profiling_core.paper_plan import shrinking_intervals
@@ -121,13 +123,16 @@ def sensitivity_figure(profile: Profile) -> Figure:
         return Absent("fig-sensitivity", title, "the profile was recorded without sensitivity")
     caption = (
         "A small error is injected before a step; the value is the error of the final latent over "
-        f"the injected one. Above 1 errors grow, below 1 they fade. {_range_words(profile)}"
+        "the injected one. Above 1 errors grow, below 1 they fade. "
+        f"{_range_words(profile).replace('mean', 'geometric mean')}"
     )
+    all_runs = series("all runs", values[:, measured])
+    middle = np.exp(mean_over(np.log(values[:, measured]), (0,)))  # one run may be 100 x another
     axis = step_axis(profile, measured, "step before which the error is injected")
     panel = Panel(
         "error at the end over error injected",
         axis,
-        (series("all runs", values[:, measured]),),
+        (replace(all_runs, middle=middle),),
         from_zero=True,
         points=True,
     )
