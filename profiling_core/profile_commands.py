@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -19,6 +20,9 @@ from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile, ProfileError, Settings
 from profiling_core.profile_summary import settings_lines
 from profiling_core.profile_summary import summary_lines as profile_lines
+
+if TYPE_CHECKING:
+    from profiling_core.search import Budget, PlanSearch, Point
 
 WITH_SOURCE = {  # masks that read something, and what --mask_source has to be
     "sam2": "the folder of SAM2's weights (config.json and *.safetensors of transformers)",
@@ -96,7 +100,7 @@ def _method(args: argparse.Namespace) -> str:
     method = args.method or ("paper" if given["paper"] else "search")
     for other, names in given.items():
         if names and other != method:
-            option = names[0].replace("max_", "max-")
+            option = names[0].replace("max_", "max-").replace("dit_", "dit-")
             raise PlanError(f"--{option} belongs to --method {other}, not {method}")
     return method
 
@@ -110,17 +114,51 @@ def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list
     budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
     skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
     search = PlanSearch(profile, skips)
-    plan, chosen = search.plan(budget, args.name), search.point(budget)
-    points = search.frontier()
-    if chosen not in points:
-        points += [search.point_of(skip, len(chosen.steps)) for skip in search.skips]
-    lines = [*frontier_lines(points, chosen), ""]
+    if args.validate is None:
+        plan, chosen, more = search.plan(budget, args.name), search.point(budget), []
+    else:
+        plan, chosen, more = _validated(search, budget, args)
+    points, count = search.frontier(), len(chosen.steps)
+    if all(len(point.steps) != count for point in points):
+        points += [search.point_of(skip, count) for skip in search.skips]
+    same = (chosen.skip, count)
+    points = [chosen if (p.skip, len(p.steps)) == same else p for p in points]
+    lines = [*more, *frontier_lines(points, chosen), ""]
     if args.frontier is not None:
         path = Path(args.frontier)
         _check_folder(path, "--frontier")
         save_frontier(points, path, chosen)
         lines.append(f"wrote {path}")
     return plan, lines
+
+
+def _validated(
+    search: PlanSearch, budget: Budget, args: argparse.Namespace
+) -> tuple[CachePlan, Point, list[str]]:
+    """The best of the candidates by real runs on the profile's prompts, and how all fared."""
+    from profiling_core.compare.command import tree_class
+    from profiling_core.validation import asked_for, validate
+
+    if args.validate < 1:
+        raise PlanError(f"--validate {args.validate}: expected at least 1 candidate")
+    profile = search.profile
+    tree, asked = asked_for(profile, args.ckpt_dir, args.dit_weight)
+    model = tree_class(tree)(asked, profile.runs[0].prompt)
+    points = search.candidates(budget, args.validate)
+    plans = [search.plan_of(point, budget, f"candidate {n}") for n, point in enumerate(points)]
+    with model.at_work():
+        model.load()
+        found = validate(profile, plans, model, lambda line: sys.stderr.write(f"{line}\n"))
+    lines = ["candidate  way to skip  predicted  measured  worst run"]
+    for one in found:
+        number = int(one.plan.name.removeprefix("candidate "))
+        lines.append(
+            f"{number:>9}  {points[number].skip:<11}  {points[number].error:>9.4f}  "
+            f"{one.error:>8.4f}  {one.errors.max():>9.4f}"
+        )
+    best = points[int(found[0].plan.name.removeprefix("candidate "))]
+    facts = {"validated": len(points), "measured_error": found[0].error}
+    return search.plan_of(best, budget, args.name, **facts), best, [*lines, ""]
 
 
 def bytes_of(text: str | None) -> int | None:
@@ -147,7 +185,16 @@ def _paper(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[
 Method = Callable[[Profile, argparse.Namespace], tuple[CachePlan, list[str]]]
 METHODS: dict[str, Method] = {"search": _search, "paper": _paper}
 OWN_OPTIONS = {
-    "search": ("speedup", "max_error", "max_bytes", "skips", "frontier"),
+    "search": (
+        "speedup",
+        "max_error",
+        "max_bytes",
+        "skips",
+        "validate",
+        "ckpt_dir",
+        "dit_weight",
+        "frontier",
+    ),
     "paper": (
         "tau",
         "share",
@@ -243,8 +290,18 @@ def _add_plan(one: argparse.ArgumentParser) -> None:
     )
     search.add_argument("--max-bytes", metavar="B", help="largest size of the anchors: 100MiB")
     search.add_argument(
-        "--skips", metavar="LIST", help="ways to skip, of hold,linear,weights,jump (default: all)"
+        "--skips",
+        metavar="LIST",
+        help="ways to skip, of hold,linear,weights,corrected,jump (default: all)",
     )
+    search.add_argument(
+        "--validate",
+        type=int,
+        metavar="N",
+        help="run the N best candidates on the profile's prompts and take the best of them",
+    )
+    search.add_argument("--ckpt_dir", metavar="DIR", help="for --validate: the model's weights")
+    search.add_argument("--dit-weight", metavar="PATH", help="for --validate, HunyuanVideo")
     search.add_argument(
         "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
     )

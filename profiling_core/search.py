@@ -32,6 +32,7 @@ from profiling_core.sensitivity import Sensitivity, sensitivity_of
 from profiling_core.step_search import Choice, StepSearch
 
 SPEEDUP = 2.0
+OTHER_EASES = (1.0, 0.5, 0.25)  # for candidates: the sensitivity trusted more, and less
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 PREDICTION_ITEMSIZE = 4  # bytes of a number of a stored prediction, in fp32
 
@@ -86,8 +87,7 @@ class PlanSearch:
 
     def plan(self, budget: Budget, name: str | None = None) -> CachePlan:
         """The plan of `point`, named after its speed-up where no name is given."""
-        point = self.point(budget)
-        return self._built(point, budget, name or f"{point.speedup:.2f}x")
+        return self.plan_of(self.point(budget), budget, name)
 
     def point(self, budget: Budget) -> Point:
         """What has the least predicted error of all that the budget allows.
@@ -104,6 +104,30 @@ class PlanSearch:
                 f"{budget.max_error:g}: allow more or ask for less speed"
             )
         return point
+
+    def candidates(self, budget: Budget, count: int) -> list[Point]:
+        """At most `count` points at the compute steps of `point(budget)`, best predicted first.
+
+        Of every way to skip that the budget allows, from searches that trust the sensitivity as
+        much as usual, more and less; errors are always predicted in the usual way.
+        """
+        best = self.point(budget)
+        steps, found = len(best.steps), [best]
+        for skip in self._within_bytes(budget.max_bytes):
+            usual = self._search(skip)
+            choices = [self.choice(skip, steps)]
+            for ease in OTHER_EASES:
+                other = StepSearch(self._segments[skip].table, self.sensitivity.values, ease)
+                choices.append(usual.evaluate(other.best(steps).steps))
+            found += [Point(skip, c.steps, best.speedup, c.error) for c in choices]
+        distinct = {(point.skip, point.steps): point for point in found}
+        return sorted(distinct.values(), key=lambda point: point.error)[:count]
+
+    def plan_of(
+        self, point: Point, budget: Budget, name: str | None = None, **settings: float
+    ) -> CachePlan:
+        """The plan of any point; settings: further facts for its provenance."""
+        return self._built(point, budget, name or f"{point.speedup:.2f}x", settings)
 
     def frontier(self, speedups: tuple[float, ...] = FRONTIER) -> list[Point]:
         """The best point of every way to skip at every speed-up, the slowest first."""
@@ -200,13 +224,14 @@ class PlanSearch:
             prediction_itemsize=PREDICTION_ITEMSIZE,
         )
 
-    def _built(self, point: Point, budget: Budget, name: str) -> CachePlan:
+    def _built(self, point: Point, budget: Budget, name: str, more: dict) -> CachePlan:
         settings = {
             "speedup": budget.speedup,
             "max_error": budget.max_error,
             "max_bytes": budget.max_bytes,
             "runs": self.paths.runs,
             "sensitivity": self.sensitivity.source,
+            **more,
         }
         return self._plan(point, name, {k: v for k, v in settings.items() if v is not None})
 

@@ -59,11 +59,11 @@ class Choice:
 
 
 class StepSearch:
-    """Searches compute steps; sensitivity: S_n of every run, (S + 1, R)."""
+    """Searches compute steps; sensitivity: S_n of every run, (S + 1, R); ease: EASE of (6)."""
 
-    def __init__(self, table: Table, sensitivity: np.ndarray) -> None:
+    def __init__(self, table: Table, sensitivity: np.ndarray, ease: float = EASE) -> None:
         self.steps, self._rows = len(table.row_of), table.row_of
-        weights = (sensitivity[table.ends] ** EASE).astype(np.float32)  # (N, R)
+        weights = (sensitivity[table.ends] ** ease).astype(np.float32)  # (N, R)
         # one more row: no segment at all
         self._weighted = np.pad(table.errors * weights[..., None], ((0, 1), (0, 0), (0, 0)))
         norms = np.linalg.norm(table.errors, axis=-1)
