@@ -21,6 +21,8 @@ SCM_PRESETS = ("slow", "medium", "fast", "ultra")  # the package's masks, for an
 class ProbeVariant(Variant):
     probe: int  # blocks of each list that always run, F of cache-dit
     taylor: bool  # forecast the residual to first order, or hold it
+    warmup: int = 8  # steps computed first
+    most_skips: int = -1  # steps reused in a row; no limit below 0
 
 
 class CacheDit(PackagePeer):
@@ -44,6 +46,8 @@ class CacheDit(PackagePeer):
             cache_config=cache_dit.DBCacheConfig(
                 Fn_compute_blocks=variant.probe,
                 Bn_compute_blocks=0,
+                max_warmup_steps=variant.warmup,
+                max_continuous_cached_steps=variant.most_skips,
                 num_inference_steps=tree.steps,
                 enable_separate_cfg=len(BRANCHES[tree.name]) == 2,
                 **config,
@@ -54,16 +58,27 @@ class CacheDit(PackagePeer):
         )
 
 
+# F, warm-up and limit: the package's default for two depths; what SGLang and vLLM-Omni advise (a
+# warm-up of 4, 3 steps in a row); the same with a limit that lets the higher budgets be reached
+DBCACHE_SETTINGS = ((1, 8, -1), (2, 8, -1), (1, 4, 3), (1, 4, 7))
+
+
 class DBCache(CacheDit):
     """Reuse where the first F blocks changed less than the threshold (relative L1) since the last
-    computed step, after 8 computed steps (the default)."""
+    computed step."""
 
     name: ClassVar[str] = "cache-dit DBCache"
 
     def variants(self, tree: Tree) -> list[ProbeVariant]:
         return [
-            ProbeVariant(f"F{probe}B0{', TaylorSeer' if taylor else ''}", probe, taylor)
-            for probe, taylor in product((1, 2), (False, True))
+            ProbeVariant(
+                f"F{probe}B0W{warmup}{f'MC{limit}' if limit > 0 else ''}{' TaylorSeer' * taylor}",
+                probe,
+                taylor,
+                warmup,
+                limit,
+            )
+            for (probe, warmup, limit), taylor in product(DBCACHE_SETTINGS, (False, True))
         ]
 
     def span(self, variant: Variant) -> tuple[float, float]:
@@ -80,7 +95,7 @@ class StepMask(CacheDit):
     name: ClassVar[str] = "cache-dit SCM"
 
     def variants(self, tree: Tree) -> list[ProbeVariant]:
-        return [ProbeVariant("F1B0", 1, False), ProbeVariant("F1B0, TaylorSeer", 1, True)]
+        return [ProbeVariant("F1B0", 1, False), ProbeVariant("F1B0 TaylorSeer", 1, True)]
 
     def span(self, variant: Variant) -> tuple[float, float]:
         return 0.0, float(len(SCM_PRESETS) + 1)
