@@ -154,7 +154,10 @@ def summary_lines(
         *(f"  {line}" for line in site_lines(plan)),
     ]
     if plan.expected is not None and plan.expected.predicted_error is not None:
-        lines.append(f"predicted relative error of the latent {plan.expected.predicted_error:.4f}")
+        guessed = plan.provenance.settings.get("sensitivity") == "default law"
+        how = " (by the default law of sensitivity: record the model's own)" if guessed else ""
+        error = plan.expected.predicted_error
+        lines.append(f"predicted relative error of the latent {error:.4f}{how}")
     if tokens is not None and latent_numel is not None:
         held = bytes_held(
             plan,

@@ -1,4 +1,13 @@
-"""Sensitivity: how much of an error in the latent before a step is left in the final latent."""
+"""Sensitivity: how much of an error in the latent before a step is left in the final latent.
+
+A profile holds it where it was asked for (`--sensitivity`). Elsewhere a default law stands in,
+
+    S(sigma) = FACTOR (sigma / (1 - sigma))^POWER, at most LARGEST
+
+the least squares fit in logarithms to the geometric means of both miniatures' profiles, which lie
+a factor of 1.7 below and above it on average. It says that early errors count more and late ones
+less, not how much on another model.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +17,9 @@ import numpy as np
 
 from profiling_core.paths import Paths
 from profiling_core.profile import Profile
+
+DEFAULT = "default law"
+FACTOR, POWER, LARGEST = 0.86, 0.634, 6.5
 
 
 @dataclass(frozen=True)
@@ -28,11 +40,15 @@ def sensitivity_of(profile: Profile, paths: Paths) -> Sensitivity:
     steps = np.flatnonzero(np.isfinite(measured).all(axis=0))
     if not steps.size:
         law = default_law(paths.levels.sigma)
-        return Sensitivity(np.repeat(law[:, None], paths.runs, axis=1), "default law")
+        return Sensitivity(np.repeat(law[:, None], paths.runs, axis=1), DEFAULT)
     logs = [np.interp(np.arange(paths.steps), steps, np.log(run[steps])) for run in measured]
     values = np.append(np.exp(np.stack(logs, axis=1)), np.ones((1, paths.runs)), axis=0)
     return Sensitivity(values, f"measured at {steps.size} steps")
 
 
 def default_law(sigma: np.ndarray) -> np.ndarray:
-    return np.ones_like(sigma)
+    """S(sigma) for sigma falling to 0, (S + 1,); 1 at the end."""
+    with np.errstate(divide="ignore"):
+        law = np.minimum(FACTOR * (sigma / (1 - sigma)) ** POWER, LARGEST)
+    law[-1] = 1.0
+    return law
