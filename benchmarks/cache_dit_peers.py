@@ -35,8 +35,6 @@ class CacheDit(PackagePeer):
         return None
 
     def _enable(self, rule: PackageRule, tree: Tree, variant: ProbeVariant, **config: Any) -> None:
-        if reason := self.missing():
-            raise ModuleNotFoundError(reason)
         import cache_dit  # optional: takes seconds
 
         for handler in logging.getLogger("CACHE_DIT").handlers:  # shared by all its loggers
@@ -58,8 +56,8 @@ class CacheDit(PackagePeer):
         )
 
 
-# F, warm-up and limit: the package's default for two depths; what SGLang and vLLM-Omni advise (a
-# warm-up of 4, 3 steps in a row); the same with a limit that lets the higher budgets be reached
+# F, warm-up, limit: the package's defaults for two depths; SGLang's defaults for it (4 first steps,
+# then at most 3 reused in a row); the same with a limit that lets a budget of 3x be reached
 DBCACHE_SETTINGS = ((1, 8, -1), (2, 8, -1), (1, 4, 3), (1, 4, 7))
 
 

@@ -162,6 +162,8 @@ class PackagePeer(Peer):
         return None
 
     def rule(self, tree: Tree, variant: Variant, threshold: float) -> PackageRule:
+        if reason := self.missing():
+            raise ModuleNotFoundError(reason)
         self.running = self._new_rule(tree)
         self.enable(self.running, tree, variant, threshold)
         return self.running

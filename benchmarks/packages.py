@@ -150,7 +150,7 @@ class SeaCache(PackagePeer):
         ]
 
     def span(self, variant: Variant) -> tuple[float, float]:
-        return 0.0, 2.0
+        return 0.0, 1.5
 
     def _new_rule(self, tree: Tree) -> PackageRule:
         return SeaRule(tree)
@@ -251,8 +251,13 @@ class FasterCache(WithinBlocks):
     name: ClassVar[str] = "diffusers FasterCache"
 
     def variants(self, tree: Tree) -> list[FasterVariant]:
+        both = len(BRANCHES[tree.name]) == 2
         return [
-            FasterVariant(f"attention 1 in {attention}, unconditional 1 in {half}", attention, half)
+            FasterVariant(
+                f"attention 1 in {attention}{f', unconditional 1 in {half}' if both else ''}",
+                attention,
+                half,
+            )
             for attention, half in ((2, 5), (4, 10))  # the first is the default
         ]
 

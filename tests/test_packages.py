@@ -284,12 +284,13 @@ def test_mag_cache_is_calibrated_by_its_own_hook(benches, name):
     assert len(ratios) == STEPS and ratios[0] == 1.0 and all(0.1 < r < 10 for r in ratios)
 
 
-def test_a_package_that_is_not_installed_is_named(benches, monkeypatch):
+@pytest.mark.parametrize("build", [DBCache, StepMask])
+def test_a_package_that_is_not_installed_is_named(benches, monkeypatch, build):
     monkeypatch.setattr("cache_dit_peers.find_spec", lambda name: None)
-    assert "requirements-bench.txt" in DBCache.missing() and FirstBlockCache.missing() is None
-    peer = DBCache()
+    assert "requirements-bench.txt" in build.missing() and FirstBlockCache.missing() is None
+    peer, tree = build(), benches["wan"].tree
     with pytest.raises(ModuleNotFoundError, match="cache-dit is not installed"):
-        peer.attached(benches["wan"].tree, peer.variants(benches["wan"].tree)[0], 0.1).__enter__()
+        peer.attached(tree, peer.variants(tree)[0], 0.1).__enter__()
 
 
 @pytest.mark.skipif(StepMask.missing() is not None, reason=str(StepMask.missing()))
