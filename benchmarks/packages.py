@@ -3,8 +3,8 @@
 They run on diffusers' transformer with the weights of a tree's model, in our loop
 (package_run.py). The threshold is what the package tunes; 0 computes everything. Settings
 that stand for an official depth are scaled to the depth of the miniatures, all others are the
-package's defaults or its documentation's advice. What had to be configured around, each measured
-with the versions of requirements-bench.txt on both trees:
+package's defaults, its documentation's advice, or what an engine sets for it. What had to be
+configured around, found with the versions of requirements-bench.txt (tests/test_packages.py):
 
 - cache-dit counts calls to know the branch (conditional, then unconditional) and the step; it
   matches HunyuanVideo's two block lists with one probe and one decision each. Its F8B0 is a fifth
@@ -20,8 +20,9 @@ with the versions of requirements-bench.txt on both trees:
   and FasterCache raises IndexError, for it halves a batch of one. Here the two calls are a batch.
 - diffusers' FasterCache on a guidance-distilled model raises TypeError where the first call is
   already in the range of timesteps in which it skips: the range ends at 1000.
-- diffusers' SeaCache computes everything unless it is told step, sigma and step count; its own
-  pipelines do not yet, here it is.
+- diffusers' SeaCache computes everything unless it is told step, noise level and step count, as its
+  Wan text-to-video pipeline does and its HunyuanVideo pipeline does not. Here it is told on both;
+  the noise level is the timestep / 1000, which Wan's solvers round to a whole timestep.
 """
 
 from __future__ import annotations
