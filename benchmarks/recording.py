@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,7 +137,9 @@ def most_bytes(device: torch.device) -> int:
     """Of this process: allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
         return peak_memory(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # not getrusage: a child's ru_maxrss begins with what its parent held
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def build_parser() -> argparse.ArgumentParser:
