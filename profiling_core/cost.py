@@ -88,7 +88,9 @@ def _alive_anchors(plan: CachePlan) -> list[HeldAnchors]:
         for order, branch in enumerate(plan.branches):
             for born, dies in anchor_lifetimes(plan, site, branch).items():
                 change[born * branches + order][kind] += count
-                change[dies * branches + order + 1][kind] -= count
+                # a correction's last anchor makes room before the new prediction is stored
+                after = dies not in plan.computes(site, branch)
+                change[dies * branches + order + after][kind] -= count
     totals = accumulate(change, lambda now, step: [now[0] + step[0], now[1] + step[1]])
     return [HeldAnchors(deltas, predictions) for deltas, predictions in totals]
 

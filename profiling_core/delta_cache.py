@@ -235,14 +235,16 @@ class DeltaCache:
             self.report.reused_calls += 1
             return forecast_prediction(needed)
         output = self._run(run, args, kwargs, step, branch)
+        given = output
+        if store is not None and step in store.schedules[branch].corrections:
+            given = self._corrected(output, _sizes(args, kwargs), step, branch)
+            store.drop_after(branch, step)  # what only the correction needed makes room
         if store is not None and step in store.schedules[branch].last_use:
             copies = (tensor.detach().clone() for tensor in tensors_of(output))
             storage, place = self.plan.storage, self.plan.storage_place
             sizes = _sizes(args, kwargs)
             store.anchors[branch, step] = keep(output, copies, storage, place, sizes)
-        if store is not None and step in store.schedules[branch].corrections:
-            return self._corrected(output, _sizes(args, kwargs), step, branch)
-        return output
+        return given
 
     def _corrected(self, output: Any, sizes: tuple[torch.Size, ...], step: int, branch: str) -> Any:
         """The new prediction and those before it, weighted by the plan's correction."""

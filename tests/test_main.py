@@ -36,7 +36,7 @@ def test_show_knows_the_usual_sizes_of_every_model(capsys, tmp_path):
     for preset, held in (
         ("release", "9 x tokens x 3072 + 0 x latent = 6.13 GiB"),
         ("paper", "8 x tokens x 3072 + 0 x latent = 5.45 GiB"),
-        ("balanced", "0 x tokens x 3072 + 3 x latent = 43.5 MiB"),
+        ("balanced", "0 x tokens x 3072 + 2 x latent = 29 MiB"),
     ):
         assert main(["show", preset, "--model", name]) == 0
         out = capsys.readouterr().out

@@ -73,9 +73,9 @@ def test_hunyuan_bytes_count_image_and_text_tokens_of_both_kinds_of_blocks():
     held = {name: bytes_held(load_preset(HUNYUAN_720P, name), **half) for name in ALL}
     delta = 119056 * 3072 * 2
     expected = {"release": 9 * delta, "paper": 8 * delta, "foreground": 8 * delta}
-    assert held == {**expected, "balanced": 3 * 7603200 * 2}
+    assert held == {**expected, "balanced": 2 * 7603200 * 2}
     lines = load_preset(HUNYUAN_720P, "balanced").summary_lines(**half)
-    assert "holds at most 43.5 MiB of anchors" in lines[-1]
+    assert "holds at most 29 MiB of anchors" in lines[-1]
 
 
 @pytest.mark.parametrize("model", [HUNYUAN_720P, HUNYUAN_MINI])
