@@ -102,8 +102,37 @@ class NaiveWalk:
         if site and step not in site["compute_steps"]["cond"]:
             return self._forecast(site, "prediction", step, None)[0]
         flow = self._forward(step, x, t, *rest)
-        self.kept.setdefault("prediction", []).append((step, [flow]))
+        kept = self.kept.setdefault("prediction", [])
+        kept.append((step, [flow]))
+        if site and site["skip"] == "corrected" and len(kept) > 1 and kept[-2][0] < step - 1:
+            return self._corrected(kept)
         return flow
+
+    def _corrected(self, kept: list[tuple[int, list[Tensor]]]) -> Tensor:
+        """The new flow plus what the forecasts before it missed, over its own step."""
+        levels = [*self.plan["sigmas"], 0.0]
+        n, j = kept[-1][0], kept[-2][0]
+        factors = [0.0] * min(3, len(kept))  # of the flows at n, j and the one before
+        for s in range(j + 1, n):
+            width = levels[s + 1] - levels[s]
+            rise = (levels[s] - levels[j]) / (levels[n] - levels[j])
+            factors[0] += width * rise
+            factors[1] += width * (1.0 - rise)
+            for place, weight in enumerate(self._weights("corrected", kept[:-1], s), start=1):
+                factors[place] -= width * weight
+        own = levels[n + 1] - levels[n]
+        total = kept[-1][1][0].float() * (1 + factors[0] / own)
+        for (_, (flow,)), factor in zip(kept[-2::-1], factors[1:], strict=False):
+            total = torch.add(total, flow, alpha=factor / own)
+        return total.to(kept[-1][1][0].dtype)
+
+    def _weights(self, skip: str, kept: list[tuple[int, list[Tensor]]], step: int) -> list[float]:
+        """Of the newest kept value and the one before it, in a forecast of `step`."""
+        sigmas, new = self.plan["sigmas"], kept[-1][0]
+        if skip == "hold" or len(kept) == 1:
+            return [1.0]
+        slope = (sigmas[step] - sigmas[new]) / (sigmas[new] - sigmas[kept[-2][0]])
+        return [1 + slope, -slope]
 
     def _forward(self, step, x, t, text, text_mask, pooled, cos, sin, guidance=None) -> Tensor:
         model = self.model
@@ -150,12 +179,8 @@ class NaiveWalk:
         return None, index
 
     def _forecast(self, site: dict, key: object, step: int, state: list[Tensor] | None):
-        kept, sigmas = self.kept[key], self.plan["sigmas"]
-        (new, newest), weights = kept[-1], [1.0]
-        if site["skip"] == "linear" and len(kept) > 1:
-            older = kept[-2][0]
-            slope = (sigmas[step] - sigmas[new]) / (sigmas[new] - sigmas[older])
-            weights = [1 + slope, -slope]
+        kept = self.kept[key]
+        newest, weights = kept[-1][1], self._weights(site["skip"], kept, step)
         if len(weights) == 1:
             return newest if state is None else [s + d for s, d in zip(state, newest, strict=True)]
         results = []
