@@ -1,0 +1,261 @@
+"""Every policy that a user would pick, at equal compute, on held-out prompts of the miniatures.
+
+Peers are calibrated and tuned on the calibration prompts alone, which share no prompt with the
+held-out ones. A row is one tree, policy, budget and prompt; rows go to results/compare.jsonl, and
+a row that is there is not made again, so that a run that was stopped goes on. Two processes, each
+with a part of the prompts, are faster on two cores than one with two threads:
+
+    python benchmarks/compare.py --threads 1 --parts 2 --part 0 &
+    python benchmarks/compare.py --threads 1 --parts 2 --part 1
+    python benchmarks/compare.py --table        # table and figures from the rows alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+import common
+from calibrate import PROMPTS, SEED, calibration_prompts, profile_path
+from common import TREES, append_row, default_device, environment, quiet_log
+from compare_plot import draw
+from compare_policies import ALL, OURS, Given, Policy, chosen_names, policies_of
+from compare_table import latest, tables
+from compare_tuning import Tuning, UnreachableError, tell
+from compare_ways import Reference, References, Way, measured, weights_hash
+from miniatures.clips import held_out_prompts
+from pipelines import BUILD, Tree
+from profiling_core.profile import Profile
+
+BUDGETS = (1.5, 1.9, 2.3, 3.0)
+HELD_OUT_SEED = 100  # of the first held-out prompt's noise
+NAME = "compare"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """One policy at one budget; None: at its own speed."""
+
+    policy: str
+    budget: float | None
+    way: Way
+
+
+@dataclass
+class Rows:
+    """The rows that are there, by what they are of."""
+
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def key(row: dict[str, Any], *, policy: bool = True) -> str:
+        names = ["tree", "weights", "prompt", "seed", "settings"]
+        names += ["policy", "budget"] if policy else []
+        return json.dumps([row[name] for name in names], sort_keys=True)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Known from now on, also as what any policy with the same settings gives."""
+        self.found[self.key(row)] = self.found[self.key(row, policy=False)] = row
+
+    @classmethod
+    def load(cls) -> Rows:
+        rows = cls()
+        for row in load_rows():
+            rows.add(row)
+        return rows
+
+
+def load_rows() -> list[dict[str, Any]]:
+    """All rows of results/compare.jsonl, oldest first; ValueError names a line that is none."""
+    path, rows = common.RESULTS / f"{NAME}.jsonl", []
+    if not path.exists():
+        return rows
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: not JSON; remove the line") from None
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 after one line on stderr for bad input."""
+    try:
+        args = build_parser().parse_args(arguments)
+        names = check(args)
+        if args.table:
+            sys.stdout.write(show(args.trees, args.out))
+            return 0
+        quiet_log()
+        torch.set_num_threads(args.threads)
+        for name in args.trees:
+            compare_tree(name, args, names)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    if args.parts == 1:
+        sys.stdout.write(show(args.trees, args.out))
+    return 0
+
+
+def show(trees: Sequence[str], out: Path) -> str:
+    """Tables as Markdown; figures are drawn into `out`. ValueError without rows."""
+    rows = latest([row for row in load_rows() if row["tree"] in trees])
+    if not rows:
+        raise ValueError(f"no rows of {', '.join(trees)} in {common.RESULTS / NAME}.jsonl yet")
+    for path in draw(rows, out):
+        tell(f"drew {path}")
+    return tables(rows)
+
+
+def compare_tree(name: str, args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Settle all policies, then run them on this part of the held-out prompts."""
+    tree = BUILD[name](default_device())
+    path = profile_path(tree)
+    if not path.exists():
+        raise ValueError(f"no profile {path}: record it with benchmarks/calibrate.py")
+    weights = weights_hash(tree)
+    references = References(tree, args.out / f"{name}-{weights}")
+    tuning = Tuning(tree, tuning_references(references, args), references.folder / "tuned")
+    given = Given(tree, Profile.load(path), tuning, args.calibration_prompts)
+    policies = [policy for policy in policies_of(given) if policy.name in names]
+    settled = settle_all(policies, tuning, args)
+    rows = Rows.load()
+    for number, prompt in enumerate(held_out_prompts(args.prompts)):
+        if number % args.parts == args.part:
+            title = f"{name} {number + 1}/{args.prompts}"
+            of_row = {"weights": weights, "prompt": prompt, "seed": HELD_OUT_SEED + number}
+            run_prompt(tree, references, settled, rows, {"tree": name, **of_row}, title)
+
+
+def tuning_references(references: References, args: argparse.Namespace) -> list[Reference]:
+    prompts = calibration_prompts(args.calibration_prompts)[: args.tune_prompts]
+    return [references.get("calibration", n, p, SEED + n) for n, p in enumerate(prompts)]
+
+
+def settle_all(
+    policies: Sequence[Policy], tuning: Tuning, args: argparse.Namespace
+) -> list[Settled]:
+    """Every policy at every budget; what is left out is said on stderr.
+
+    Each process begins elsewhere, so that several share the tuning.
+    """
+    start, found = len(policies) * args.part // args.parts, {}
+    for policy in (*policies[start:], *policies[:start]):
+        found[policy.name] = settle(policy, tuning, args.budgets)
+    return [one for policy in policies for one in found[policy.name]]
+
+
+def settle(policy: Policy, tuning: Tuning, budgets: Sequence[float]) -> list[Settled]:
+    """One policy at every budget that it reaches."""
+    tree, found = tuning.tree.name, []
+    if policy.missing:
+        tell(f"{tree} {policy.name} left out: {policy.missing}")
+        return []
+    with tuning.locked(policy.name):
+        for budget in [None] if policy.one_point else budgets:
+            try:
+                way = policy.settle(budget)
+            except UnreachableError as error:
+                tell(f"{tree} {policy.name} left out: {error}")
+                continue
+            tell(f"{tree} {policy.name} {label(budget)}: {way.key}")
+            found.append(Settled(policy.name, budget, way))
+    return found
+
+
+def run_prompt(
+    tree: Tree,
+    references: References,
+    settled: Sequence[Settled],
+    rows: Rows,
+    of_prompt: dict[str, Any],
+    title: str,
+) -> None:
+    """The missing rows of one prompt; ways that several policies share run once."""
+    planned = [(one, one_row(one, of_prompt)) for one in settled]
+    missing = [(one, row) for one, row in planned if rows.key(row) not in rows.found]
+    if not missing:
+        tell(f"{title}: all {len(planned)} rows are there")
+        return
+    prompt, seed = of_prompt["prompt"], of_prompt["seed"]
+    reference = references.get("held-out", seed, prompt, seed)
+    found = environment(default_device())
+    for done, (one, row) in enumerate(missing, 1):
+        same = rows.found.get(rows.key(row, policy=False))
+        figures = {**measured(tree, one.way, reference), **found} if same is None else same
+        row = {**figures, **row}
+        append_row(NAME, row)
+        rows.add(row)
+        tell(
+            f"{title}, {done} of {len(missing)}: {one.policy} {label(one.budget)}: "
+            f"{row['speedup']:.2f}x {row['psnr_frames']:.1f} dB {row['seconds']:.1f} s"
+        )
+
+
+def one_row(one: Settled, of_prompt: dict[str, Any]) -> dict[str, Any]:
+    """What a row is of; the figures follow."""
+    settings = one.way.settings
+    return {**of_prompt, "policy": one.policy, "budget": one.budget, "settings": settings}
+
+
+def label(budget: float | None) -> str:
+    return "at its own speed" if budget is None else f"{budget:g}x"
+
+
+def check(args: argparse.Namespace) -> list[str]:
+    """The names of the policies; ValueError for arguments that do not fit."""
+    counts = ("prompts", "parts", "threads", "tune_prompts", "calibration_prompts")
+    for name in counts:
+        if (count := getattr(args, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {count}: expected at least 1")
+    if not 0 <= args.part < args.parts:
+        raise ValueError(f"--part {args.part} of {args.parts} parts: expected 0 to parts - 1")
+    if args.tune_prompts > args.calibration_prompts:
+        raise ValueError(
+            f"--tune-prompts {args.tune_prompts}: there are {args.calibration_prompts} "
+            "calibration prompts"
+        )
+    for budget in args.budgets:
+        if not 1 < budget <= 10:
+            raise ValueError(f"--budgets {budget:g}: expected above 1 and at most 10")
+    return chosen_names(args.policies)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line for a bad command line, as for other bad input."""
+        self.exit(2, f"error: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
+    parser.add_argument("--prompts", type=int, default=24, help="held-out prompts")
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+    parser.add_argument(
+        "--policies",
+        nargs="+",
+        default=list(ALL),
+        help=f"names or groups (compare_policies.GROUPS); the others are compared with {OURS!r}",
+    )
+    parser.add_argument("--tune-prompts", type=int, default=2, help="of the calibration prompts")
+    parser.add_argument("--calibration-prompts", type=int, default=PROMPTS)
+    parser.add_argument("--part", type=int, default=0, help="number of this process")
+    parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path("out/compare"))
+    parser.add_argument("--table", action="store_true", help="from the rows alone, no runs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
