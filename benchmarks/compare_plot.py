@@ -8,6 +8,7 @@ from typing import Any
 
 from compare_policies import GROUPS, OURS
 from compare_table import Group, Row, grouped
+from profiling_core.paper_plan import PATTERNS
 
 BEST_PAPER = "paper background stepwise"  # the published one stands for its ablations
 MAIN = (
@@ -27,11 +28,16 @@ REST = {
 }
 TITLES = {"wan": "Wan2.1 miniature", "hunyuan": "HunyuanVideo miniature"}
 OWN_COLOUR, PLAIN_COLOUR = "#b3202c", "#111111"
+# apart from ours and from each other; none is red or black
+COLOURS = (
+    *("#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf"),
+    *("#8c564b", "#e377c2", "#7f7f7f", "#8a9a00", "#0b5394"),
+)
 STYLES = ("-", "--", ":", "-.")
 
 
 def draw(rows: Sequence[Row], out: Path) -> list[Path]:
-    """compare.png and .svg (at most 11 lines a panel), compare_all.png and .svg; their paths."""
+    """compare (MAIN, at most a dozen lines a panel) and compare_all as .png and .svg; paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -80,7 +86,12 @@ def _panel(axis: Any, groups: Sequence[Group]) -> None:
         style = _style(policy, number)
         axis.plot(x, y, marker="o", markersize=4, **style)
         axis.plot(x, worst, marker="_", markersize=9, linestyle="", color=style["color"], alpha=0.6)
-        ends.append((y[-1], x[-1], policy, style["color"]))
+        if len(points) > 1:
+            ends.append((y[-1], x[-1], policy, style["color"]))
+        else:
+            axis.annotate(
+                f"  {policy}", (x[0], y[0]), color=style["color"], va="bottom", fontsize=9
+            )
     axis.set_xlabel("speed-up by block FLOPs")
     axis.set_ylabel("PSNR against the full run, dB (– worst prompt)")
     axis.grid(alpha=0.25, linewidth=0.6)
@@ -89,15 +100,15 @@ def _panel(axis: Any, groups: Sequence[Group]) -> None:
 
 
 def _style(policy: str, number: int) -> dict[str, Any]:
-    from matplotlib import colormaps
-
     if policy == OURS:
         return {"color": OWN_COLOUR, "linewidth": 2.6, "zorder": 5}
     if policy in GROUPS["fewer"]:
         dash = STYLES[GROUPS["fewer"].index(policy)]
         return {"color": PLAIN_COLOUR, "linewidth": 1.6, "linestyle": dash}
-    colour = colormaps["tab10"](number % 10)
-    return {"color": colour, "linewidth": 1.3, "linestyle": STYLES[number // 10 % len(STYLES)]}
+    if policy in GROUPS["paper"]:  # blocks by colour, patterns by dashes
+        blocks, pattern = divmod(GROUPS["paper"].index(policy), len(PATTERNS))
+        return {"color": COLOURS[blocks], "linewidth": 1.3, "linestyle": STYLES[pattern]}
+    return {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.3}
 
 
 def _label(axis: Any, ends: list[tuple[float, float, str, Any]]) -> None:
@@ -105,16 +116,18 @@ def _label(axis: Any, ends: list[tuple[float, float, str, Any]]) -> None:
     low, high = axis.get_ylim()
     left, right = axis.get_xlim()
     axis.set_xlim(left, right + 0.42 * (right - left))
-    spots = spread([y for y, *_ in ends], (high - low) * 0.04, low)
+    axis.set_xticks([tick for tick in axis.get_xticks() if left <= tick <= right])
+    gap = (high - low) * 0.042
+    spots = spread([y for y, *_ in ends], gap, low + gap)
     place = right + 0.03 * (right - left)
     for spot, (y, x, policy, colour) in zip(spots, ends, strict=True):
         axis.plot([x, place], [y, spot], color=colour, linewidth=0.5, alpha=0.6)
         axis.text(place, spot, f" {policy}", color=colour, va="center", fontsize=9)
-    axis.set_ylim(min(low, *spots), max(high, *spots))
+    axis.set_ylim(low, max([high, *spots]))
 
 
 def spread(heights: Sequence[float], gap: float, low: float) -> list[float]:
-    """The heights, at least `gap` apart in the same order, as near to their places as it goes."""
+    """The heights at least `gap` apart, in the same order, near their places; none below low."""
     order = sorted(range(len(heights)), key=lambda n: heights[n])
     spots: list[list[float]] = []  # runs of labels that touch: members' heights
     for n in order:

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from calibrate import SEED, calibration_prompts
 from compare_paper import PaperPlans, all_choices
 from compare_tuning import Tuning, calibrated, tuned
-from compare_ways import FewerSteps, Planned, Way
+from compare_ways import FewerSteps, Planned, Way, plan_hash
 from packages import PACKAGES
 from peers import PEERS, Peer
 from pipelines import Inputs, Tree
@@ -128,7 +128,9 @@ def _uniform(given: Given, skip: str, budget: float) -> Way:
 
 
 def _paper(given: Given, plans: PaperPlans, budget: float) -> Way:
-    ways = [Planned(plan, _paper_words(plan)) for plan in plans.candidates(budget)]
+    # two shares may part the blocks alike: the first one's words stay
+    distinct = {plan_hash(plan): plan for plan in reversed(plans.candidates(budget))}
+    ways = [Planned(plan, _paper_words(plan)) for plan in distinct.values()]
     return given.tuning.best(ways, budget)
 
 

@@ -335,7 +335,7 @@ def test_paper_schedules_lie_near_the_paper_first(ready):
     prepare("wan", ready)
     profile = Profile.load(ready / "wan.profile")
     plans = compare_paper.PaperPlans(profile, "background", "stepwise").candidates(1.5)
-    assert 1 <= len(plans) <= compare_paper.SHARES
+    assert 1 <= len(plans) <= 3
     speeds = [plan.expected.speedup_flops for plan in plans]
     assert speeds == pytest.approx([1.5] * len(plans), rel=compare_paper.TOLERANCE)
 
