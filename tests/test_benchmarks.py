@@ -27,7 +27,7 @@ from profiling_core.plan import CachePlan, ModelFingerprint
 from profiling_core.presets import build_preset, load_preset, presets_of
 from profiling_core.profile import Profile, Settings
 from subjects import random_model
-from wan.configs import CONFIGS as WAN_CONFIGS
+from tiny_trees import tiny_configs
 
 CPU = torch.device("cpu")
 TOY_WAN, TOY_HUNYUAN = "wan2.1-t2v-1.3B", "hunyuan-video-540p"
@@ -217,14 +217,7 @@ def test_engine_benchmark_measures_the_hunyuan_miniature_as_its_pipeline_runs_it
 @pytest.fixture
 def tiny_trees(checkpoint, hunyuan_checkpoint, monkeypatch):
     """Both trees on tiny random checkpoints, with the presets of their sizes."""
-    wan = replace(
-        WAN_CONFIGS["t2v-mini"],
-        sizes=("32*32",),
-        default_size="32*32",
-        frame_num=5,
-        ckpt_dir=checkpoint,
-    )
-    hunyuan = replace(TINY_HUNYUAN, model_base=hunyuan_checkpoint, infer_steps=50)
+    wan, hunyuan = tiny_configs(checkpoint, hunyuan_checkpoint, 50)
     planned = {
         wan.plan_model: _planned(WAN, "wan2.1", {"blocks": 3}),
         hunyuan.plan_model: _planned(

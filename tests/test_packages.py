@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from cache_dit_peers import SCM_PRESETS, DBCache, StepMask, graded_mask
 from diffusers_models import LISTS, PARTS, convert
-from hunyuan_toys import TINY as TINY_HUNYUAN
 from package_run import BatchedGuidance, PackagePeer, PackageRule
 from packages import (
     PACKAGES,
@@ -30,7 +28,7 @@ from packages import (
 )
 from peers.base import BRANCHES, Call, intercepted
 from pipelines import HunyuanTree, Inputs, Tree, WanTree
-from wan.configs import CONFIGS as WAN_CONFIGS
+from tiny_trees import tiny_configs
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # diffusers' FasterCache
 CPU = torch.device("cpu")
@@ -55,15 +53,7 @@ class Bench(NamedTuple):
 
 @pytest.fixture(scope="module")
 def benches(checkpoint: Path, hunyuan_checkpoint: Path) -> dict[str, Bench]:
-    wan = replace(
-        WAN_CONFIGS["t2v-mini"],
-        sizes=("32*32",),
-        default_size="32*32",
-        frame_num=5,
-        sample_steps=STEPS,
-        ckpt_dir=checkpoint,
-    )
-    hunyuan = replace(TINY_HUNYUAN, model_base=hunyuan_checkpoint, infer_steps=STEPS)
+    wan, hunyuan = tiny_configs(checkpoint, hunyuan_checkpoint, STEPS)
     trees = (WanTree(CPU, wan), HunyuanTree(CPU, hunyuan))
     inputs = [tree.inputs(PROMPT, 3) for tree in trees]
     return {t.name: Bench(t, i, t.denoise(i)) for t, i in zip(trees, inputs, strict=True)}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from hunyuan_toys import TINY as TINY_HUNYUAN
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from peers import PEERS, DiCache, EasyCache, MagCache, Peer, TeaCache, Variant, teacache
 from peers.base import BRANCHES
@@ -21,7 +20,7 @@ from peers.magcache import MagBranch, MagVariant
 from pipelines import HunyuanTree, Inputs, Tree, WanTree
 from profiling_core.importers import from_magnitude_ratios
 from profiling_core.metrics import latent_error
-from wan.configs import CONFIGS as WAN_CONFIGS
+from tiny_trees import tiny_configs
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -68,15 +67,7 @@ def bench_of(tree: Tree) -> Bench:
 
 @pytest.fixture(scope="module")
 def benches(checkpoint: Path, hunyuan_checkpoint: Path) -> dict[str, Bench]:
-    wan = replace(
-        WAN_CONFIGS["t2v-mini"],
-        sizes=("32*32",),
-        default_size="32*32",
-        frame_num=5,
-        sample_steps=STEPS,
-        ckpt_dir=checkpoint,
-    )
-    hunyuan = replace(TINY_HUNYUAN, model_base=hunyuan_checkpoint, infer_steps=STEPS)
+    wan, hunyuan = tiny_configs(checkpoint, hunyuan_checkpoint, STEPS)
     trees = (WanTree(CPU, wan), HunyuanTree(CPU, hunyuan))
     return {tree.name: bench_of(tree) for tree in trees}
 
