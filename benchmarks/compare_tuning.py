@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from peers import MagCache, Peer, TeaCache, Variant
 from peers.magcache import MagBranch
 from peers.teacache import Changes
 from pipelines import Inputs, Tree
+from profiling_core.report.write import write_whole
 
 TOLERANCE = 0.02  # of the speed-up that is asked for
 REACH = 0.1  # a threshold further off than this does not reach the budget
@@ -160,9 +160,7 @@ def calibrated(peer: Peer, tree: Tree, inputs: Callable[[], Sequence[Inputs]], p
 
 def write_json(path: Path, value: Any) -> None:
     """Write under a temporary name, then rename; dataclasses become objects."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, default=asdict, ensure_ascii=False), "utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(value, default=asdict, ensure_ascii=False).encode())
 
 
 def tell(line: str) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +27,7 @@ from pipelines import Inputs, Tree
 from profiling_core.cost import speedup_flops
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
+from profiling_core.report.write import write_whole
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,6 @@ def weights_hash(tree: Tree) -> str:
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write .npy under a temporary name, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-        np.save(f, array)
-    os.replace(f.name, path)
+    buffer = BytesIO()
+    np.save(buffer, array)
+    write_whole(path, buffer.getvalue())
