@@ -116,11 +116,7 @@ def _uniform(given: Given, skip: str, budget: float) -> Way:
     sites = importers.from_steps(subject.steps, computed, subject.branches, skip)
     plan = CachePlan.build(
         name=f"uniform-{skip}-{count}",
-        model=subject.model,
-        steps=subject.steps,
-        sigmas=subject.sigmas,
-        solver=subject.solver,
-        shift=subject.shift,
+        **subject.plan_fields,
         sites=sites,
         provenance={"made_by": "benchmarks/compare.py", "source": f"{count} even steps"},
     )

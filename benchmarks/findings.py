@@ -184,11 +184,7 @@ def _holding(profile: Profile, name: str, block: int) -> CachePlan:
     }
     return CachePlan.build(
         name=f"{name} {block}",
-        model=subject.model,
-        steps=subject.steps,
-        sigmas=subject.sigmas,
-        solver=subject.solver,
-        shift=subject.shift,
+        **subject.plan_fields,
         sites=[site],
         provenance={"made_by": "benchmarks", "source": "one block held"},
     )

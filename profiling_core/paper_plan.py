@@ -116,11 +116,7 @@ def paper_plan(
     subject = profile.recorded
     return CachePlan.build(
         name=name or f"paper-{blocks}-{'steps' if steps is not None else pattern}",
-        model=subject.model,
-        steps=subject.steps,
-        sigmas=subject.sigmas,
-        solver=subject.solver,
-        shift=subject.shift,
+        **subject.plan_fields,
         sites=_sites(parted, blocks, _segments(subject.steps, computed), profile, order),
         provenance={
             "made_by": "profiling_core.paper_plan",

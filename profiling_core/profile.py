@@ -107,6 +107,17 @@ class Subject(Checked):
     attention_steps: tuple[Annotated[int, Field(ge=0)], ...]
     map_steps: tuple[Annotated[int, Field(ge=0)], ...]
 
+    @property
+    def plan_fields(self) -> dict[str, Any]:
+        """What a plan for this model and sampling says of them, as `CachePlan.build` takes it."""
+        return {
+            "model": self.model,
+            "steps": self.steps,
+            "sigmas": self.sigmas,
+            "solver": self.solver,
+            "shift": self.shift,
+        }
+
 
 class Run(Checked):
     """One recorded run."""

@@ -106,7 +106,7 @@ class PlanSearch:
         return point
 
     def candidates(self, budget: Budget, count: int) -> list[Point]:
-        """At most `count` points at the compute steps of `point(budget)`, best predicted first.
+        """At most `count` points as fast as `point(budget)`, best predicted first.
 
         Of every way to skip that the budget allows, from searches that trust the sensitivity as
         much as usual, more and less; errors are always predicted in the usual way.
@@ -120,7 +120,8 @@ class PlanSearch:
                 other = StepSearch(self._segments[skip].table, self.sensitivity.values, ease)
                 choices.append(usual.evaluate(other.best(steps).steps))
             found += [Point(skip, c.steps, best.speedup, c.error) for c in choices]
-        distinct = {(point.skip, point.steps): point for point in found}
+        most = float("inf") if budget.max_error is None else budget.max_error
+        distinct = {(point.skip, point.steps): point for point in found if point.error <= most}
         return sorted(distinct.values(), key=lambda point: point.error)[:count]
 
     def plan_of(
@@ -214,8 +215,8 @@ class PlanSearch:
 
     def _bytes(self, skip: str) -> int:
         """Of the anchors of any plan that skips in this way."""
-        thirds = (0, *(part * self.paths.steps // 4 for part in (1, 2, 3)))
-        plan = self._plan(Point(skip, thirds, 0.0, 0.0), "bytes", {})
+        quarters = tuple(sorted({part * self.paths.steps // 4 for part in range(4)}))
+        plan = self._plan(Point(skip, quarters, 0.0, 0.0), "bytes", {})
         return bytes_held(
             plan,
             tokens=0,
@@ -247,20 +248,20 @@ class PlanSearch:
             site["weights"] = dict.fromkeys(subject.branches, weights)
         return CachePlan.build(
             name=name,
-            model=subject.model,
-            steps=subject.steps,
-            sigmas=subject.sigmas,
-            solver=subject.solver,
-            shift=subject.shift,
+            **subject.plan_fields,
             sites=[site] if len(point.steps) < subject.steps else [],
             provenance={
                 "made_by": f"profiling-dit {version('profiling-dit')}",
                 "source": f"searched on a profile of {self.paths.runs} runs",
-                "profile_sha256": self.profile.sha256(),
+                "profile_sha256": self._profile_sha256,
                 "settings": settings,
             },
             predicted_error=point.error,
         )
+
+    @cached_property
+    def _profile_sha256(self) -> str:
+        return self.profile.sha256()
 
     def _fitted(self, computed: tuple[int, ...]) -> Iterator[tuple[int, list[float]]]:
         """Weights of the last two anchors for every reuse step, newest first."""
