@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from io import BytesIO
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from profiling_core.plan import PlanError
+from profiling_core.report.write import write_whole
 from profiling_core.search import Point
 
 FORMATS = (".svg", ".png")
@@ -42,19 +41,18 @@ def _cell(point: Point, chosen: Point | None) -> str:
 
 
 def save_frontier(points: list[Point], path: Path, chosen: Point | None = None) -> None:
-    """Write the plot, SVG or PNG by the file's name, atomically; PlanError for other names."""
-    if path.suffix not in FORMATS:
-        raise PlanError(f"--frontier {path}: expected a name that ends with {' or '.join(FORMATS)}")
+    """Write the plot, SVG or PNG by the file's name, whole or not at all."""
     buffer = BytesIO()
     _drawing(points, chosen).savefig(buffer, format=path.suffix[1:], dpi=150)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getvalue())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, buffer.getvalue())
+
+
+def check_frontier(path: Path) -> None:
+    """PlanError for a name that says no format, or a folder that is not there."""
+    if path.suffix not in FORMATS:
+        raise PlanError(f"--frontier {path}: expected a name that ends with {' or '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise PlanError(f"--frontier {path}: no folder {path.parent}, make it first")
 
 
 def _drawing(points: list[Point], chosen: Point | None) -> Figure:

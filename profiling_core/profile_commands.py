@@ -108,9 +108,12 @@ def _method(args: argparse.Namespace) -> str:
 def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
     """A searched plan, and the frontier that it lies on."""
     # here: matplotlib takes a second to import
-    from profiling_core.frontier import frontier_lines, save_frontier
+    from profiling_core.frontier import check_frontier, frontier_lines, save_frontier
     from profiling_core.search import Budget, PlanSearch
 
+    drawn = None if args.frontier is None else Path(args.frontier)
+    if drawn is not None:
+        check_frontier(drawn)
     budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
     skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
     search = PlanSearch(profile, skips)
@@ -124,11 +127,9 @@ def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list
     same = (chosen.skip, count)
     points = [chosen if (p.skip, len(p.steps)) == same else p for p in points]
     lines = [*more, *frontier_lines(points, chosen), ""]
-    if args.frontier is not None:
-        path = Path(args.frontier)
-        _check_folder(path, "--frontier")
-        save_frontier(points, path, chosen)
-        lines.append(f"wrote {path}")
+    if drawn is not None:
+        save_frontier(points, drawn, chosen)
+        lines.append(f"wrote {drawn}")
     return plan, lines
 
 

@@ -47,7 +47,7 @@ from profiling_core.flow_solvers import Levels
 from profiling_core.paths import Paths
 
 SKIPS = ("hold", "linear", "weights", "corrected", "jump")
-SEEN = 0.5  # by runs of the calibration prompts of both miniatures; 0 makes gaps too wide
+SEEN = 0.5  # a choice between none and all; `plan --validate` tries what the model says to it
 RIDGE = 1e-6  # of the mean squared prediction; keeps weights of nearly equal anchors small
 
 

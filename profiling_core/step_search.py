@@ -5,11 +5,11 @@ The error that a plan leaves in the final latent of run r is predicted as
     (6)  E_r = |sum over its segments (i, j, n) of S_n,r^EASE d_r(i, j, n)|
 
 with d of `segments` and S_n,r, the sensitivity: how much of an error at step n is left at the end
-of that run. It is measured along one direction and raised to a power below 1: taken at its word it
-would spend the compute steps of Wan's miniature too early, without it those of HunyuanVideo's too
-late. Errors of different segments are added as vectors: holding errs in one direction all
-the way, the line of a linear forecast now to this and now to that side. What is minimised over the
-runs, in decibels, lies halfway between the mean run and a bad one:
+of that run. It is measured along one direction and is raised to a power below 1, a choice between
+taking it at its word and leaving it out; `plan --validate` tries other powers. Errors of different
+segments are added as vectors: holding errs in one direction all the way, the line of a linear
+forecast now to this and now to that side. What is minimised over the runs, in decibels, lies
+halfway between the mean run and a bad one:
 
     (7)  G = sqrt(exp(mean over r of ln E_r) x quantile over r of E_r)
 
