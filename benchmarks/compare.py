@@ -1,9 +1,11 @@
 """Every policy that a user would pick, at equal compute, on held-out prompts of the miniatures.
 
 Peers are calibrated and tuned on the calibration prompts alone, which share no prompt with the
-held-out ones. A row is one tree, policy, budget and prompt; rows go to results/compare.jsonl, and
-a row that is there is not made again, so that a run that was stopped goes on. Two processes, each
-with a part of the prompts, are faster on two cores than one with two threads:
+held-out ones. A row is one tree, policy, budget and prompt; rows go to results/compare.jsonl, what
+was tuned to results/tuning, and what is there is not made again, so that a run that was stopped
+goes on. Everybody computes in fp32: the packages' transformers then equal ours to 1e-4, and rows of
+different processors can stand side by side. Two processes, each with a part of the prompts, are
+faster on two cores than one with two threads:
 
     python benchmarks/compare.py --threads 1 --parts 2 --part 0 &
     python benchmarks/compare.py --threads 1 --parts 2 --part 1
@@ -118,13 +120,14 @@ def show(trees: Sequence[str], out: Path) -> str:
 
 def compare_tree(name: str, args: argparse.Namespace, names: Sequence[str]) -> None:
     """Settle all policies, then run them on this part of the held-out prompts."""
-    tree = BUILD[name](default_device())
+    tree = BUILD[name](default_device(), fp32=True)
     path = profile_path(tree)
     if not path.exists():
         raise ValueError(f"no profile {path}: record it with benchmarks/calibrate.py")
     weights = weights_hash(tree)
     references = References(tree, args.out / f"{name}-{weights}")
-    tuning = Tuning(tree, tuning_references(references, args), references.folder / "tuned")
+    tuned = common.RESULTS / "tuning" / references.folder.name
+    tuning = Tuning(tree, tuning_references(references, args), tuned)
     given = Given(tree, Profile.load(path), tuning, args.calibration_prompts)
     policies = [policy for policy in policies_of(given) if policy.name in names]
     settled = settle_all(policies, tuning, args)
@@ -188,7 +191,7 @@ def run_prompt(
         return
     prompt, seed = of_prompt["prompt"], of_prompt["seed"]
     reference = references.get("held-out", seed, prompt, seed)
-    found = environment(default_device())
+    found = {"precision": "fp32", **environment(default_device())}
     for done, (one, row) in enumerate(missing, 1):
         same = rows.found.get(rows.key(row, policy=False))
         figures = {**measured(tree, one.way, reference), **found} if same is None else same

@@ -112,9 +112,12 @@ class WanTree(Tree):
     name = "wan"
     solvers = ("unipc", "dpm++")
 
-    def __init__(self, device: torch.device, config: WanConfig | None = None) -> None:
+    def __init__(
+        self, device: torch.device, config: WanConfig | None = None, *, fp32: bool = False
+    ) -> None:
         self.config = config or WAN_CONFIGS["t2v-mini"]
-        self.pipeline = wan.text2video.WanT2V(self.config, self.config.ckpt_dir, device)
+        folder = self.config.ckpt_dir
+        self.pipeline = wan.text2video.WanT2V(self.config, folder, device, fp32=fp32)
         self.prompt, self.steps = self.config.example_prompt, self.config.sample_steps
         self.checkpoint = self.config.ckpt_dir
         self.plan_model, self.guidance = self.config.plan_model, self.config.sample_guide_scale
@@ -159,7 +162,7 @@ class WanTree(Tree):
     def predict(self, latent: Tensor, sigma: float, prompt: str) -> Tensor:
         pipeline, device = self.pipeline, self.pipeline.device
         t, tokens = torch.tensor([1000 * sigma], device=device), self.config.tokens(latent.shape)
-        with wan.model.bf16_autocast(device, pipeline.torch_dtype):
+        with pipeline.autocast():
             return pipeline.model([latent.to(device)], t, pipeline.encode([prompt]), tokens)[0]
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -174,9 +177,12 @@ class HunyuanTree(Tree):
     solvers = ("euler",)
     prompt = "blue star moving left over red checks"
 
-    def __init__(self, device: torch.device, config: HunyuanConfig | None = None) -> None:
+    def __init__(
+        self, device: torch.device, config: HunyuanConfig | None = None, *, fp32: bool = False
+    ) -> None:
         self.config = config or HUNYUAN_CONFIGS["HYVideo-mini"]
-        self.pipeline = hyvideo.pipeline.HunyuanVideo(self.config, self.config.model_base, device)
+        folder = self.config.model_base
+        self.pipeline = hyvideo.pipeline.HunyuanVideo(self.config, folder, device, fp32=fp32)
         self.steps, self.plan_model = self.config.infer_steps, self.config.plan_model
         self.guidance, self.checkpoint = self.config.embedded_cfg_scale, self.config.model_base
 

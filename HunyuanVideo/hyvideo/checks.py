@@ -42,10 +42,13 @@ def clip_seeds(seed: int | Sequence[int] | None, num_videos: int) -> list[int]:
     return list(seed)
 
 
-def computing_config(config: HunyuanConfig, device: torch.device) -> HunyuanConfig:
-    """`config`, with fp32 for the transformer where the processor would emulate its precision."""
-    emulated = emulates(DTYPES[config.precision], device)
-    return replace(config, precision="fp32") if emulated else config
+def computing_config(
+    config: HunyuanConfig, device: torch.device, *, fp32: bool = False
+) -> HunyuanConfig:
+    """`config`, in fp32 where that is asked for or the processor would emulate its precision."""
+    if fp32 or emulates(DTYPES[config.precision], device):
+        return replace(config, precision="fp32")
+    return config
 
 
 def check_autocast(config: HunyuanConfig) -> None:

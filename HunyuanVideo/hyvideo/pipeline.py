@@ -54,7 +54,8 @@ class HunyuanVideo:
     config: one of config.CONFIGS, or one with other precisions, templates and so on; root: the
     checkpoint folder; device: CUDA where there is one, else the CPU; dit_weight: the transformer's
     file or folder where it is not the official one under root; use_cpu_offload: encoders and VAE
-    stay on the host and visit the GPU while they work.
+    stay on the host and visit the GPU while they work; fp32: the transformer computes in fp32 on
+    the same conditioning, as on a processor that would emulate its precision.
     Raises InputError when the folder is incomplete or damaged, or memory does not suffice.
     """
 
@@ -66,6 +67,7 @@ class HunyuanVideo:
         *,
         dit_weight: str | Path | None = None,
         use_cpu_offload: bool = False,
+        fp32: bool = False,
     ) -> None:
         files = find_files(Path(root), dit_weight, use_fp8=config.use_fp8)
         check_autocast(config)
@@ -84,7 +86,7 @@ class HunyuanVideo:
             config.vae_precision,
             autocast=not config.disable_autocast,
         )
-        computing = computing_config(config, self.device)
+        computing = computing_config(config, self.device, fp32=fp32)
         self.dtype = DTYPES[computing.precision]
         self.model = load_transformer(files.dit, computing, self.device)
         self._check_parts_fit()
@@ -93,7 +95,7 @@ class HunyuanVideo:
                 part.to(self.device)
         self.last_run: RunStats | None = None
         logger.info(f"attention on {self.device}: {backend(self.device)}")
-        if computing is not config:
+        if computing is not config and not fp32:
             logger.info(
                 f"this processor has no {config.precision} instructions: "
                 "the transformer runs in fp32"

@@ -37,7 +37,8 @@ class WanT2V:
     config: one of configs.CONFIGS; checkpoint_dir: an official checkpoint folder; device: CUDA
     where there is one, else the CPU; torch_dtype: of the transformer's weights, fp32 as the
     official code or bf16 for half the memory; t5_cpu: keep the text encoder on the CPU;
-    offload_model: count what `generate` moves to the host with it among the host's memory.
+    offload_model: count what `generate` moves to the host with it among the host's memory;
+    fp32: compute without the official bf16 autocast, as on a processor that would emulate it.
     Raises InputError when the folder is incomplete or damaged, or memory does not suffice.
     """
 
@@ -50,10 +51,11 @@ class WanT2V:
         torch_dtype: torch.dtype = torch.float32,
         t5_cpu: bool = False,
         offload_model: bool = True,
+        fp32: bool = False,
     ) -> None:
         folder = Path(checkpoint_dir)
         check_folder(folder, config)
-        self.config, self.t5_cpu, self.torch_dtype = config, t5_cpu, torch_dtype
+        self.config, self.t5_cpu, self.torch_dtype, self.fp32 = config, t5_cpu, torch_dtype, fp32
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         check_memory(folder, config, self.device, torch_dtype, t5_cpu, offload_model)
         text_len = model_kwargs(folder)["text_len"]
@@ -67,6 +69,12 @@ class WanT2V:
         logger.info(f"attention on {self.device}: {backend(self.device)}")
         if torch_dtype == torch.float32 and emulates_bf16(self.device):
             logger.info("this processor has no bf16 instructions: the transformer runs in fp32")
+
+    def autocast(self) -> AbstractContextManager:
+        """The region that the transformer runs in."""
+        if self.fp32:
+            return no_autocast(self.device)
+        return bf16_autocast(self.device, self.torch_dtype)
 
     def _check_parts_fit(self) -> None:
         channels = self.config.latent_channels
@@ -184,7 +192,7 @@ class WanT2V:
         self.model.to(self.device)
         latent = noise.to(self.device, torch.float32)
         seq_len = self.config.tokens(tuple(latent.shape))
-        autocast = bf16_autocast(self.device, self.torch_dtype)
+        autocast = self.autocast()
         bar = tqdm(total=sampling_steps, disable=not progress, unit="step")
         marks = progress_marks(cache, visit, sampling_steps)
         with self._timed() as loop, torch.no_grad(), autocast, bar, _attached(watch, self.model):
