@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,9 +18,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile, ProfileError, Settings
 from profiling_core.profile_summary import settings_lines
 from profiling_core.profile_summary import summary_lines as profile_lines
-
-if TYPE_CHECKING:
-    from profiling_core.search import Budget, PlanSearch, Point
+from profiling_core.search_command import SEARCH_OPTIONS, add_search_options, search_plan
 
 WITH_SOURCE = {  # masks that read something, and what --mask_source has to be
     "sam2": "the folder of SAM2's weights (config.json and *.safetensors of transformers)",
@@ -105,75 +101,6 @@ def _method(args: argparse.Namespace) -> str:
     return method
 
 
-def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
-    """A searched plan, and the frontier that it lies on."""
-    # here: matplotlib takes a second to import
-    from profiling_core.frontier import check_frontier, frontier_lines, save_frontier
-    from profiling_core.search import Budget, PlanSearch
-
-    drawn = None if args.frontier is None else Path(args.frontier)
-    if drawn is not None:
-        check_frontier(drawn)
-    budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
-    skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
-    search = PlanSearch(profile, skips)
-    if args.validate is None:
-        plan, chosen, more = search.plan(budget, args.name), search.point(budget), []
-    else:
-        plan, chosen, more = _validated(search, budget, args)
-    points, count = search.frontier(), len(chosen.steps)
-    if all(len(point.steps) != count for point in points):
-        points += [search.point_of(skip, count) for skip in search.skips]
-    same = (chosen.skip, count)
-    points = [chosen if (p.skip, len(p.steps)) == same else p for p in points]
-    lines = [*more, *frontier_lines(points, chosen), ""]
-    if drawn is not None:
-        save_frontier(points, drawn, chosen)
-        lines.append(f"wrote {drawn}")
-    return plan, lines
-
-
-def _validated(
-    search: PlanSearch, budget: Budget, args: argparse.Namespace
-) -> tuple[CachePlan, Point, list[str]]:
-    """The best of the candidates by real runs on the profile's prompts, and how all fared."""
-    from profiling_core.compare.command import tree_class
-    from profiling_core.validation import asked_for, validate
-
-    if args.validate < 1:
-        raise PlanError(f"--validate {args.validate}: expected at least 1 candidate")
-    profile = search.profile
-    tree, asked = asked_for(profile, args.ckpt_dir, args.dit_weight)
-    model = tree_class(tree)(asked, profile.runs[0].prompt)
-    points = search.candidates(budget, args.validate)
-    plans = [search.plan_of(point, budget, f"candidate {n}") for n, point in enumerate(points)]
-    with model.at_work():
-        model.load()
-        found = validate(profile, plans, model, lambda line: sys.stderr.write(f"{line}\n"))
-    lines = ["candidate  way to skip  predicted  measured  worst run"]
-    for one in found:
-        number = int(one.plan.name.removeprefix("candidate "))
-        lines.append(
-            f"{number:>9}  {points[number].skip:<11}  {points[number].error:>9.4f}  "
-            f"{one.error:>8.4f}  {one.errors.max():>9.4f}"
-        )
-    best = points[int(found[0].plan.name.removeprefix("candidate "))]
-    facts = {"validated": len(points), "measured_error": found[0].error}
-    return search.plan_of(best, budget, args.name, **facts), best, [*lines, ""]
-
-
-def bytes_of(text: str | None) -> int | None:
-    """Bytes of '100MiB', '0.5GB' or a plain number."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]i?)?B?", text.strip())
-    if found is None:
-        raise PlanError(f"--max-bytes {text!r}: expected bytes such as 100MiB, 0.5GB or 0")
-    unit = found[2] or ""
-    power = " KMGT".index(unit[0].upper()) if unit else 0
-    return int(float(found[1]) * (1024 if unit.endswith("i") else 1000) ** power)
-
-
 def _paper(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
     """The paper's plan, or a row of its ablation tables."""
     names = ("blocks", "pattern", "order", "name", "tau", "share", "tmax", "tmin", "warmup")
@@ -184,18 +111,9 @@ def _paper(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[
 
 
 Method = Callable[[Profile, argparse.Namespace], tuple[CachePlan, list[str]]]
-METHODS: dict[str, Method] = {"search": _search, "paper": _paper}
+METHODS: dict[str, Method] = {"search": search_plan, "paper": _paper}
 OWN_OPTIONS = {
-    "search": (
-        "speedup",
-        "max_error",
-        "max_bytes",
-        "skips",
-        "validate",
-        "ckpt_dir",
-        "dit_weight",
-        "frontier",
-    ),
+    "search": SEARCH_OPTIONS,
     "paper": (
         "tau",
         "share",
@@ -282,30 +200,7 @@ def _add_plan(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument("-o", "--out", required=True, metavar="PLAN", help="plan file to write")
     one.add_argument("--name", help="name of the plan (default: from its settings)")
-    search = one.add_argument_group("budget (search)")
-    search.add_argument(
-        "--speedup", type=float, metavar="X", help="full over spent block FLOPs, for example 2.0"
-    )
-    search.add_argument(
-        "--max-error", type=float, metavar="E", help="largest predicted relative error: 0.02"
-    )
-    search.add_argument("--max-bytes", metavar="B", help="largest size of the anchors: 100MiB")
-    search.add_argument(
-        "--skips",
-        metavar="LIST",
-        help="ways to skip, of hold,linear,weights,corrected,jump (default: all)",
-    )
-    search.add_argument(
-        "--validate",
-        type=int,
-        metavar="N",
-        help="run the N best candidates on the profile's prompts and take the best of them",
-    )
-    search.add_argument("--ckpt_dir", metavar="DIR", help="for --validate: the model's weights")
-    search.add_argument("--dit-weight", metavar="PATH", help="for --validate, HunyuanVideo")
-    search.add_argument(
-        "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
-    )
+    add_search_options(one)
     parts = one.add_argument_group("blocks (paper, equations 6 to 9)")
     tau = parts.add_mutually_exclusive_group()
     tau.add_argument("--tau", type=float, help="threshold of R_attn (default: by Otsu's method)")

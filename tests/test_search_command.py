@@ -9,7 +9,7 @@ import pytest
 from made_profiles import made_profile
 from profiling_core.__main__ import main
 from profiling_core.plan import CachePlan
-from profiling_core.profile_commands import bytes_of
+from profiling_core.search_command import bytes_of
 
 
 @pytest.fixture(scope="module")
