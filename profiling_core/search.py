@@ -23,6 +23,8 @@ from functools import cache, cached_property
 from importlib.metadata import version
 from math import floor, prod
 
+import numpy as np
+
 from profiling_core.cost import bytes_held, format_bytes
 from profiling_core.paths import Paths, paths_of
 from profiling_core.plan import CachePlan, PlanError
@@ -140,16 +142,23 @@ class PlanSearch:
         ]
 
     def predicted(self, plan: CachePlan) -> float:
-        """(6) of step_search for a plan of the prediction site on the profile's own grid."""
+        """The quantile over the runs of `predicted_errors`."""
+        return self._evaluated(plan).error
+
+    def predicted_errors(self, plan: CachePlan) -> np.ndarray:
+        """(6) of step_search for a plan of the prediction site on the profile's own grid: (R,)."""
+        return self._evaluated(plan).errors
+
+    # -- parts
+
+    def _evaluated(self, plan: CachePlan) -> Choice:
         site = plan.prediction
         if site is None or plan.interval_sites or plan.steps != self.paths.steps:
             raise PlanError(
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
                 f"the profile's {self.paths.steps} steps"
             )
-        return self._search(site.skip).evaluate(site.compute_steps["cond"]).error
-
-    # -- parts
+        return self._search(site.skip).evaluate(site.compute_steps["cond"])
 
     def _at_speedup(self, skips: tuple[str, ...], speedup: float) -> Point:
         if speedup > self.paths.steps:
