@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class Family:
     first_level: float  # noise level of step 0 before the shift
     stream: str  # dtype of the residual stream, and of the block deltas
     prediction: str  # dtype of what the model returns
+    other_solvers: dict[str, float] = field(default_factory=dict)  # and their first levels
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ WAN = Family(
     first_level=0.999,
     stream="float32",
     prediction="float32",
+    other_solvers={"dpm++": 1.0},
 )
 # Guidance is embedded, or both halves share one call: a single branch.
 HUNYUAN = Family(
@@ -144,6 +146,19 @@ MODELS = {
         _hunyuan("hunyuan-video-t2v-mini", 4, 10, 128, HUNYUAN_MINI),
     )
 }
+
+
+def first_levels(family: str) -> dict[str, float]:
+    """For every solver of a family the level that its grid starts at before the shift.
+
+    Empty for a family that is not known here.
+    """
+    for planned in MODELS.values():
+        if planned.fingerprint.family == family:
+            own = planned.family
+            # as UniPC holds it: in fp32
+            return {own.solver: float(np.float32(own.first_level)), **own.other_solvers}
+    return {}
 
 
 def consecutive(blocks: Iterable[int]) -> Runs:

@@ -57,7 +57,7 @@ def paths_of(profile: Profile) -> Paths:
     if subject.solver not in flow_solvers.SOLVERS:
         known = ", ".join(flow_solvers.SOLVERS)
         raise ProfileError(f"the profile's solver {subject.solver!r} is not one of {known}")
-    scales, steps = _guidance(profile), subject.steps
+    scales, steps = guidance_scales(profile), subject.steps
     pairs = zip(profile.arrays["gram"], scales, strict=True)
     rows = [_coordinates(_guided(gram, scale, steps, subject.branches)) for gram, scale in pairs]
     width = max(run.shape[1] for run in rows)
@@ -94,7 +94,8 @@ def _coordinates(gram: np.ndarray) -> np.ndarray:
     return (vectors[:, kept] * np.sqrt(values[kept]))[:, ::-1]
 
 
-def _guidance(profile: Profile) -> np.ndarray:
+def guidance_scales(profile: Profile) -> np.ndarray:
+    """Of every run, (R,); 1 where there is none to apply."""
     given = [run.guidance for run in profile.runs]
     if len(profile.recorded.branches) > 1 and None in given:
         raise ProfileError(

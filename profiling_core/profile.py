@@ -174,6 +174,11 @@ class Profile:
     def has_attention(self) -> bool:
         return "attention_share" in self.arrays
 
+    @property
+    def origin(self) -> str:
+        """What a plan's provenance says of its runs."""
+        return f"a profile of {len(self.runs)} runs"
+
     def sha256(self) -> str:
         """Hash of settings, runs and arrays: what a plan's provenance names."""
         digest = hashlib.sha256(self._header().encode())

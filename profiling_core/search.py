@@ -261,7 +261,7 @@ class PlanSearch:
             sites=[site] if len(point.steps) < subject.steps else [],
             provenance={
                 "made_by": f"profiling-dit {version('profiling-dit')}",
-                "source": f"searched on a profile of {self.paths.runs} runs",
+                "source": f"searched on {self.profile.origin}",
                 "profile_sha256": self._profile_sha256,
                 "settings": settings,
             },
