@@ -1,10 +1,18 @@
-"""A plan on another grid of noise levels: another step count, shift or solver."""
+"""A plan on another grid of noise levels: another step count, shift or solver.
+
+Two things can be kept. The levels: what was computed at sigma 0.83 is computed at the level nearest
+to it, so the error stays about the same; with fewer steps between, less is skipped. Or the speed:
+at every noise level the same share of the steps is computed as before; the compute steps then lie
+further apart in sigma and the error grows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isclose
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import ValidationError
 
 from profiling_core.checked import PlanError, first_mistake
@@ -15,13 +23,20 @@ if TYPE_CHECKING:
 
 
 def carry_over(
-    plan: CachePlan, sigmas: tuple[float, ...], *, solver: str, shift: float
+    plan: CachePlan,
+    sigmas: tuple[float, ...],
+    *,
+    solver: str,
+    shift: float,
+    keep_speed: bool = False,
 ) -> CachePlan:
     """The plan whose compute steps are those of `sigmas` nearest to the planned noise levels.
 
     Steps are matched by sigma, never by index: a plan that computes at sigma 0.83 computes at the
     level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
-    computed once; step 0 and every level outside the planned range are computed. Fitted weights
+    computed once; step 0 and every level outside the planned range are computed. keep_speed: the
+    compute steps are first thinned out, or filled up, to the planned share of the steps (`_spread`)
+    and then matched, each with a step of its own. Fitted weights
     belong to their own levels and are refused on a grid where the steps do not match one to one.
     `notes` of the result say what the user should know.
     """
@@ -39,10 +54,17 @@ def carry_over(
     nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
     one_to_one = nearest == list(range(len(sigmas)))
     outside = _outside(plan.sigmas, sigmas)
-    sites = tuple(_carry_site(plan, site, nearest, one_to_one, outside) for site in plan.sites)
+    if one_to_one:
+        sites = plan.sites
+    else:
+        _refuse_weights(plan)
+        carried_sites = _spread_sites if keep_speed else _nearest_sites
+        sites = carried_sites(plan, sigmas, outside)
     changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
     wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
     notes = [f"plan {plan.name!r} was made for {changed}; carried over by sigma to {wanted}"]
+    if plan.prediction is not None and not plan.interval_sites:
+        notes.append(_search_note(plan, len(sigmas), solver, shift))
     if outside and not one_to_one:
         notes.append(
             f"{len(outside)} noise levels lie outside the planned range {plan.sigmas[-1]:.4f} to "
@@ -86,6 +108,21 @@ def _cost_note(plan: CachePlan, carried: CachePlan) -> list[str]:
     return [note]
 
 
+def _search_note(plan: CachePlan, steps: int, solver: str, shift: float) -> str:
+    """How to get a plan for this grid from the profile."""
+    options = [f"--speedup {speedup_flops(plan):.3g}"]
+    if steps != plan.steps:
+        options.append(f"--for-steps {steps}")
+    if not isclose(shift, plan.shift):
+        options.append(f"--for-shift {shift:g}")
+    if solver != plan.solver:
+        options.append(f"--for-solver {solver}")
+    return (
+        "a plan for this grid at the planned speed: python -m profiling_core plan --profile "
+        f"PROFILE {' '.join(options)} -o PLAN.json"
+    )
+
+
 def _nearest(sigma: float, sigmas: tuple[float, ...]) -> int:
     return min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - sigma))
 
@@ -99,18 +136,74 @@ def _outside(planned: tuple[float, ...], sigmas: tuple[float, ...]) -> set[int]:
     return {step for step, sigma in enumerate(sigmas) if not low <= sigma <= high}
 
 
-def _carry_site(
-    plan: CachePlan, site: Site, nearest: list[int], one_to_one: bool, outside: set[int]
-) -> Site:
-    if site.skip == "weights" and not one_to_one:
+def _refuse_weights(plan: CachePlan) -> None:
+    if any(site.skip == "weights" for site in plan.sites):
         raise PlanError(
             f"plan {plan.name!r} has weights fitted to its own {plan.steps} noise levels; on other "
             "levels take a plan that forecasts 'hold' or 'linear', or search one for this grid"
         )
-    if one_to_one:
-        return site
-    steps = {
-        branch: tuple(sorted({0, *outside, *(nearest[step] for step in computed)}))
-        for branch, computed in site.compute_steps.items()
-    }
+
+
+def _nearest_sites(
+    plan: CachePlan, sigmas: tuple[float, ...], outside: set[int]
+) -> tuple[Site, ...]:
+    """Every compute step at the nearest level."""
+    nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
+    return tuple(
+        _with_steps(site, lambda computed: {0, *outside, *(nearest[step] for step in computed)})
+        for site in plan.sites
+    )
+
+
+def _spread_sites(
+    plan: CachePlan, sigmas: tuple[float, ...], outside: set[int]
+) -> tuple[Site, ...]:
+    """Every site with its share of the steps; intervals within the steps of the prediction."""
+    found: dict[int, Site] = {}
+    order = sorted(range(len(plan.sites)), key=lambda n: plan.sites[n] is not plan.prediction)
+    visited = None
+    for number in order:
+        site = plan.sites[number]
+        within = list(range(len(sigmas))) if visited is None else visited
+        found[number] = _with_steps(
+            site,
+            lambda computed, within=within: {
+                0,
+                *(outside & set(within)),
+                *_spread(computed, plan.sigmas, sigmas, within),
+            },
+        )
+        if site is plan.prediction:
+            every = [set(steps) for steps in found[number].compute_steps.values()]
+            visited = sorted(set.intersection(*every))
+    return tuple(found[number] for number in range(len(plan.sites)))
+
+
+def _spread(
+    computed: tuple[int, ...],
+    planned: tuple[float, ...],
+    sigmas: tuple[float, ...],
+    within: list[int],
+) -> list[int]:
+    """The planned share of the steps, chosen from `within`.
+
+    Counted along the plan, compute step i is number i; the new ones are the numbers i K / K', K of
+    the plan and K' of the new steps, at the noise level where the count gets there.
+    """
+    share = len(computed) / len(planned)
+    count = min(max(1, round(share * len(sigmas))), len(within))
+    numbers = [i * len(computed) / count for i in range(count)]
+    places = np.interp(numbers, range(len(computed) + 1), [*computed, len(planned)])
+    levels = np.interp(places, range(len(planned) + 1), [*planned, 0.0])
+    free = np.array([sigmas[step] for step in within])
+    chosen = [int(np.abs(free - level).argmin()) for level in levels]
+    for i in range(1, count):  # each its own: later where the one before took it,
+        chosen[i] = max(chosen[i], chosen[i - 1] + 1)
+    for i in reversed(range(count)):  # earlier where that ran out of steps
+        chosen[i] = min(chosen[i], len(within) - count + i)
+    return [within[place] for place in chosen]
+
+
+def _with_steps(site: Site, carried: Callable[[tuple[int, ...]], set[int]]) -> Site:
+    steps = {branch: tuple(sorted(carried(own))) for branch, own in site.compute_steps.items()}
     return site.model_copy(update={"compute_steps": steps})

@@ -20,7 +20,7 @@ those. `benchmarks/transfer.py` measures how much that is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -67,11 +67,13 @@ def on_grid(
     steps: int | None = None,
     shift: float | None = None,
     solver: str | None = None,
+    around: int = AROUND,
 ) -> Profile:
     """The profile on another grid; what is not given stays as recorded.
 
     The profile itself where that is its own grid. Arrays: gram, delta_gram, sensitivity (at the
-    levels nearest to the measured ones), and of every block its seconds, FLOPs and R_attn.
+    levels nearest to the measured ones), and of every block its seconds, FLOPs and R_attn. around:
+    recorded levels that a prediction is interpolated from, 2 for a line.
     ProfileError for a grid that the model's solver does not have, or a profile whose levels are no
     shifted line.
     """
@@ -89,7 +91,7 @@ def on_grid(
             "map_steps": (),
         }
     )
-    weights = interpolation(own, grid.sigmas)
+    weights = interpolation(own, grid.sigmas, around)
     arrays = {
         "gram": _grams(profile, grid, weights),
         "sensitivity": _sensitivity(profile, grid),
@@ -135,10 +137,10 @@ def grid_like(
     return Grid(solver, shift, tuple(float(sigma) for sigma in sigmas))
 
 
-def interpolation(subject: Subject, sigmas: tuple[float, ...]) -> np.ndarray:
-    """M of (1), (len(sigmas), S): rows sum to 1 and have at most AROUND entries."""
+def interpolation(subject: Subject, sigmas: tuple[float, ...], around: int = AROUND) -> np.ndarray:
+    """M of (1), (len(sigmas), S): rows sum to 1 and have at most `around` entries."""
     there, here = (_unshifted(np.array(s), subject.shift) for s in (sigmas, subject.sigmas))
-    count = min(AROUND, len(here))
+    count = min(around, len(here))
     first = np.searchsorted(-here, -there) - count // 2
     first = np.clip(first, 0, len(here) - count)
     matrix = np.zeros((len(there), len(here)))
