@@ -12,8 +12,10 @@ from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.presets import available, build_preset, plans_folder, presets_of
+from profiling_core.profile import Profile
 from profiling_core.profile_commands import add_profile_commands, holds_profile, show_profile
 from profiling_core.report.command import add_report_command
+from profiling_core.searched_presets import missing_profiles, presets_from
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -55,17 +57,36 @@ def show(args: argparse.Namespace) -> list[str]:
 
 
 def write_presets(args: argparse.Namespace) -> list[str]:
-    """Make the shipped plans again, as files in `args.out`."""
-    folder = Path(args.out)
+    """Make the shipped plans again, or those of a profile, as files in `args.out`."""
+    own = args.profile is not None
+    folder = Path(args.out or ("." if own else plans_folder()))
     if not folder.is_dir():
         raise PlanError(f"--out {folder}: no such folder")
+    plans = presets_from(Profile.load(args.profile)) if own else _shipped()
     written = []
-    for model, planned in MODELS.items():
-        for preset in presets_of(planned):
-            path = folder / f"{model}.{preset}.json"
-            build_preset(planned, preset).save(path)
-            written.append(f"wrote {path}")
+    for plan in plans:
+        path = folder / f"{plan.model.name}.{plan.name}.json"
+        plan.save(path)
+        written.append(f"wrote {path}: {_in_short(plan)}" if own else f"wrote {path}")
     return written
+
+
+def _in_short(plan: CachePlan) -> str:
+    expected = plan.expected
+    return f"{expected.speedup_flops:.2f}x, predicted error {expected.predicted_error:g}"
+
+
+def _shipped() -> list[CachePlan]:
+    """Every plan that is shipped; PlanError for a profile that is not there."""
+    missing = missing_profiles()
+    if missing:
+        raise PlanError(
+            f"no profile {missing[0]}: the miniatures' plans are searched on their profiles, which "
+            "lie in a clone of the repository: install the package from there with pip install -e ."
+        )
+    return [
+        build_preset(model, preset) for model in MODELS.values() for preset in presets_of(model)
+    ]
 
 
 def _grid_line(plan: CachePlan) -> str:
@@ -99,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m profiling_core", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     one = commands.add_parser("show", help="a readable summary of a plan or a profile")
-    one.add_argument("plan", help="a preset (paper, release, balanced), a plan file or a profile")
+    one.add_argument("plan", help="a preset (paper, balanced, fast, ...), a plan file or a profile")
     one.add_argument(
         "--model",
         default="wan2.1-t2v-14B",
@@ -114,8 +135,13 @@ def _parser() -> argparse.ArgumentParser:
         help="dtype of the residual stream (default: as the model runs)",
     )
     one.set_defaults(run=show)
-    all_ = commands.add_parser("presets", help="make the shipped plan files again")
-    all_.add_argument("--out", default=str(plans_folder()), help="folder (default: the package's)")
+    all_ = commands.add_parser(
+        "presets", help="make the shipped plan files again, or quality, balanced, fast of a profile"
+    )
+    all_.add_argument("--profile", metavar="FILE", help="make those of this profile's model")
+    all_.add_argument(
+        "--out", help="folder (default: the package's; with --profile the working directory)"
+    )
     all_.set_defaults(run=write_presets)
     add_profile_commands(commands)
     add_report_command(commands)

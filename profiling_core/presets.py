@@ -8,9 +8,12 @@ release     what the released code of the paper really runs. Wan: 6 warm-up step
 paper       the background blocks on the shrinking list of the release (equation 15's shape); of
             HunyuanVideo the single blocks alone.
 foreground  HunyuanVideo only, the paper's counter-check: the other single blocks, the same steps.
-balanced    the whole prediction: first 10 and last 4 of 50 steps computed, 12 evenly between. The
-            others are stepped over by Wan's multistep solver; for HunyuanVideo's Euler solver they
-            are forecast linearly in sigma and corrected at the next computed step.
+quality, balanced, fast
+            ours, at 1.5, 2 and 3 times the speed: the whole prediction is computed at the steps
+            that a search finds. The others are stepped over by Wan's multistep solver; for
+            HunyuanVideo's Euler solver they are forecast linearly in sigma and corrected at the
+            next computed step. The miniatures' are searched on their own profiles, the official
+            models' on published figures (`published`), which their provenance says.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ from pathlib import Path
 
 from profiling_core.models import PlannedModel, Runs
 from profiling_core.plan import CachePlan, PlanError
-from profiling_core.schedule import RELEASED_STEPS, protected, uniform
+from profiling_core.schedule import RELEASED_STEPS, uniform
 
 STEPS = 50
 WARMUP = 6
 EVERY_SIXTH = uniform(STEPS, WARMUP, 6)
 SHRINKING = (*range(WARMUP), *RELEASED_STEPS)
 SHRINKING_SETTINGS = {"warmup": WARMUP, "longest_interval": 12, "shortest_interval": 2}
+SPEEDUPS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}
+ORDER = ("paper", "release", "foreground", *SPEEDUPS)
 
 Recipe = tuple[list[dict], str, dict]  # sites, source and settings of a plan
 
@@ -38,10 +43,9 @@ def plans_folder() -> Path:
 
 
 def available(model: str) -> list[str]:
-    """Names of the presets shipped for `model`."""
-    names = sorted(file.name for file in plans_folder().iterdir())
-    own = [name for name in names if name.startswith(f"{model}.") and name.endswith(".json")]
-    return [name.removeprefix(f"{model}.").removesuffix(".json") for name in own]
+    """Names of the presets shipped for `model`: the published ones, then ours."""
+    files = {file.name for file in plans_folder().iterdir()}
+    return [preset for preset in ORDER if f"{model}.{preset}.json" in files]
 
 
 def load_preset(model: str, preset: str) -> CachePlan:
@@ -55,14 +59,23 @@ def load_preset(model: str, preset: str) -> CachePlan:
     return CachePlan.load(plans_folder() / f"{model}.{preset}.json")
 
 
-def presets_of(model: PlannedModel) -> dict[str, Callable[[PlannedModel], Recipe]]:
-    """How the model's presets are made, by name."""
-    return PRESETS[model.fingerprint.family]
+def presets_of(model: PlannedModel) -> list[str]:
+    """Names of the model's presets, whether they are shipped or only built."""
+    own = (*PRESETS[model.fingerprint.family], *SPEEDUPS)
+    return [preset for preset in ORDER if preset in own]
 
 
 def build_preset(planned: PlannedModel, preset: str) -> CachePlan:
-    """The plan behind a shipped file, or the same for another model of a known family."""
-    sites, source, settings = presets_of(planned)[preset](planned)
+    """The plan behind a shipped file, or the same for another model of a known family.
+
+    ProfileError where it is searched on a profile that is not there.
+    """
+    if preset in SPEEDUPS:
+        # here: a search can also plan by block scores, which need the paper's preset
+        from profiling_core.searched_presets import searched_preset
+
+        return searched_preset(planned, preset)
+    sites, source, settings = PRESETS[planned.fingerprint.family][preset](planned)
     return CachePlan.build(
         name=preset,
         model=planned.fingerprint,
@@ -130,32 +143,11 @@ def _foreground(planned: PlannedModel) -> Recipe:
     )
 
 
-def _jumping(planned: PlannedModel) -> Recipe:
-    return _balanced(planned, "jump", "the solver jumps the others")
-
-
-def _correcting(planned: PlannedModel) -> Recipe:
-    others = "the others are forecast linearly in sigma and corrected at the next computed step"
-    return _balanced(planned, "corrected", others)
-
-
-def _balanced(planned: PlannedModel, skip: str, others: str) -> Recipe:
-    settings = {"first": 10, "last": 4, "between": 12}
-    computed = protected(STEPS, **settings)
-    site = {
-        "kind": "prediction",
-        "compute_steps": dict.fromkeys(planned.family.branches, computed),
-        "skip": skip,
-    }
-    return [site], f"by hand: first 10, last 4 and 12 evenly spaced steps, {others}", settings
-
-
-PRESETS = {
-    "wan2.1": {"paper": _wan_paper, "release": _wan_release, "balanced": _jumping},
+PRESETS: dict[str, dict[str, Callable[[PlannedModel], Recipe]]] = {
+    "wan2.1": {"paper": _wan_paper, "release": _wan_release},
     "hunyuan-video": {
         "paper": _hunyuan_paper,
         "release": _hunyuan_release,
-        "balanced": _correcting,
         "foreground": _foreground,
     },
 }

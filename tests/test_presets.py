@@ -1,16 +1,23 @@
 """The shipped plans: what they compute, what they hold, how their lists are scaled."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from profiling_core.cost import bytes_held, speedup_flops
+from made_profiles import made_profile
+from profiling_core import searched_presets
+from profiling_core.__main__ import main
+from profiling_core.cost import bytes_held, format_bytes, speedup_flops
 from profiling_core.models import HUNYUAN, MODELS, WAN
-from profiling_core.plan import PlanError
+from profiling_core.plan import CachePlan, PlanError
 from profiling_core.presets import available, build_preset, load_preset, presets_of
+from profiling_core.published import LABEL
 
 SHIPPED = [(model, preset) for model, planned in MODELS.items() for preset in presets_of(planned)]
 HUNYUAN_720P, HUNYUAN_MINI = "hunyuan-video-t2v-720p", "hunyuan-video-t2v-mini"
-ALL = ("paper", "release", "balanced", "foreground")
+OURS = ("quality", "balanced", "fast")
+HELD = ("paper", "release", "foreground")
 
 
 def blocks(plan, block_list: str) -> list[int]:
@@ -30,14 +37,37 @@ def test_release_has_the_block_runs_measured_on_the_released_code():
     assert speedup_flops(plan) == pytest.approx(2.016, abs=1e-3)
 
 
-def test_paper_holds_ten_deltas_and_balanced_nothing():
+def test_paper_holds_ten_deltas_and_ours_nothing():
     paper = load_preset("wan2.1-t2v-14B", "paper")
     size = {"tokens": 32760, "stream_itemsize": 4, "latent_numel": 2096640}
     assert bytes_held(paper, **size) == 10 * 32760 * 5120 * 4
-    balanced = load_preset("wan2.1-t2v-14B", "balanced")
-    assert bytes_held(balanced, **size) == 0
-    assert len(balanced.solver_steps) == 26
-    assert speedup_flops(balanced) == pytest.approx(50 / 26)
+    for preset in OURS:
+        assert bytes_held(load_preset("wan2.1-t2v-14B", preset), **size) == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_ours_hold_less_than_100_mb_and_cost_what_they_say(model):
+    clip = MODELS[model].clip
+    plans = [load_preset(model, preset) for preset in OURS]
+    for plan, count in zip(plans, (33, 25, 16), strict=True):
+        size = {"tokens": clip.tokens, "stream_itemsize": 4, "latent_numel": clip.latent}
+        assert bytes_held(plan, **size) < 100e6, format_bytes(bytes_held(plan, **size))
+        assert plan.expected.speedup_flops == pytest.approx(50 / count, abs=1e-4)
+        computed = plan.prediction.compute_steps
+        assert set(computed.values()) == {computed["cond"]} and len(computed["cond"]) == count
+    quality, balanced, fast = (plan.expected.predicted_error for plan in plans)
+    assert 0 < quality < balanced < fast < 0.1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_plans_from_published_figures_say_so(model, capsys):
+    for preset in OURS:
+        plan = load_preset(model, preset)
+        published = "mini" not in model
+        assert (LABEL in plan.provenance.source) is published
+        assert (plan.provenance.profile_sha256 is None) is published
+        assert main(["show", preset, "--model", model]) == 0
+        assert (LABEL in capsys.readouterr().out) is published
 
 
 def test_hunyuan_release_runs_1632_of_3000_blocks():
@@ -62,18 +92,18 @@ def test_hunyuan_paper_and_foreground_share_the_single_blocks_between_them():
 def test_hunyuan_balanced_corrects_where_wan_jumps():
     ours, wan = (load_preset(name, "balanced") for name in (HUNYUAN_720P, "wan2.1-t2v-14B"))
     assert ours.prediction.skip == "corrected" and not ours.jumps
-    assert ours.prediction.compute_steps["cond"] == wan.prediction.compute_steps["cond"]
     assert ours.solver_steps == tuple(range(50))
-    assert speedup_flops(ours) == pytest.approx(50 / 26)
+    assert wan.jumps and len(wan.solver_steps) == 25
 
 
 def test_hunyuan_bytes_count_image_and_text_tokens_of_both_kinds_of_blocks():
     size = {"tokens": 119056, "stream_itemsize": 2, "latent_numel": 7603200}
     half = {**size, "prediction_itemsize": 2}
-    held = {name: bytes_held(load_preset(HUNYUAN_720P, name), **half) for name in ALL}
+    names = (*HELD, *OURS)
+    held = {name: bytes_held(load_preset(HUNYUAN_720P, name), **half) for name in names}
     delta = 119056 * 3072 * 2
     expected = {"release": 9 * delta, "paper": 8 * delta, "foreground": 8 * delta}
-    assert held == {**expected, "balanced": 2 * 7603200 * 2}
+    assert held == {**expected, **dict.fromkeys(OURS, 2 * 7603200 * 2)}
     lines = load_preset(HUNYUAN_720P, "balanced").summary_lines(**half)
     assert "holds at most 29 MiB of anchors" in lines[-1]
 
@@ -87,7 +117,7 @@ def test_hunyuan_plans_have_one_branch_and_the_official_noise_levels(model):
         assert plan.branches == ("cond",) and (plan.solver, plan.shift) == ("euler", 7.0)
         assert np.abs(np.array(plan.sigmas) - level).max() < 1e-6
         assert plan.expected.block_runs_full == 50 * sum(plan.model.block_lists.values())
-    assert available(model) == sorted(ALL)
+    assert available(model) == [*HELD, *OURS] == presets_of(MODELS[model])
 
 
 def test_miniature_lists_are_the_released_ones_scaled_by_position():
@@ -111,3 +141,32 @@ def test_background_and_foreground_part_the_blocks_at_every_depth(released, dept
 def test_presets_of_the_other_family_are_refused():
     with pytest.raises(PlanError, match=r"no preset 'foreground' for wan2.1-t2v-14B: there are"):
         load_preset("wan2.1-t2v-14B", "foreground")
+
+
+def test_another_models_presets_are_those_of_its_family_s_official_one():
+    planned = MODELS["wan2.1-t2v-14B"]
+    fingerprint = planned.fingerprint.model_copy(update={"name": "mine", "width": 64})
+    plan = build_preset(replace(planned, fingerprint=fingerprint), "fast")
+    assert plan.sites == load_preset("wan2.1-t2v-14B", "fast").sites
+    assert plan.model.name == "mine" and "ratios of wan2.1-t2v-14B" in plan.provenance.source
+
+
+def test_presets_of_a_profile(tmp_path, capsys):
+    profile = made_profile(model=HUNYUAN_MINI, runs=2, steps=20)
+    profile.save(tmp_path / "my.profile")
+    command = ["presets", "--profile", str(tmp_path / "my.profile"), "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert "quality.json: 1.54x, predicted error" in capsys.readouterr().out
+    for preset, count in zip(OURS, (13, 10, 6), strict=True):
+        plan = CachePlan.load(tmp_path / f"{HUNYUAN_MINI}.{preset}.json")
+        assert plan.name == preset and len(plan.prediction.compute_steps["cond"]) == count
+        assert plan.provenance.profile_sha256 == profile.sha256()
+        assert plan.expected.predicted_error > 0
+
+
+def test_presets_without_the_trees_name_the_missing_profile(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(searched_presets, "_repository", lambda: tmp_path)
+    assert main(["presets", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "no profile" in error and "install the package from there" in error
+    assert list(tmp_path.iterdir()) == []

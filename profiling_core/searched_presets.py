@@ -1,0 +1,120 @@
+"""The presets that are searched: `quality`, `balanced` and `fast`, and what they are searched on.
+
+The miniatures' on the profiles that lie beside their weights, the official models' on published
+figures (`published`), any other model's on those of the first official one of its family.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+
+from profiling_core.flow_solvers import Levels
+from profiling_core.models import MODELS, PlannedModel
+from profiling_core.plan import CachePlan
+from profiling_core.presets import SPEEDUPS, STEPS
+from profiling_core.profile import Profile
+from profiling_core.published import LABEL, SCALE, changes, gram, published_ratios, step_search
+from profiling_core.search import Budget, PlanSearch
+from profiling_core.segments import skips_of
+from profiling_core.sensitivity import DEFAULT
+from profiling_core.step_search import StepSearch
+
+PROFILES = {  # of the models that were profiled, in a clone of the repository
+    "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
+    "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
+}
+PUBLISHED = {  # models with published magnitude ratios, by family
+    "wan2.1": ("wan2.1-t2v-14B", "wan2.1-t2v-1.3B"),
+    "hunyuan-video": ("hunyuan-video-t2v-720p",),
+}
+DIGITS = 4  # of a predicted error: machines round differently
+
+
+def searched_preset(planned: PlannedModel, preset: str) -> CachePlan:
+    """The plan behind a shipped file; ProfileError where its profile is not there."""
+    name = planned.fingerprint.name
+    if name in PROFILES:
+        return _profiled(_search_of(name), preset)
+    return _published(planned, preset)
+
+
+def presets_from(profile: Profile) -> list[CachePlan]:
+    """`quality`, `balanced` and `fast` of a profile's own model and grid."""
+    search = _search_on(profile)
+    return [_profiled(search, preset) for preset in SPEEDUPS]
+
+
+def missing_profiles() -> list[Path]:
+    """The profiles that building all presets needs and that are not there."""
+    paths = [_repository() / path for path in PROFILES.values()]
+    return [path for path in paths if not path.is_file()]
+
+
+def _profiled(search: PlanSearch, preset: str) -> CachePlan:
+    plan = search.plan(Budget(speedup=SPEEDUPS[preset]), preset)
+    return _with_error(plan, plan.expected.predicted_error)
+
+
+def _published(planned: PlannedModel, preset: str) -> CachePlan:
+    """Searched on the figures of the model, or of the first official one of its family."""
+    name, official = planned.fingerprint.name, PUBLISHED[planned.fingerprint.family]
+    figures = name if name in official else official[0]
+    choice = _published_search(figures).best(int(STEPS / SPEEDUPS[preset] + 1e-9))
+    family = planned.family
+    site = {
+        "kind": "prediction",
+        "compute_steps": dict.fromkeys(family.branches, choice.steps),
+        "skip": _skip_of(family.solver),
+    }
+    plan = CachePlan.build(
+        name=preset,
+        model=planned.fingerprint,
+        steps=STEPS,
+        sigmas=[round(sigma, 6) for sigma in planned.sigmas(STEPS)],
+        solver=family.solver,
+        shift=family.shift,
+        sites=[site],
+        provenance={
+            "made_by": f"profiling-dit {version('profiling-dit')}",
+            "source": f"{LABEL}: MagCache's magnitude ratios of {figures} (Apache License 2.0)",
+            "settings": {"speedup": SPEEDUPS[preset], "sensitivity": DEFAULT},
+        },
+        predicted_error=0.0,
+    )
+    return _with_error(plan, SCALE * choice.error)
+
+
+@cache
+def _published_search(name: str) -> StepSearch:
+    planned = MODELS[name]
+    levels, solver = Levels(planned.sigmas(STEPS)), planned.family.solver
+    products = gram(changes(levels, published_ratios(name)))
+    return step_search(products, levels, solver, _skip_of(solver))
+
+
+@cache
+def _search_of(name: str) -> PlanSearch:
+    return _search_on(Profile.load(_repository() / PROFILES[name]))
+
+
+def _search_on(profile: Profile) -> PlanSearch:
+    return PlanSearch(profile, (_skip_of(profile.recorded.solver),))
+
+
+def _skip_of(solver: str) -> str:
+    """What the presets do on a skipped step: a jump, with Euler a correction."""
+    return skips_of(solver)[-1]
+
+
+def _with_error(plan: CachePlan, error: float) -> CachePlan:
+    """The plan with this predicted error, to DIGITS digits."""
+    expected = plan.expected.model_copy(update={"predicted_error": float(f"{error:.{DIGITS}g}")})
+    return plan.model_copy(update={"expected": expected})
+
+
+def _repository() -> Path:
+    """Where the trees lie beside the package when it is installed with -e."""
+    return Path(str(resources.files("profiling_core"))).parent
