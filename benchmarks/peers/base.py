@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isnan
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from pipelines import Inputs, Tree
+import common  # noqa: F401  (puts the trees on the path)
+
+if TYPE_CHECKING:
+    from pipelines import Inputs, Tree
 
 BLOCK_LISTS = {"wan": ("blocks",), "hunyuan": ("double_blocks", "single_blocks")}
 # the order of the calls of one step: Wan's loop calls the model twice, HunyuanVideo's once

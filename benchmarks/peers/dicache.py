@@ -12,14 +12,15 @@ decide nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from pipelines import Tree
-
 from .base import BRANCHES, Peer, Rule, Variant, relative_l1
 from .residual import Branch, Entry, ResidualRule
+
+if TYPE_CHECKING:
+    from pipelines import Tree
 
 PROBE_DEPTH = 1  # blocks; the scripts' value
 RETENTION = 0.2

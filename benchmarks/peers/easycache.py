@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from pipelines import Tree
 from profiling_core.anchors import tensors_of
 
 from .base import Call, Peer, Rule, Variant, as_prediction, latent_of
+
+if TYPE_CHECKING:
+    from pipelines import Tree
 
 WARMUP = {"wan": 10, "hunyuan": 5}  # the authors' scripts
 SPAN = (0.0, 8.0)

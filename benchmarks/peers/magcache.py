@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from pipelines import Inputs, Tree
-
 from .base import BRANCHES, Peer, Rule, Variant, intercepted
 from .residual import Branch, Entry, ResidualRule
+
+if TYPE_CHECKING:
+    from pipelines import Inputs, Tree
 
 PUBLISHED_SKIPS = (2, 4, 6)  # K of the authors' tables and scripts
 RETENTION = 0.2  # their default

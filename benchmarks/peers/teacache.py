@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from hyvideo.layers import modulate
-from pipelines import Inputs, Tree
 
 from .base import BRANCHES, Call, Peer, Rule, Variant, intercepted, latent_of, relative_l1
 from .residual import Branch, Entry, ResidualRule
+
+if TYPE_CHECKING:
+    from pipelines import Inputs, Tree
 
 DEGREE = 4
 MARGIN = 1.25  # of the span's upper end: another prompt's sum may be larger than the calibrated
