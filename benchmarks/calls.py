@@ -16,9 +16,9 @@ from common import paired_ratio, timed
 from profiling_core.anchors import tensors_of
 from profiling_core.cost import anchor_lifetimes, bytes_held, speedup_flops
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.models import PlannedModel
+from profiling_core.models import MODELS, PlannedModel
 from profiling_core.plan import CachePlan
-from profiling_core.presets import build_preset, presets_of
+from profiling_core.presets import build_preset, load_preset, presets_of
 
 Call = Callable[[], Any]
 PLANS = ("release", "paper", "foreground", "balanced")
@@ -39,6 +39,9 @@ class Subject:
 
     def plan(self, preset: str) -> CachePlan:
         """The shipped plan where this is a shipped model's size, else its like for this one."""
+        name, fingerprint = self.planned.fingerprint.name, self.planned.fingerprint
+        if name in MODELS and MODELS[name].fingerprint == fingerprint:
+            return load_preset(name, preset)
         return build_preset(self.planned, preset)
 
 

@@ -21,7 +21,6 @@ import wan.model
 import wan.sigmas
 import wan.text2video
 import wan.video
-from calls import PLANS
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from hyvideo.config import HunyuanConfig
 from profiling_core.models import MODELS
@@ -52,7 +51,7 @@ class Tree(ABC):
 
     @property
     def presets(self) -> list[str]:
-        return [preset for preset in PLANS if preset in available(self.plan_model)]
+        return available(self.plan_model)
 
     @property
     def last_run(self) -> RunStats:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from profiling_core.models import PlannedModel, Runs
+from profiling_core.models import MODELS, PlannedModel, Runs
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.schedule import RELEASED_STEPS, uniform
 
@@ -70,12 +70,28 @@ def build_preset(planned: PlannedModel, preset: str) -> CachePlan:
 
     ProfileError where it is searched on a profile that is not there.
     """
-    if preset in SPEEDUPS:
-        # here: a search can also plan by block scores, which need the paper's preset
-        from profiling_core.searched_presets import searched_preset
+    if preset not in SPEEDUPS:
+        return _built(planned, preset, PRESETS[planned.fingerprint.family][preset](planned))
+    shipped = MODELS.get(planned.fingerprint.name)
+    if shipped is None or shipped.fingerprint != planned.fingerprint:
+        return _as_official(planned, preset)
+    # here: a search can also plan by block scores, which need the paper's preset
+    from profiling_core.searched_presets import searched_preset
 
-        return searched_preset(planned, preset)
-    sites, source, settings = PRESETS[planned.fingerprint.family][preset](planned)
+    return searched_preset(planned, preset)
+
+
+def _as_official(planned: PlannedModel, preset: str) -> CachePlan:
+    """The steps of the family's first official model, searched for that one."""
+    official = next(m for m in MODELS.values() if m.family is planned.family)
+    plan = load_preset(official.fingerprint.name, preset)
+    sites = [site.model_dump(mode="json", exclude_none=True) for site in plan.sites]
+    source = f"the steps of {plan.model.name}: {plan.provenance.source}"
+    return _built(planned, preset, (sites, source, plan.provenance.settings))
+
+
+def _built(planned: PlannedModel, preset: str, recipe: Recipe) -> CachePlan:
+    sites, source, settings = recipe
     return CachePlan.build(
         name=preset,
         model=planned.fingerprint,

@@ -1,7 +1,7 @@
 """The presets that are searched: `quality`, `balanced` and `fast`, and what they are searched on.
 
 The miniatures' on the profiles that lie beside their weights, the official models' on published
-figures (`published`), any other model's on those of the first official one of its family.
+figures (`published`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,11 @@ PROFILES = {  # of the models that were profiled, in a clone of the repository
     "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
     "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
 }
-PUBLISHED = {  # models with published magnitude ratios, by family
-    "wan2.1": ("wan2.1-t2v-14B", "wan2.1-t2v-1.3B"),
-    "hunyuan-video": ("hunyuan-video-t2v-720p",),
-}
 DIGITS = 4  # of a predicted error: machines round differently
 
 
 def searched_preset(planned: PlannedModel, preset: str) -> CachePlan:
-    """The plan behind a shipped file; ProfileError where its profile is not there."""
+    """The plan behind a shipped model's file; ProfileError where its profile is not there."""
     name = planned.fingerprint.name
     if name in PROFILES:
         return _profiled(_search_of(name), preset)
@@ -59,11 +55,8 @@ def _profiled(search: PlanSearch, preset: str) -> CachePlan:
 
 
 def _published(planned: PlannedModel, preset: str) -> CachePlan:
-    """Searched on the figures of the model, or of the first official one of its family."""
-    name, official = planned.fingerprint.name, PUBLISHED[planned.fingerprint.family]
-    figures = name if name in official else official[0]
-    choice = _published_search(figures).best(int(STEPS / SPEEDUPS[preset] + 1e-9))
-    family = planned.family
+    name, family = planned.fingerprint.name, planned.family
+    choice = _published_search(name).best(int(STEPS / SPEEDUPS[preset] + 1e-9))
     site = {
         "kind": "prediction",
         "compute_steps": dict.fromkeys(family.branches, choice.steps),
@@ -79,7 +72,7 @@ def _published(planned: PlannedModel, preset: str) -> CachePlan:
         sites=[site],
         provenance={
             "made_by": f"profiling-dit {version('profiling-dit')}",
-            "source": f"{LABEL}: MagCache's magnitude ratios of {figures} (Apache License 2.0)",
+            "source": f"{LABEL}: MagCache's magnitude ratios of {name} (Apache License 2.0)",
             "settings": {"speedup": SPEEDUPS[preset], "sensitivity": DEFAULT},
         },
         predicted_error=0.0,

@@ -24,7 +24,7 @@ import recording
 from hunyuan_toys import TINY as TINY_HUNYUAN
 from profiling_core.models import HUNYUAN, MODELS, WAN, Clip, PlannedModel
 from profiling_core.plan import CachePlan, ModelFingerprint
-from profiling_core.presets import build_preset, load_preset, presets_of
+from profiling_core.presets import ORDER, build_preset, load_preset, presets_of
 from profiling_core.profile import Profile, Settings
 from subjects import random_model
 from tiny_trees import tiny_configs
@@ -253,7 +253,7 @@ def test_demo_runs_both_trees_and_names_them_in_table_and_rows(
         (tree, run) for tree in common.TREES for run in demo.RUNS
     ]
     assert [row["solver"] for row in found] == ["unipc"] * 3 + ["euler"] * 3
-    assert found[2]["ideal"] == found[5]["ideal"] == pytest.approx(50 / 26, rel=1e-4)
+    assert found[2]["ideal"] == found[5]["ideal"] == 2.0
     assert all(0 < row["psnr_frames"] <= 100 for row in found if row["run"] != "full")
     text = capsys.readouterr().out
     for prompt in ("red circle moving right over blue stripes", pipelines.HunyuanTree.prompt):
@@ -289,9 +289,9 @@ def test_policies_put_as_many_plain_steps_beside_each_plan(tiny_trees, rows, run
     }
     for tree in common.TREES:
         shares = {row["policy"]: row["block_share"] for row in found if row["tree"] == tree}
-        plans = [policy for policy in shares if policy in calls.PLANS]
-        plain = [share for policy, share in shares.items() if policy not in calls.PLANS]
-        assert len(plans) == {"wan": 3, "hunyuan": 4}[tree]
+        plans = [policy for policy in shares if policy in ORDER]
+        plain = [share for policy, share in shares.items() if policy not in ORDER]
+        assert len(plans) == {"wan": 5, "hunyuan": 6}[tree]
         assert all(min(abs(shares[plan] - share) for share in plain) <= 0.0101 for plan in plans)
     assert capsys.readouterr().out.count("\nhunyuan ") == len(
         {row["policy"] for row in found if row["tree"] == "hunyuan"}

@@ -148,7 +148,7 @@ def test_another_models_presets_are_those_of_its_family_s_official_one():
     fingerprint = planned.fingerprint.model_copy(update={"name": "mine", "width": 64})
     plan = build_preset(replace(planned, fingerprint=fingerprint), "fast")
     assert plan.sites == load_preset("wan2.1-t2v-14B", "fast").sites
-    assert plan.model.name == "mine" and "ratios of wan2.1-t2v-14B" in plan.provenance.source
+    assert plan.model.name == "mine" and "the steps of wan2.1-t2v-14B" in plan.provenance.source
 
 
 def test_presets_of_a_profile(tmp_path, capsys):
