@@ -38,6 +38,7 @@ from profiling_core.options import (
     DEFAULT_PRESET,
     add_delta_options,
     check_profile_target,
+    pointer_to_ours,
     resolve_plan,
 )
 from profiling_core.plan import CachePlan, PlanError
@@ -328,7 +329,7 @@ def sample(args: argparse.Namespace) -> None:
     check_profile_target(args)
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
-        logger.info("this is the paper's plan; --delta_cache balanced takes ours")
+        logger.info(pointer_to_ours(config.plan_model))
     logger.info(f"arguments: {vars(args)}")
     logger.info(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt.strip()}")

@@ -6,11 +6,13 @@ import argparse
 import os
 from pathlib import Path
 
+from profiling_core.cost import speedup_flops
 from profiling_core.plan import CachePlan, PlanError
-from profiling_core.presets import available, load_preset
+from profiling_core.presets import SPEEDUPS, available, load_preset
 from profiling_core.profile import Profile
 
 DEFAULT_PRESET = "paper"
+OURS = ("balanced", *(name for name in SPEEDUPS if name != "balanced"))  # the usual one first
 
 
 def add_delta_options(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +23,8 @@ def add_delta_options(parser: argparse.ArgumentParser) -> None:
         const=DEFAULT_PRESET,
         default=None,
         metavar="PLAN",
-        help="reuse features as planned: a preset (paper, release, balanced) or a plan file; "
-        "alone it means 'paper', the published method. Absent: no caching.",
+        help="reuse features as planned: a preset (paper, release; quality, balanced, fast) or a "
+        "plan file; alone it means 'paper', the published method. Absent: no caching.",
     )
     parser.add_argument(
         "--delta_profile",
@@ -50,6 +52,16 @@ def check_profile_target(args: argparse.Namespace) -> None:
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise PlanError(f"--delta_profile {path}: {existing} is no folder that can be written to")
+
+
+def pointer_to_ours(model: str) -> str:
+    """A line for the log of a run with the paper's plan: which others there are, how fast."""
+    speedups = {name: speedup_flops(load_preset(model, name)) for name in (DEFAULT_PRESET, *OURS)}
+    ours = ", ".join(f"--delta_cache {name} {speedups[name]:.2f}x" for name in OURS)
+    return (
+        f"this is the paper's plan, {speedups[DEFAULT_PRESET]:.2f}x by block FLOPs; ours: {ours}; "
+        "on the bundled miniatures all of them stay nearer to the full run (docs/presets.md)"
+    )
 
 
 def resolve_plan(value: str | None, model: str) -> CachePlan | None:

@@ -73,7 +73,7 @@ def test_odd_arguments_are_one_line(capsys):
 
 def test_presets_are_written_again_identically(capsys, tmp_path):
     assert main(["presets", "--out", str(tmp_path)]) == 0
-    assert len(list(tmp_path.iterdir())) == 3 * 3 + 2 * 4
+    assert len(list(tmp_path.iterdir())) == 3 * 5 + 2 * 6
     for model, planned in MODELS.items():
         for preset in presets_of(planned):
             written = (tmp_path / f"{model}.{preset}.json").read_text()

@@ -134,7 +134,7 @@ def test_the_paper_plan_points_to_ours(
     monkeypatch.chdir(tmp_path)
     option = () if value is None else ("--delta_cache", *value)
     assert generate.main(["--task", "t2v-mini", *option]) == 0
-    assert ("--delta_cache balanced takes ours" in capsys.readouterr().out) is told
+    assert ("ours: --delta_cache balanced 2.00x" in capsys.readouterr().out) is told
 
 
 def test_help_names_each_tasks_defaults() -> None:
