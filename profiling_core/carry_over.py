@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from profiling_core.checked import PlanError, first_mistake
 from profiling_core.cost import expected_cost, speedup_flops
+from profiling_core.guard import carried_guard
 
 if TYPE_CHECKING:
     from profiling_core.plan import CachePlan, Site
@@ -70,6 +71,7 @@ def carry_over(
             f"{len(outside)} noise levels lie outside the planned range {plan.sigmas[-1]:.4f} to "
             f"{plan.sigmas[0]:.4f} and are computed"
         )
+    guard, guard_notes = carried_guard(plan, one_to_one)
     fields = {
         "format": plan.format,
         "name": plan.name,
@@ -81,8 +83,9 @@ def carry_over(
         "storage": plan.storage,
         "storage_place": plan.storage_place,
         "sites": sites,
+        "guard": guard,
         "provenance": plan.provenance,
-        "notes": (*plan.notes, *notes),
+        "notes": (*plan.notes, *notes, *guard_notes),
     }
     try:
         carried = type(plan).model_validate(fields)

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from profiling_core.carry_over import carry_over
 from profiling_core.checked import Checked, PlanError, first_mistake
 from profiling_core.cost import Expected, expected_cost, summary_lines
+from profiling_core.guard import Guard, check_guard, guard_line
 from profiling_core.plan_checks import check_combination, check_expected, check_grid, check_sites
 
 FORMAT = 1
@@ -135,6 +137,7 @@ class CachePlan(Checked):
     storage: Literal["stream", "bfloat16"] = "stream"
     storage_place: Literal["device", "host"] = "device"
     sites: tuple[Annotated[PredictionSite | IntervalSite, Field(discriminator="kind")], ...]
+    guard: Guard | None = None
     provenance: Provenance
     expected: Expected | None = None
     notes: Annotated[tuple[str, ...], Field(exclude=True)] = ()  # what a carry-over has to say
@@ -144,6 +147,7 @@ class CachePlan(Checked):
         check_grid(self)
         check_sites(self)
         check_combination(self)
+        check_guard(self)
         check_expected(self)
         return self
 
@@ -200,8 +204,12 @@ class CachePlan(Checked):
         if site.skip == "weights":
             weights = site.weights[branch][str(step)]
             return tuple(zip(reversed(anchors[-len(weights) :]), weights, strict=True))
-        if site.skip == "hold" or len(anchors) == 1:
-            return ((anchors[-1], 1.0),)  # linear, corrected: a line needs two
+        return self.line(step, anchors[-1:] if site.skip == "hold" else anchors)
+
+    def line(self, step: int, anchors: Sequence[int]) -> Forecast:
+        """The line in sigma through the last two anchors, at `step`; one alone is held."""
+        if len(anchors) == 1:
+            return ((anchors[-1], 1.0),)
         older, newest = anchors[-2:]
         slope = (self.sigmas[step] - self.sigmas[newest]) / (
             self.sigmas[newest] - self.sigmas[older]
@@ -259,7 +267,14 @@ class CachePlan(Checked):
 
     def summary_lines(self, **sizes: int) -> list[str]:
         """What the plan computes, costs and holds; see `cost.summary_lines` for the sizes."""
-        return summary_lines(self, **sizes)
+        return [*summary_lines(self, **sizes), *guard_line(self)]
+
+    def guarded(self, threshold: float | dict[int, float], **settings: Any) -> CachePlan:
+        """This plan with a drift guard (`guard.Guard`): threshold, and its other settings."""
+        guard = _plain({"threshold": threshold, **settings})
+        document = self.model_dump(mode="json", exclude_none=True)
+        guarded = self.from_dict({**document, "guard": guard}, f"plan {self.name!r}")
+        return guarded.model_copy(update={"notes": self.notes})
 
     @classmethod
     def build(cls, **fields: Any) -> CachePlan:

@@ -1,9 +1,11 @@
 """What a run of a tree took, and what its progress bar says."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import Any
 
 from profiling_core.delta_cache import DeltaCache
+from profiling_core.drift import largest, mean_share
 
 
 @dataclass(frozen=True)
@@ -21,22 +23,41 @@ class RunStats:
     cache_peak_bytes: int
     denoise_seconds: float
     plan: str | None = None
+    extra_step: int | None = None  # computed in addition to the plan's: its guard wanted it
+    deviation: float | None = None  # the guard's largest: old forecast against new prediction
+    deviation_step: int | None = None
+    deviation_share: float | None = None  # of the threshold, on geometric average
     seed: int | None = None
     encode_seconds: float = 0.0
     decode_seconds: float = 0.0
 
 
 def progress_marks(
-    cache: DeltaCache | None, visit: tuple[int, ...], steps: int
-) -> list[tuple[int, str]]:
-    """Per visited step: how many steps of the grid are done after it, and the reused share.
+    cache: DeltaCache | None, visit: Sequence[int], steps: int
+) -> Iterator[tuple[int, str]]:
+    """After every visited step: how many steps of the grid are done, and the reused share.
 
-    A step counts as reused when any block of it is; so do the steps that the solver jumps.
+    A step counts as reused when any block of it is; so do the steps that the solver jumps. `visit`
+    may grow behind the present step: a guard lets the solver visit one more.
     """
-    ends = (*visit[1:], steps)
+    computed = 0
+    for number, step in enumerate(visit):
+        done = visit[number + 1] if number + 1 < len(visit) else steps
+        if cache is None:
+            yield done, ""
+            continue
+        computed += cache.is_compute(step)
+        yield done, f"reused {1 - computed / done:.0%}"
+
+
+def guard_facts(cache: DeltaCache | None) -> dict[str, Any]:
+    """The fields of RunStats that a plan's guard fills, once the run is over."""
     if cache is None:
-        return [(done, "") for done in ends]
-    computed = accumulate(int(cache.is_compute(step)) for step in visit)
-    return [
-        (done, f"reused {1 - count / done:.0%}") for done, count in zip(ends, computed, strict=True)
-    ]
+        return {}
+    worst = largest(cache.report.deviations)
+    return {
+        "extra_step": cache.report.extra_step,
+        "deviation": worst.value if worst else None,
+        "deviation_step": worst.step if worst else None,
+        "deviation_share": mean_share(cache.report.deviations),
+    }

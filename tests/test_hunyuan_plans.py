@@ -180,12 +180,12 @@ def test_plan_is_told_before_step_0_and_counted_after(pipeline: HunyuanVideo) ->
 
 def test_progress_shows_the_share_of_reuse_steps() -> None:
     cache = hyvideo.pipeline.DeltaCache(tiny_plan(prediction(0, 1, 3, skip="jump")))
-    assert progress_marks(cache, (0, 1, 3), 6) == [
+    assert list(progress_marks(cache, (0, 1, 3), 6)) == [
         (1, "reused 0%"),
         (3, "reused 33%"),
         (6, "reused 50%"),
     ]
-    assert progress_marks(None, (0, 1), 2) == [(1, ""), (2, "")]
+    assert list(progress_marks(None, (0, 1), 2)) == [(1, ""), (2, "")]
 
 
 def test_plans_that_do_not_fit_are_refused_before_loading() -> None:

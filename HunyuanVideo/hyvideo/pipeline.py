@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
-from profiling_core.run_stats import RunStats, progress_marks
+from profiling_core.run_stats import RunStats, guard_facts, progress_marks
 
 from .attention import backend
 from .checkpoint import find_files
@@ -32,7 +33,7 @@ from .config import NEGATIVE_PROMPT, HunyuanConfig, check_video_length, round_si
 from .errors import InputError
 from .model import GUIDANCE_SCALE, no_autocast, text_lens
 from .rope import rope_tables
-from .scheduler import build_scheduler
+from .scheduler import build_scheduler, take_levels
 from .sigmas import SOLVER
 from .text_encoder import LanguageModel, PooledClip
 from .vae import VideoVAE
@@ -245,8 +246,9 @@ class HunyuanVideo:
             self._log_plan(plan, conditioning, noise)
         cache = DeltaCache(plan) if plan is not None else None
         watch = cache if recorder is None else recorder
-        visit = plan.solver_steps if plan is not None else tuple(range(steps))
-        scheduler = build_scheduler(steps, shift, self.device, visit, reverse=flow_reverse)
+        visit = list(plan.solver_steps if plan is not None else range(steps))
+        build = partial(build_scheduler, steps, shift, self.device, reverse=flow_reverse)
+        scheduler = build(visit)
         latent = noise.to(self.device, torch.float32)
         rows = len(conditioning.states)  # twice the clips with real guidance
         fixed = self.fixed_inputs(conditioning, latent, strength)
@@ -268,8 +270,11 @@ class HunyuanVideo:
                 if rows == 2 * len(latent):
                     uncond, cond = flow.chunk(2)
                     flow = uncond + cfg_scale * (cond - uncond)
+                if cache is not None and (extra := cache.extra_step(step)) is not None:
+                    visit.insert(number + 1, extra)
+                    take_levels(scheduler, build(visit))
                 latent = scheduler.step(flow.float(), t, latent, return_dict=False)[0]
-                done, note = marks[number]
+                done, note = next(marks)
                 bar.set_postfix_str(note, refresh=False)
                 bar.update(done - bar.n)
         self.last_run = self._stats(steps, visit, cache, loop.seconds)
@@ -362,7 +367,7 @@ class HunyuanVideo:
         )
 
     def _stats(
-        self, steps: int, visit: tuple[int, ...], cache: DeltaCache | None, seconds: float
+        self, steps: int, visit: list[int], cache: DeltaCache | None, seconds: float
     ) -> RunStats:
         full = steps * (len(self.model.double_blocks) + len(self.model.single_blocks))
         report = cache.report if cache is not None else None
@@ -378,6 +383,7 @@ class HunyuanVideo:
             cache_peak_bytes=report.peak_bytes if report else 0,
             denoise_seconds=seconds,
             plan=cache.plan.name if cache is not None else None,
+            **guard_facts(cache),
         )
 
     @contextmanager

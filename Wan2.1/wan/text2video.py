@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
-from profiling_core.run_stats import RunStats, progress_marks
+from profiling_core.run_stats import RunStats, guard_facts, progress_marks
 
 from .attention import backend
 from .checkpoint import check_folder
@@ -25,7 +26,7 @@ from .checks import check_finite, check_memory, plan_for_run
 from .configs import WanConfig, check_frame_num
 from .errors import InputError
 from .model import bf16_autocast, emulates_bf16, no_autocast
-from .scheduler import build_scheduler
+from .scheduler import build_scheduler, take_levels
 from .t5 import TextEncoder
 from .vae import VideoVAE
 from .weights import load_transformer, model_kwargs
@@ -187,8 +188,9 @@ class WanT2V:
             self._log_plan(plan, noise)
         cache = DeltaCache(plan) if plan is not None else None
         watch = cache if recorder is None else recorder
-        visit = plan.solver_steps if plan is not None else tuple(range(sampling_steps))
-        scheduler = build_scheduler(sample_solver, sampling_steps, shift, self.device, visit)
+        visit = list(plan.solver_steps if plan is not None else range(sampling_steps))
+        build = partial(build_scheduler, sample_solver, sampling_steps, shift, self.device)
+        scheduler = build(visit)
         self.model.to(self.device)
         latent = noise.to(self.device, torch.float32)
         seq_len = self.config.tokens(tuple(latent.shape))
@@ -206,9 +208,12 @@ class WanT2V:
                     watch.begin(step, "uncond")
                 uncond = self.model([latent], timestep, [context_null], seq_len)[0]
                 flow = uncond + guide_scale * (cond - uncond)
+                if cache is not None and (extra := cache.extra_step(step)) is not None:
+                    visit.insert(number + 1, extra)
+                    take_levels(scheduler, build(visit))
                 with no_autocast(self.device):
                     latent = scheduler.step(flow[None], t, latent[None], return_dict=False)[0][0]
-                done, note = marks[number]
+                done, note = next(marks)
                 bar.set_postfix_str(note, refresh=False)
                 bar.update(done - bar.n)
         self.last_run = self._stats(sample_solver, sampling_steps, visit, cache, loop.seconds)
@@ -257,7 +262,7 @@ class WanT2V:
         self,
         solver: str,
         steps: int,
-        visit: tuple[int, ...],
+        visit: list[int],
         cache: DeltaCache | None,
         seconds: float,
     ) -> RunStats:
@@ -275,6 +280,7 @@ class WanT2V:
             cache_peak_bytes=report.peak_bytes if report else 0,
             denoise_seconds=seconds,
             plan=cache.plan.name if cache is not None else None,
+            **guard_facts(cache),
         )
 
     @contextmanager
