@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from profiling_core.compare.command import add_compare_command
-from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture, summary_lines
+from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture
 from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan, PlanError
@@ -46,7 +46,7 @@ def show(args: argparse.Namespace) -> list[str]:
         if given is not None and given < 1:
             raise PlanError(f"--{name} {given}: expected at least 1")
     plan = resolve_plan(args.plan, args.model)
-    lines = summary_lines(plan)
+    lines = plan.summary_lines()
     lines.append(_grid_line(plan))
     lines += ["", *picture(plan), ""]
     lines += _memory_lines(plan, args)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from profiling_core.checked import PlanError, first_mistake
-from profiling_core.cost import picture, summary_lines
+from profiling_core.cost import picture
 from profiling_core.paper_plan import BLOCKS, ORDERS, PATTERNS, paper_plan
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile, ProfileError, Settings
@@ -78,7 +78,7 @@ def make_plan(args: argparse.Namespace) -> list[str]:
     out.parent.mkdir(parents=True, exist_ok=True)
     plan.save(out)
     return [
-        *summary_lines(plan),
+        *plan.summary_lines(),
         "",
         *picture(plan),
         "",

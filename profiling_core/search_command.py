@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiling_core.checked import PlanError
+from profiling_core.guard_command import (
+    GUARD_OPTIONS,
+    add_guard_options,
+    guard_lines,
+    guarded_plan,
+)
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile
 
@@ -24,6 +30,7 @@ SEARCH_OPTIONS = (
     "ckpt_dir",
     "dit_weight",
     "frontier",
+    *GUARD_OPTIONS,
 )
 
 
@@ -53,6 +60,7 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
     )
+    add_guard_options(one)
 
 
 def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
@@ -76,6 +84,8 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
         points += [search.point_of(skip, count) for skip in search.skips]
     same = (chosen.skip, count)
     points = [chosen if (p.skip, len(p.steps)) == same else p for p in points]
+    plan = guarded_plan(profile, plan, args)
+    more += guard_lines(profile, plan)
     lines = [*more, *frontier_lines(points, chosen), ""]
     if drawn is not None:
         save_frontier(points, drawn, chosen)
