@@ -116,7 +116,8 @@ def grid_like(
     solver: str | None = None,
 ) -> Grid:
     """The noise levels of the model's own solver for other settings; ProfileError as `on_grid`."""
-    steps, solver = steps or subject.steps, solver or subject.solver
+    steps = subject.steps if steps is None else steps
+    solver = subject.solver if solver is None else solver
     shift = subject.shift if shift is None else float(shift)
     if not 2 <= steps <= MOST_STEPS:
         raise ProfileError(f"{steps} steps: expected 2 to {MOST_STEPS}")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from profiling_core.checked import PlanError, first_mistake
 from profiling_core.cost import picture
+from profiling_core.grid_command import spelled
 from profiling_core.paper_plan import BLOCKS, ORDERS, PATTERNS, paper_plan
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile, ProfileError, Settings
@@ -96,8 +97,7 @@ def _method(args: argparse.Namespace) -> str:
     method = args.method or ("paper" if given["paper"] else "search")
     for other, names in given.items():
         if names and other != method:
-            option = names[0].replace("max_", "max-").replace("dit_", "dit-")
-            raise PlanError(f"--{option} belongs to --method {other}, not {method}")
+            raise PlanError(f"--{spelled(names[0])} belongs to --method {other}, not {method}")
     return method
 
 

@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiling_core.checked import PlanError
+from profiling_core.grid_command import (
+    GRID_OPTIONS,
+    add_grid_options,
+    asked_grid,
+    carried_plan,
+    refuse_with_carry,
+)
 from profiling_core.guard_command import (
     GUARD_OPTIONS,
     add_guard_options,
@@ -30,6 +37,7 @@ SEARCH_OPTIONS = (
     "ckpt_dir",
     "dit_weight",
     "frontier",
+    *GRID_OPTIONS,
     *GUARD_OPTIONS,
 )
 
@@ -60,6 +68,7 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
     )
+    add_grid_options(one)
     add_guard_options(one)
 
 
@@ -69,6 +78,12 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
     from profiling_core.frontier import check_frontier, frontier_lines, save_frontier
     from profiling_core.search import Budget, PlanSearch
 
+    profile = asked_grid(profile, args)
+    if args.carry is not None:
+        refuse_with_carry([name for name in SEARCH_OPTIONS if getattr(args, name) is not None])
+        return carried_plan(profile, args)
+    if args.keep is not None:
+        raise PlanError(f"--keep {args.keep} goes with --carry PLAN: a search keeps nothing")
     drawn = None if args.frontier is None else Path(args.frontier)
     if drawn is not None:
         check_frontier(drawn)
