@@ -41,7 +41,8 @@ def carry_over(
     belong to their own levels and are refused on a grid where the steps do not match one to one.
     `notes` of the result say what the user should know.
     """
-    bound = plan.prediction is not None and plan.prediction.skip == "corrected"
+    site = plan.prediction
+    bound = site is not None and (site.skip == "corrected" or site.given is not None)
     same_solver = solver == plan.solver or not bound
     if (
         same_solver

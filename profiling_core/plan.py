@@ -87,6 +87,8 @@ class PredictionSite(Site):
 
     kind: Literal["prediction"]
     skip: Literal["hold", "linear", "weights", "corrected", "jump"]
+    # what Euler is given at compute steps: weights of the new prediction, then of anchors before it
+    given: dict[Branch, dict[str, tuple[Finite, ...]]] | None = None
 
 
 class IntervalSite(Site):
@@ -219,6 +221,7 @@ class CachePlan(Checked):
     def corrections(self, branch: str) -> dict[int, Forecast]:
         """Where skip is "corrected": what the solver is given at a compute step n after a skip.
 
+        A site with `given` says it itself; otherwise:
         The forecasts f_s of the skipped steps were drawn from the anchors before; now that v_n is
         known, the line from v_j to v_n says better what they stood for. The difference, c = sum of
         (sigma_s+1 - sigma_s) (line_s - f_s), is put into the prediction, v_n + c / (sigma_n+1 -
@@ -226,6 +229,8 @@ class CachePlan(Checked):
         extrapolation. The step itself comes first, then its anchors with their weights.
         """
         site = self.prediction
+        if site is not None and site.given is not None:
+            return self._given(site, branch)
         if site is None or site.skip != "corrected":
             return {}
         levels, computed = (*self.sigmas, 0.0), site.compute_steps[branch]
@@ -243,6 +248,15 @@ class CachePlan(Checked):
                     weights[anchor] = weights.get(anchor, 0.0) - step * weight
             own = levels[n + 1] - levels[n]
             found[n] = tuple((k, (k == n) + change / own) for k, change in weights.items())
+        return found
+
+    def _given(self, site: PredictionSite, branch: str) -> dict[int, Forecast]:
+        """The site's own weights with the steps that they belong to."""
+        computed, found = site.compute_steps[branch], {}
+        for step, weights in site.given[branch].items():
+            last = computed.index(int(step)) + 1
+            anchors = reversed(computed[last - len(weights) : last])
+            found[int(step)] = tuple(zip(anchors, weights, strict=True))
         return found
 
     def check_model(self, block_lists: dict[str, int], width: int | None = None) -> None:

@@ -10,7 +10,7 @@ from profiling_core import schedule
 from profiling_core.cost import expected_cost
 
 if TYPE_CHECKING:
-    from profiling_core.plan import CachePlan, IntervalSite, Site
+    from profiling_core.plan import CachePlan, IntervalSite, PredictionSite, Site
 
 
 def check_grid(plan: CachePlan) -> None:
@@ -42,6 +42,8 @@ def check_sites(plan: CachePlan) -> None:
             _check_intervals(plan, site, place)
         if site.weights is not None:
             _check_weights(plan, site, place)
+        if getattr(site, "given", None) is not None:
+            _check_given(plan, site, place)
         if site.skip == "corrected" and plan.solver != "euler":
             raise ValueError(
                 f"{place}.skip: 'corrected' is made for Euler's steps, this plan's solver is "
@@ -76,6 +78,27 @@ def _check_weights(plan: CachePlan, site: Site, place: str) -> None:
                 raise ValueError(
                     f"{place}.weights.{branch}.{step}: {len(given[str(step)])} weights, "
                     f"but {available} anchors before this step"
+                )
+
+
+def _check_given(plan: CachePlan, site: PredictionSite, place: str) -> None:
+    if plan.solver != "euler":
+        raise ValueError(
+            f"{place}.given: made for Euler's steps, this plan's solver is {plan.solver}: search a "
+            "plan for it"
+        )
+    if site.skip != "weights" or set(site.given) != set(plan.branches):
+        raise ValueError(f"{place}.given: goes with skip 'weights', and names every branch")
+    for branch, per_step in site.given.items():
+        computed = [str(step) for step in site.compute_steps[branch]]
+        for step, weights in per_step.items():
+            if step not in computed:
+                raise ValueError(f"{place}.given.{branch}: {step!r} is no compute step")
+            most = min(4, computed.index(step) + 1)
+            if not 1 <= len(weights) <= most:
+                raise ValueError(
+                    f"{place}.given.{branch}.{step}: {len(weights)} weights, expected 1 to {most}: "
+                    "of the new prediction and of anchors before it, newest first"
                 )
 
 

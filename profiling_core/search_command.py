@@ -24,6 +24,7 @@ from profiling_core.guard_command import (
 )
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile
+from profiling_core.refit_command import add_refit_option, check_refit, refit_plan
 
 if TYPE_CHECKING:
     from profiling_core.search import Budget, PlanSearch, Point
@@ -34,6 +35,7 @@ SEARCH_OPTIONS = (
     "max_bytes",
     "skips",
     "validate",
+    "refit",
     "ckpt_dir",
     "dit_weight",
     "frontier",
@@ -63,8 +65,11 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run the N best candidates on the profile's prompts and take the best of them",
     )
-    search.add_argument("--ckpt_dir", metavar="DIR", help="for --validate: the model's weights")
-    search.add_argument("--dit-weight", metavar="PATH", help="for --validate, HunyuanVideo")
+    add_refit_option(search)
+    search.add_argument(
+        "--ckpt_dir", metavar="DIR", help="for --validate and --refit: the model's weights"
+    )
+    search.add_argument("--dit-weight", metavar="PATH", help="the same, HunyuanVideo")
     search.add_argument(
         "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
     )
@@ -87,6 +92,7 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
     drawn = None if args.frontier is None else Path(args.frontier)
     if drawn is not None:
         check_frontier(drawn)
+    check_refit(args.refit)
     budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
     skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
     search = PlanSearch(profile, skips)
@@ -94,6 +100,9 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
         plan, chosen, more = search.plan(budget, args.name), search.point(budget), []
     else:
         plan, chosen, more = _validated(search, budget, args)
+    if args.refit is not None:
+        plan, refitted = refit_plan(search, chosen, plan, budget, args)
+        more += refitted
     points, count = search.frontier(), len(chosen.steps)
     if all(len(point.steps) != count for point in points):
         points += [search.point_of(skip, count) for skip in search.skips]

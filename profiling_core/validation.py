@@ -61,7 +61,7 @@ def validate(
             )
         inputs = model.inputs(run.prompt, run.seed)
         full = model.denoise(inputs).cpu()
-        _check_size(profile, tuple(full.shape[-4:]))
+        check_size(profile, tuple(full.shape[-4:]))
         for row, plan in enumerate(plans):
             errors[row, number] = latent_error(model.denoise(inputs, plan).cpu(), full)
         tell(f"run {number + 1} of {len(profile.runs)}: {run.prompt}")
@@ -104,7 +104,7 @@ def _model(tree: str, name: str) -> str:
     return "HYVideo-mini" if re.search("mini$", name) else "HYVideo-T/2-cfgdistill"
 
 
-def _check_size(profile: Profile, latent: tuple[int, ...]) -> None:
+def check_size(profile: Profile, latent: tuple[int, ...]) -> None:
     recorded = profile.recorded.latent
     if latent != recorded:
         raise ProfileError(

@@ -102,7 +102,12 @@ class HunyuanModel(TreeModel):
         return conditioning, self.pipeline.noise(shape, seed)
 
     def denoise(
-        self, inputs: tuple[Any, ...], plan: CachePlan | None = None, *, steps: int | None = None
+        self,
+        inputs: tuple[Any, ...],
+        plan: CachePlan | None = None,
+        *,
+        steps: int | None = None,
+        recorder: Any = None,
     ) -> Any:
         args = self.args
         return self.pipeline.denoise(
@@ -112,6 +117,7 @@ class HunyuanModel(TreeModel):
             embedded_guidance=args.embedded_cfg_scale,
             cfg_scale=args.cfg_scale,
             plan=plan,
+            recorder=recorder,
             progress=sys.stderr.isatty(),
         )
 

@@ -155,9 +155,14 @@ class TreeModel(ABC):
 
     @abstractmethod
     def denoise(
-        self, inputs: tuple[Any, ...], plan: CachePlan | None = None, *, steps: int | None = None
+        self,
+        inputs: tuple[Any, ...],
+        plan: CachePlan | None = None,
+        *,
+        steps: int | None = None,
+        recorder: Any = None,
     ) -> Any:
-        """A latent; `last_run` says what it took."""
+        """A latent; `last_run` says what it took. recorder: told the position, as by the tree."""
 
     @abstractmethod
     def decode(self, latent: Any) -> Any:

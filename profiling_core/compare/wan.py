@@ -95,7 +95,12 @@ class WanModel(TreeModel):
         return context, context_null, noise
 
     def denoise(
-        self, inputs: tuple[Any, ...], plan: CachePlan | None = None, *, steps: int | None = None
+        self,
+        inputs: tuple[Any, ...],
+        plan: CachePlan | None = None,
+        *,
+        steps: int | None = None,
+        recorder: Any = None,
     ) -> Any:
         args = self.args
         return self.pipeline.denoise(
@@ -105,6 +110,7 @@ class WanModel(TreeModel):
             sampling_steps=args.sample_steps if steps is None else steps,
             guide_scale=args.sample_guide_scale,
             plan=plan,
+            recorder=recorder,
             progress=sys.stderr.isatty(),
         )
 
