@@ -25,6 +25,7 @@ from torch import Tensor
 from peers import Peer, Variant
 from pipelines import Inputs, Tree
 from profiling_core.cost import speedup_flops
+from profiling_core.guard import with_compute_step
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.report.write import write_whole
@@ -84,12 +85,15 @@ class Planned(Way):
     def run(self, tree: Tree, inputs: Inputs) -> Ran:
         """ValueError when other blocks ran than the plan says."""
         latent, stats = tree.denoise(inputs, self.plan).cpu(), tree.last_run
-        if stats.block_runs != self.plan.expected.block_runs:
+        plan = self.plan
+        if stats.extra_step is not None:  # of its guard
+            plan = with_compute_step(plan, stats.extra_step)
+        if stats.block_runs != plan.expected.block_runs:
             raise ValueError(
-                f"plan {self.plan.name!r}: {stats.block_runs} block runs, "
-                f"expected {self.plan.expected.block_runs}"
+                f"plan {plan.name!r}: {stats.block_runs} block runs, "
+                f"expected {plan.expected.block_runs}"
             )
-        share = 1 / speedup_flops(self.plan)  # of these block runs, weighted by list
+        share = 1 / speedup_flops(plan)  # of these block runs, weighted by list
         return Ran(latent, share, stats.cache_peak_bytes, stats.denoise_seconds)
 
 
@@ -168,7 +172,8 @@ def measured(tree: Tree, way: Way, reference: Reference) -> dict[str, Any]:
 def plan_hash(plan: CachePlan) -> str:
     """Of what the plan does; its name and provenance do not count."""
     document = plan.model_dump(mode="json", exclude_none=True)
-    kept = {name: document[name] for name in ("steps", "sigmas", "solver", "shift", "sites")}
+    named = ("steps", "sigmas", "solver", "shift", "sites", "guard")
+    kept = {name: document[name] for name in named if name in document}
     text = json.dumps({**kept, "storage": plan.storage}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
