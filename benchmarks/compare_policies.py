@@ -12,14 +12,17 @@ from functools import cached_property, partial
 
 from calibrate import SEED, calibration_prompts
 from compare_paper import PaperPlans, all_choices
-from compare_tuning import Tuning, calibrated, tuned
+from compare_tuning import Tuning, calibrated, tell, tuned
 from compare_ways import FewerSteps, Planned, Way, plan_hash
 from packages import PACKAGES
 from peers import PEERS, Peer
 from pipelines import Inputs, Tree
 from profiling_core import importers
+from profiling_core.lockstep import Clip
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile
+from profiling_core.refit import clips_of, forms, refit, with_facts
+from profiling_core.refit_command import PASSES
 from profiling_core.search import Budget, PlanSearch, Point
 from profiling_core.segments import SKIPS
 
@@ -36,7 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "release": (PRESET,),
     "peers": tuple(peer.name for peer in PEERS),
     "packages": tuple(peer.name for peer in PACKAGES),
-    "ours": (OURS, "search validated", *(f"search {skip}" for skip in SKIPS)),
+    "ours": (OURS, "search validated", "search refit", *(f"search {skip}" for skip in SKIPS)),
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 ALL = tuple(GROUP_OF)
@@ -60,6 +63,11 @@ class Given:
         """Of the calibration prompts."""
         prompts = calibration_prompts(self.calibration)
         return [self.tree.inputs(prompt, SEED + n) for n, prompt in enumerate(prompts)]
+
+    @cached_property
+    def clips(self) -> list[Clip]:
+        """The profile's prompts, recorded in full: what a refit plays."""
+        return clips_of(self.profile, self.tree, range(self.tree.steps), tell)
 
     @property
     def block_cost(self) -> dict[str, float]:
@@ -153,6 +161,7 @@ def _peer(given: Given, build: type[Peer]) -> Callable[[float], Way]:
 def _ours(given: Given) -> Iterator[Policy]:
     yield Policy(OURS, lambda budget: _searched(given, None, budget))
     yield Policy("search validated", partial(_validated, given))
+    yield Policy("search refit", partial(_refitted, given))
     for skip in given.search.skips:
         yield Policy(f"search {skip}", partial(_searched, given, skip))
 
@@ -168,6 +177,21 @@ def _validated(given: Given, budget: float) -> Way:
     count = given.steps_at(budget)
     found = given.search.candidates(Budget(speedup=given.tree.steps / count), CANDIDATES)
     return given.tuning.best([_planned(given, point, count) for point in found], budget)
+
+
+def _refitted(given: Given, budget: float) -> Way:
+    """The best of the search's choice and its refits, from its file where it was fitted before."""
+    count = given.steps_at(budget)
+    asked = Budget(speedup=given.tree.steps / count)
+    point = given.search.point(asked)
+    start = given.search.plan_of(point, asked)
+    path = given.tuning.path(f"{count}-{plan_hash(start)}.json")
+    if not path.exists():
+        best = refit(given.clips, start, forms(given.search, point, asked)[:PASSES], tell)[0]
+        facts = {"refit": best.words, "measured_error": best.error}
+        with_facts(best.plan, f"refit-{count}", **facts).save(path)
+    plan = CachePlan.load(path)
+    return Planned(plan, f"{plan.provenance.settings['refit']}, {count} steps")
 
 
 def _planned(given: Given, point: Point, count: int) -> Way:
