@@ -12,7 +12,8 @@ On a compute step that a later reuse needs, the first block of an interval remem
 the last stores output minus input (equation 9); on a reuse step the first adds the weighted deltas
 of the plan's anchors to its input, out of place (equations 13 and 14 for a weight of 1).
 Whether a step computes follows from the plan and the told position alone: no norm, no host read,
-no collective, the same on every rank.
+no collective, the same on every rank. The one exception is the extra step of a plan's guard, off by
+default; see `drift`.
 """
 
 from __future__ import annotations

@@ -190,6 +190,26 @@ def test_a_change_of_size_starts_the_samples_anew(model: ToyWan) -> None:
     assert [d.step for d in cache.report.deviations] == []  # 4 needs 0 and 2
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("threshold", [NEVER, ALWAYS])
+def test_a_gpu_measures_the_same(model: ToyWan, threshold: float) -> None:
+    plan = planned().guarded(threshold, extra=True)
+    _, expected = run(model, plan)
+    cache = DeltaCache(plan)
+    with cache.attached(model.cuda()):
+        call = cached_call(cache, model)
+
+        def moved(step: int, branch: str, x: list, t: torch.Tensor, context: float) -> list:
+            return [o.cpu() for o in call(step, branch, [x[0].cuda()], t.cuda(), context)]
+
+        run_clip(model, plan, moved)
+    assert cache.report.extra_step == expected.report.extra_step
+    for here, there in zip(cache.report.deviations, expected.report.deviations, strict=True):
+        assert here.arrived is not None and here.host.device.type == "cpu"
+        assert here.value == pytest.approx(there.value, rel=1e-3)
+
+
 # -- the plan
 
 
