@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from made_profiles import made_profile
 from profiling_core.__main__ import main
+from profiling_core.compare.model import Asked
 from profiling_core.delta_cache import DeltaCache
 from profiling_core.lockstep import Clip, Weights
 from profiling_core.plan import CachePlan, PlanError
@@ -228,6 +230,35 @@ def test_a_number_of_passes_that_is_none_is_one_line(tmp_path: Path, capsys) -> 
     command = ["plan", "--profile", str(path), "-o", str(tmp_path / "a.json"), "--speedup", "2"]
     assert main([*command, "--refit", "0"]) == 2
     assert "--refit 0: expected at least 1 pass" in capsys.readouterr().err
+
+
+def test_the_command_measures_before_and_after_and_says_so_in_the_plan(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    profile, out = small(), tmp_path / "a.json"
+    profile.save(tmp_path / "a.profile")
+
+    class Loaded(MadeModel):
+        def __init__(self, asked: Asked, prompt: str) -> None:
+            super().__init__(profile)
+            assert (asked.model, asked.steps, prompt) == ("HYVideo-mini", 16, "prompt 0 of 0")
+
+        at_work = staticmethod(nullcontext)
+
+        def load(self) -> None:
+            pass
+
+    monkeypatch.setattr("profiling_core.compare.command.tree_class", lambda tree: Loaded)
+    command = ["plan", "--profile", str(tmp_path / "a.profile"), "-o", str(out), "--speedup", "2"]
+    assert main([*command, "--refit", "3", "--name", "mine"]) == 0
+    said, plan = capsys.readouterr(), CachePlan.load(out)
+    settings = plan.provenance.settings
+    assert plan.name == "mine" and settings["refit_passes"] == 3
+    assert settings["measured_error"] <= settings["measured_error_before"]
+    assert said.err.count("full run ") == 3 and said.err.count("pass ") == 3
+    before = said.out.index("measured  worst run  plan")
+    assert f"{settings['measured_error']:.4f}" in said.out[before:]
+    assert "as searched" in said.out and "predicted before the refit" in said.out
 
 
 # -- what the plan's file says of it
