@@ -47,7 +47,7 @@ def quality_table(groups: Groups) -> str:
         cells.append(f"{fmean(row['ssim'] for row in of):.4f}")
         lines.append([*cells, _error(_measured(of)), *guesses, str(len(of))])
     header = ["tree", "setting", "policy", "ideal", "skip", "PSNR dB (worst)", "SSIM"]
-    return _markdown([*header, "latent error", "predicted", "predicted there", "n"], lines)
+    return markdown([*header, "latent error", "predicted", "predicted there", "n"], lines)
 
 
 def loss_table(groups: Groups) -> str:
@@ -72,7 +72,7 @@ def loss_table(groups: Groups) -> str:
             measured += f" +-{stdev(lost) / sqrt(len(lost)):.1f}"
         lines.append([tree, setting, policy, f"{guess:.1f}", measured, str(len(lost))])
     header = ["tree", "setting", "plan", "predicted loss dB", "measured loss dB", "n"]
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def prediction_lines(groups: Groups) -> list[str]:
@@ -111,7 +111,7 @@ def prompt_table(groups: Groups) -> str:
                 cells += [f"{fmean(row['latent_error'] for row in own):.4f}", str(len(own))]
                 lines.append(cells)
     header = ["tree", "plan", "on prompts", "ideal", "PSNR dB (worst)", "latent error", "n"]
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def _measured(rows: list[Row]) -> float:
@@ -127,6 +127,7 @@ def _error(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
     rule = ["---"] * len(header)
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
