@@ -24,7 +24,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -203,10 +203,19 @@ def summary(rows: list[Row]) -> str:
             means = [mean(values[p] for p in of) for values in psnr.values()]
             least = [min(values[p] for p in of) for values in psnr.values()]
             cells = [f"{m:.2f} ({w:.2f})" for m, w in zip(means, least, strict=True)]
-            lines.append([tree, f"{asked:g}x", group, str(len(of)), *cells])
+            gains = [_gain(psnr[policy], psnr["plan"], of) for policy in ("guard", "planned")]
+            lines.append([tree, f"{asked:g}x", group, str(len(of)), *cells, *gains])
         lines.append([tree, f"{asked:g}x", "rank correlation, share and PSNR", _rank(own)])
     header = ["tree", "asked", "prompts", "n", "plan", "guard", "one more planned"]
+    header += ["guard - plan", "one more - plan"]
     return table(header, [line + [""] * (len(header) - len(line)) for line in lines])
+
+
+def _gain(one: dict[str, float], other: dict[str, float], prompts: list[str]) -> str:
+    """Mean paired difference and its standard error."""
+    gains = [one[p] - other[p] for p in prompts]
+    error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+    return f"{mean(gains):+.2f} +-{error:.2f}"
 
 
 def _rank(rows: list[Row]) -> str:
