@@ -43,7 +43,7 @@ def quality_table(groups: Groups) -> str:
         psnr = [row["psnr_frames"] for row in of]
         guesses = [_error(of[0][name]) for name in ("predicted", "predicted_recorded")]
         cells = [tree, setting, policy, f"{of[0]['speedup']:.2f}x", of[0]["skip"] or "-"]
-        cells.append(f"{fmean(psnr):.1f} +-{pstdev(psnr):.1f} ({min(psnr):.1f})")
+        cells.append(_spread(psnr))
         cells.append(f"{fmean(row['ssim'] for row in of):.4f}")
         lines.append([*cells, _error(_measured(of)), *guesses, str(len(of))])
     header = ["tree", "setting", "policy", "ideal", "skip", "PSNR dB (worst)", "SSIM"]
@@ -55,8 +55,7 @@ def loss_table(groups: Groups) -> str:
     lines = []
     for (tree, setting, policy), of in groups.items():
         cost = len(of[0]["computed"]) if of[0]["skip"] else 0
-        near = [c for c in (cost, cost - 1, cost + 1)]
-        names = [(tree, setting, f"searched, {c} computed") for c in near]
+        names = [(tree, setting, f"searched, {cost + c} computed") for c in (0, -1, 1)]
         other = next((groups[name] for name in names if name in groups), None)
         if not policy.startswith("carried") or other is None:
             continue
@@ -107,11 +106,18 @@ def prompt_table(groups: Groups) -> str:
             if own:
                 psnr = [row["psnr_frames"] for row in own]
                 cells = [tree, policy, name, f"{of[0]['speedup']:.2f}x"]
-                cells.append(f"{fmean(psnr):.1f} +-{pstdev(psnr):.1f} ({min(psnr):.1f})")
+                cells.append(_spread(psnr))
                 cells += [f"{fmean(row['latent_error'] for row in own):.4f}", str(len(own))]
                 lines.append(cells)
     header = ["tree", "plan", "on prompts", "ideal", "PSNR dB (worst)", "latent error", "n"]
     return markdown(header, lines)
+
+
+def _spread(psnr: list[float]) -> str:
+    """Mean, standard deviation and the worst; of one clip itself."""
+    if len(psnr) == 1:
+        return f"{psnr[0]:.1f}"
+    return f"{fmean(psnr):.1f} +-{pstdev(psnr):.1f} ({min(psnr):.1f})"
 
 
 def _measured(rows: list[Row]) -> float:
