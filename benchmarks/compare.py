@@ -30,7 +30,7 @@ from calibrate import PROMPTS, SEED, calibration_prompts, profile_path
 from common import TREES, append_row, default_device, environment, quiet_log
 from compare_plot import draw
 from compare_policies import ALL, OURS, Given, Policy, chosen_names, policies_of
-from compare_table import latest, tables
+from compare_table import latest, summary, tables
 from compare_tuning import Tuning, UnreachableError, tell
 from compare_ways import Reference, References, Way, measured, weights_hash
 from miniatures.clips import held_out_prompts
@@ -115,7 +115,7 @@ def show(trees: Sequence[str], out: Path) -> str:
         raise ValueError(f"no rows of {', '.join(trees)} in {common.RESULTS / NAME}.jsonl yet")
     for path in draw(rows, out):
         tell(f"drew {path}")
-    return tables(rows)
+    return f"{summary(rows)}\n{tables(rows)}"
 
 
 def compare_tree(name: str, args: argparse.Namespace, names: Sequence[str]) -> None:

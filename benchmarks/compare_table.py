@@ -10,11 +10,20 @@ from math import log, sqrt
 from statistics import fmean, pstdev, stdev
 from typing import Any
 
-from compare_policies import ALL, GROUP_OF, OURS
+from compare_policies import ALL, GROUP_OF, GROUPS, OURS
 from profiling_core.cost import format_bytes
 
 Row = dict[str, Any]
 OTHERS = ("peers", "packages")  # groups whose best is marked
+OFF = 0.03  # a speed-up further off than this is said in a summary
+SUMMED = (
+    *GROUPS["ours"][:3],
+    *GROUPS["fewer"],
+    *GROUPS["uniform"],
+    *GROUPS["peers"],
+    *GROUPS["packages"],
+    "paper background stepwise",
+)
 HEADER = (
     "policy",
     "speed-up",
@@ -117,6 +126,51 @@ def tables(rows: Sequence[Row]) -> str:
         sections.setdefault((group.tree, group.budget), []).append(group)
     parts = [_section(*place, groups) for place, groups in sections.items()]
     return "\n".join([*parts, LEGEND])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """One Markdown table per tree: policies down, budgets across, PSNR mean (worst prompt).
+
+    Of the paper's blocks and patterns the published one, of ours those that choose the way to skip
+    themselves; policies with a speed of their own are left to `tables`.
+    """
+    found: dict[str, dict[str, dict[float, Group]]] = {}
+    for group in grouped([row for row in rows if row["budget"] is not None]):
+        if group.policy in SUMMED:
+            found.setdefault(group.tree, {}).setdefault(group.policy, {})[group.budget] = group
+    parts = [_summed(tree, policies) for tree, policies in found.items()]
+    return "\n".join(parts)
+
+
+def _summed(tree: str, policies: dict[str, dict[float, Group]]) -> str:
+    budgets = sorted({budget for groups in policies.values() for budget in groups})
+    most = max(len(group.rows) for groups in policies.values() for group in groups.values())
+    header = ["policy", *(f"{budget:g}x" for budget in budgets)]
+    lines = [f"### {tree}, {most} prompts", "", _line(header), _line(["---"] * len(header))]
+    best = {b: max(_mean(groups, b) for groups in policies.values()) for b in budgets}
+    for policy in sorted(policies, key=SUMMED.index):
+        groups = policies[policy]
+        cells = [_summed_cell(groups.get(b), b, most, best[b]) for b in budgets]
+        lines.append(
+            _line([f"**{policy}**, ours" if GROUP_OF[policy] == "ours" else policy, *cells])
+        )
+    return "\n".join([*lines, ""])
+
+
+def _mean(groups: dict[float, Group], budget: float) -> float:
+    return groups[budget].mean("psnr_frames") if budget in groups else float("-inf")
+
+
+def _summed_cell(group: Group | None, budget: float, most: int, best: float) -> str:
+    """Mean (worst); the real speed-up and the number of prompts where they are others."""
+    if group is None:
+        return "-"
+    mean = group.mean("psnr_frames")
+    text = f"{mean:.1f} ({min(group.psnr.values()):.1f})"
+    text = f"**{text}**" if mean == best else text
+    if abs(group.speedup / budget - 1) > OFF:
+        text += f" at {group.speedup:.2f}x"
+    return text if len(group.rows) == most else f"{text}, n = {len(group.rows)}"
 
 
 def _section(tree: str, budget: float, groups: Sequence[Group]) -> str:

@@ -305,6 +305,21 @@ def test_table_marks_the_best_peer_and_places_a_policy_of_its_own_speed():
     assert all(line.count("|") == 13 for line in text.splitlines() if line.startswith("|"))
 
 
+def test_summary_has_a_row_per_policy_and_says_what_is_off():
+    rows = [
+        made_up("wan", "search", b, p, v) for b in (1.5, 3.0) for p, v in (("a", 40), ("b", 50))
+    ]
+    rows += [made_up("wan", "TeaCache", 1.5, "a", 30.0), made_up("wan", "search jump", 1.5, "a", 9)]
+    rows += [made_up("wan", "release", None, "a", 20.0)]
+    rows[2]["speedup"] = rows[3]["speedup"] = 2.5
+    lines = compare_table.summary(rows).splitlines()
+    assert lines[0] == "### wan, 2 prompts"
+    assert lines[2] == "| policy | 1.5x | 3x |"
+    assert lines[4] == "| **search**, ours | **45.0 (40.0)** | **45.0 (40.0)** at 2.50x |"
+    assert lines[5] == "| TeaCache | 30.0 (30.0), n = 1 | - |"
+    assert len(lines) == 6
+
+
 def test_table_takes_the_newest_settings_and_weights():
     old = [made_up("wan", "search", 1.9, p, 1.0, settings={"plan": "old"}) for p in "abc"]
     other = [made_up("wan", "search", 1.9, "a", 2.0, weights="old")]
