@@ -78,7 +78,12 @@ def prediction_lines(groups: Groups) -> list[str]:
     """Predicted errors of all plans against measured ones, and against those of a recording."""
     found = []
     for tree in dict.fromkeys(key[0] for key in groups):
-        of = [rows for key, rows in groups.items() if key[0] == tree and rows[0]["predicted"]]
+        plans = {  # two policies may have come to the same one
+            (key[1], str(rows[0]["computed"]), rows[0]["skip"]): rows
+            for key, rows in groups.items()
+            if key[0] == tree and rows[0]["predicted"]
+        }
+        of = list(plans.values())
         guess, there = (
             np.array([rows[0][name] for rows in of]) for name in ("predicted", "predicted_recorded")
         )
