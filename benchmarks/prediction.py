@@ -88,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def errors(args: argparse.Namespace) -> None:
-    """Run what is missing, then ranks of every tree and one figure of all."""
-    found = {}
+    """Run what is missing, then ranks and a figure of every tree."""
     for name in args.trees:
         tree, search = load(name)
         plans = plans_of(search)
@@ -101,14 +100,13 @@ def errors(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"no plan of {name} has rows of all {len(prompts)} prompts yet: run without --table"
             )
-        found[name] = pairs
         rows = ranks(pairs, prompts)
-        for row in () if args.table else rows:
+        for row in rows:
             facts = {"what": "ranks", "tree": name, "prompts": len(prompts), **asdict(row)}
             append_row(NAME, {**facts, **environment(default_device())})
         sys.stdout.write(f"{name}, {len(pairs)} plans, {len(prompts)} prompts\n{shown(rows)}\n")
-    for path in draw(found, args.out):
-        tell(f"drew {path}")
+        for path in draw(name, pairs, args.out):
+            tell(f"drew {path}")
 
 
 def shown(rows: Sequence[Ranks]) -> str:
@@ -117,7 +115,8 @@ def shown(rows: Sequence[Ranks]) -> str:
         [
             row.group,
             str(row.count),
-            *(f"{value:.3f}" for value in (row.overall, row.calibration, row.held_out)),
+            f"{row.overall:.3f}",
+            *("-" if mean is None else f"{mean:.3f}" for mean in (row.calibration, row.held_out)),
             f"{row.ratio:.2f}",
         ]
         for row in rows

@@ -148,8 +148,8 @@ class Ranks:
     count: int
     overall: float  # quantiles over prompts and runs
     ratio: float
-    calibration: float  # mean over prompts of the correlation over plans
-    held_out: float
+    calibration: float | None  # mean over prompts of the correlation over plans
+    held_out: float | None
 
 
 def ranks(pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> list[Ranks]:
@@ -176,7 +176,7 @@ def _ranks(group: str, pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> Rank
     for prompt in prompts:
         both = np.array([pair.by_seed[prompt.seed] for pair in pairs])
         by_label[prompt.label].append(spearman(both[:, 0], both[:, 1]))
-    means = [float(np.mean(found)) if found else float("nan") for found in by_label.values()]
+    means = [float(np.mean(found)) if found else None for found in by_label.values()]
     ratio = float(np.median(measured / predicted))
     return Ranks(group, len(pairs), spearman(predicted, measured), ratio, *means)
 

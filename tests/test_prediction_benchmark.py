@@ -130,7 +130,7 @@ def test_errors_are_measured_once_and_ranked(told, tmp_path, capsys) -> None:
     assert everything["group"] == "all" and everything["overall"] == pytest.approx(1)
     assert everything["ratio"] == pytest.approx(2, rel=1e-3)
     assert everything["held_out"] == pytest.approx(1)
-    for name in ("prediction.png", "prediction.svg"):
+    for name in ("prediction_hunyuan.png", "prediction_hunyuan.svg"):
         assert (tmp_path / "out" / name).stat().st_size > 10_000
     calls = told.calls
     assert prediction.main([*arguments, "--table"]) == 0
