@@ -1,9 +1,10 @@
 """What a closed-loop refit of forecast weights is worth, on held-out prompts of the miniatures.
 
-At every budget: the search's choice, its forecasts `linear` and `weights` (fitted on full runs),
-and refits of 2 and 3 anchors along the cached runs of the six calibration prompts, one pass each;
-with Euler also a refit whose correction is left out. Every plan runs on the held-out prompts, in
-fp32. Plans go to out/refit, rows to results/refit.jsonl; what is there is not made again:
+At every budget: the search's choice, the way to skip that its solver has alone (`corrected` for
+Euler, `jump` for UniPC), its forecasts `linear` and `weights` (fitted on full runs), and refits of
+2 and 3 anchors along the cached runs of the six calibration prompts, one pass each; with Euler also
+a refit whose correction is left out. Every plan runs on the held-out prompts, in fp32. Plans go to
+out/refit, rows to results/refit.jsonl; what is there is not made again:
 
     python benchmarks/refit.py --threads 1 --prompts 8
     python benchmarks/refit.py --table --prompts 8
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
@@ -27,7 +29,7 @@ import torch
 import common
 from calibrate import profile_path
 from common import TREES, append_row, default_device, environment, quiet_log, table
-from compare_ways import Planned, References, measured, plan_hash, weights_hash
+from compare_ways import Planned, Reference, References, measured, plan_hash, weights_hash
 from miniatures.clips import held_out_prompts
 from pipelines import BUILD, Tree
 from profiling_core.lockstep import Clip
@@ -41,6 +43,8 @@ HELD_OUT_SEED = 100  # of the first held-out prompt's noise, as in compare.py
 NAME = "refit"
 POLICIES = (
     "search",
+    "corrected",
+    "jump",
     "linear",
     "weights, open loop",
     "refit, 2 anchors",
@@ -67,8 +71,10 @@ class Refits:
         asked = Budget(speedup=self.tree.steps / count)
         best = search.point(asked)
         yield "search", search.plan_of(best, asked)
-        for name, skip in (("linear", "linear"), ("weights, open loop", "weights")):
-            yield name, search.plan_of(search.point_of(skip, count), asked)
+        for skip in ("corrected", "jump", "linear", "weights"):
+            if skip in search.skips:
+                name = "weights, open loop" if skip == "weights" else skip
+                yield name, search.plan_of(search.point_of(skip, count), asked)
         for name, form in self.forms(best, asked).items():
             yield name, self.refitted(name, form, count)
 
@@ -109,29 +115,36 @@ def run_tree(name: str, args: argparse.Namespace) -> None:
     weights = weights_hash(tree)
     refits = Refits(tree, args.out / f"{name}-{weights}")
     references = References(tree, args.references / f"{name}-{weights}")
-    known = {key_of(row) for row in load_rows()}
-    found = {"precision": "fp32", **environment(default_device())}
-    for budget in args.budgets:
+    known = {key: row for row in load_rows() for key in (key_of(row), key_of(row, policy=False))}
+    for budget, number in product(args.budgets, range(args.prompts)):
+        prompt, seed = held_out_prompts(args.prompts)[number], HELD_OUT_SEED + number
         for policy, plan in refits.plans(budget):
-            for number, prompt in enumerate(held_out_prompts(args.prompts)):
-                seed = HELD_OUT_SEED + number
-                row = {"tree": name, "weights": weights, "prompt": prompt, "seed": seed}
-                row |= {"policy": policy, "budget": budget, "plan": plan_hash(plan)}
-                if key_of(row) in known:
-                    continue
+            row = {"tree": name, "weights": weights, "prompt": prompt, "seed": seed}
+            row |= {"policy": policy, "budget": budget, "plan": plan_hash(plan)}
+            if key_of(row) in known:
+                continue
+            if key_of(row, policy=False) not in known:  # no policy has had this plan yet
                 reference = references.get("held-out", seed, prompt, seed)
-                facts = {
-                    "skip": plan.prediction.skip,
-                    "calibration_error": plan.provenance.settings.get("measured_error"),
-                }
-                row |= {**facts, **measured(tree, Planned(plan), reference), **found}
-                append_row(NAME, row)
-                tell(f"{name} {budget:g}x {policy} {number + 1}: {row['psnr_frames']:.1f} dB")
+                known[key_of(row, policy=False)] = figures(tree, plan, reference)
+            row = {**known[key_of(row, policy=False)], **row}
+            append_row(NAME, row)
+            known[key_of(row)] = row
+            tell(f"{name} {budget:g}x {policy} {number + 1}: {row['psnr_frames']:.1f} dB")
 
 
-def key_of(row: dict[str, Any]) -> str:
+def figures(tree: Tree, plan: CachePlan, reference: Reference) -> dict[str, Any]:
+    """What a row says of one run."""
+    facts = {
+        "skip": plan.prediction.skip,
+        "calibration_error": plan.provenance.settings.get("measured_error"),
+        "precision": "fp32",
+    }
+    return {**facts, **measured(tree, Planned(plan), reference), **environment(default_device())}
+
+
+def key_of(row: dict[str, Any], *, policy: bool = True) -> str:
     """What a row is of."""
-    names = ("tree", "weights", "prompt", "seed", "policy", "budget", "plan")
+    names = ["tree", "weights", "prompt", "seed", "plan"] + ["policy", "budget"] * policy
     return json.dumps([row[name] for name in names])
 
 
