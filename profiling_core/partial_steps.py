@@ -12,15 +12,16 @@ forecast, linear in sigma, from the last two whole steps. The parts:
 What a partial step s leaves, with the whole steps i and j before it, v the guided prediction, f its
 linear forecast (3) and Delta_b the delta of block b:
 
-    (9)  d = phi (f_s - v_s),  phi^2 = |sum over b in the part of (Delta_b,j - Delta_b,s)|^2
+    (10) d = phi (f_s - v_s),  phi^2 = |sum over b in the part of (Delta_b,j - Delta_b,s)|^2
                                      / |sum over all b of (Delta_b,j - Delta_b,s)|^2
          d = (1 - guidance) (f^u_s - u_s) for uncond, u being its own prediction
-    (10) (sigma_n - sigma_s) d S_n^EASE, n being the next visited step, is added to (6)
+    (11) (sigma_n - sigma_s) d S_n^EASE, n being the next visited step
 
-phi comes from the profile's products of block deltas, a mean over runs and branches; sums of
-different lists are taken as orthogonal. (9) supposes that an error in a part of the deltas turns
-into an error of the prediction as one in all of them does, and that a partial step's own prediction
-serves as an anchor as well as a whole one: `plan --validate` runs what the search makes of it.
+(11) joins the vectors of the segments in (9) of step_search, as one that ends at n. phi comes from
+the profile's products of block deltas, a mean over runs and branches; sums of different lists are
+taken as orthogonal. (10) supposes that an error in a part of the deltas turns into an error of the
+prediction as one in all of them does, and that a partial step's own prediction serves as an anchor
+as well as a whole one: `plan --validate` runs what the search makes of it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from profiling_core.checked import PlanError
 from profiling_core.models import consecutive
 from profiling_core.paths import Paths
 from profiling_core.profile import Profile
-from profiling_core.step_search import QUANTILE, StepSearch, scores
+from profiling_core.step_search import QUANTILE, StepSearch, aligned, scores
 
 MOST_MORE = 12  # steps that are visited beyond those of a plan without partial steps
 
@@ -140,13 +141,14 @@ class PartialSearch:
     def errors(
         self, search: StepSearch, steps: tuple[int, ...], partial: tuple[int, ...]
     ) -> np.ndarray:
-        """(6) with (10): lengths of all runs, (R,)."""
-        base = search._total(steps)
-        more = sum(self._added(steps, partial, step) for step in partial)
-        if np.ndim(more) == 0:
-            return np.linalg.norm(base, axis=-1)
-        base = np.pad(base, ((0, 0), (0, more.shape[-1] - base.shape[-1])))
-        return np.linalg.norm(base + more, axis=-1)
+        """(9) of step_search with (11): (R,)."""
+        vectors, ends = search.segments(steps)
+        if not partial:
+            return aligned(vectors, ends, self.paths.steps)
+        more = np.stack([self._added(steps, partial, step) for step in partial])
+        vectors = np.pad(vectors, ((0, 0), (0, 0), (0, more.shape[-1] - vectors.shape[-1])))
+        after = [self._next(steps, step) for step in partial]
+        return aligned(np.concatenate([vectors, more]), np.append(ends, after), self.paths.steps)
 
     # -- parts
 
@@ -178,16 +180,19 @@ class PartialSearch:
         return not set(near) & set(partial)
 
     def _added(self, steps: tuple[int, ...], partial: tuple[int, ...], step: int) -> np.ndarray:
-        """(10) of one partial step: (R, D) or wider."""
+        """(11) of one partial step: (R, D) or wider."""
         whole = [s for s in steps if s < step and s not in partial]
         i, j = whole[-2:]
-        later = [s for s in steps if s > step]
-        n = later[0] if later else self.paths.steps
+        n = self._next(steps, step)
         width = self.paths.levels.sigma[n] - self.paths.levels.sigma[step]
         return width * self._left(i, j, step) * self._weights[n][:, None]
 
+    def _next(self, steps: tuple[int, ...], step: int) -> int:
+        """The next visited step, the run's end after the last."""
+        return min((s for s in steps if s > step), default=self.paths.steps)
+
     def _left(self, i: int, j: int, s: int) -> np.ndarray:
-        """d of (9)."""
+        """d of (10)."""
         new, old = forecast_factors(self.paths.levels.sigma, i, j, s)
         if self.part.name == "uncond":
             u, factor = self._uncond

@@ -165,7 +165,7 @@ class PlanSearch:
         return self._evaluated(plan).error
 
     def predicted_errors(self, plan: CachePlan) -> np.ndarray:
-        """(6) of step_search for a plan of the prediction site on the profile's own grid: (R,)."""
+        """(9) of step_search for a plan of the prediction site on the profile's own grid: (R,)."""
         return self._evaluated(plan).errors
 
     # -- parts

@@ -70,7 +70,7 @@ def test_a_partial_step_follows_two_whole_ones(profiles) -> None:
 
 
 def test_leaving_all_blocks_out_leaves_what_the_forecast_leaves(profiles) -> None:
-    """(9) with phi = 1, and (10) by hand."""
+    """(10) with phi = 1, and (11) by hand."""
     search, partial = partial_search(profiles[HUNYUAN], "front")
     every = {"double_blocks": tuple(range(4)), "single_blocks": tuple(range(10))}
     object.__setattr__(partial.part, "blocks", every)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from profiling_core.segments import Table
-from profiling_core.step_search import EASE, POWER, STARTS, StepSearch, scores
+from profiling_core.step_search import ALIGNED, EASE, POWER, STARTS, StepSearch, scores
 
 STEPS, RUNS, WIDTH = 8, 3, 4
 
@@ -41,18 +41,35 @@ def segments(plan: tuple[int, ...]) -> list[tuple[int, int, int]]:
     return list(zip(before, plan, after, strict=True))
 
 
+def vectors(table: Table, weight: np.ndarray, plan: tuple[int, ...]) -> list[np.ndarray]:
+    return [table.errors[table.row_of[s]] * weight[s[2]][:, None] ** EASE for s in segments(plan)]
+
+
 def by_hand(table: Table, weight: np.ndarray, plan: tuple[int, ...]) -> np.ndarray:
-    vectors = [
-        table.errors[table.row_of[s]] * weight[s[2]][:, None] ** EASE for s in segments(plan)
-    ]
-    return np.linalg.norm(np.sum(vectors, axis=0), axis=-1)
+    return np.linalg.norm(np.sum(vectors(table, weight, plan), axis=0), axis=-1)
 
 
-def test_a_plans_error_is_the_sum_of_its_segments_vectors() -> None:
+def test_a_plans_score_is_of_the_sum_of_its_segments_vectors() -> None:
     table, weight = made_table(), sensitivity()
     search = StepSearch(table, weight)
     for plan in plans(4)[::5]:
-        assert np.allclose(search.evaluate(plan).errors, by_hand(table, weight, plan), rtol=1e-5)
+        expected = scores(by_hand(table, weight, plan)[None])[0]
+        assert search.evaluate(plan).score == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_told_lets_far_segments_cancel_less() -> None:
+    """(9), pair by pair."""
+    table, weight = made_table(), sensitivity()
+    search = StepSearch(table, weight)
+    for plan in plans(4)[::5]:
+        ends = [end for _, _, end in segments(plan)]
+        own = list(zip(ends, vectors(table, weight, plan), strict=True))
+        squares = sum(
+            np.exp(-(((n - m) / (ALIGNED * STEPS)) ** 2) / 2) * (one * other).sum(axis=-1)
+            for n, one in own
+            for m, other in own
+        )
+        assert np.allclose(search.evaluate(plan).errors, np.sqrt(squares), rtol=1e-5)
 
 
 def test_a_score_lies_between_the_mean_run_and_a_bad_one() -> None:
@@ -84,7 +101,8 @@ def test_no_single_exchange_lowers_the_score_of_what_is_found(count: int) -> Non
     table, weight = made_table(2, lone=30.0), sensitivity()
     search = StepSearch(table, weight)
     found = search.best(count)
-    assert np.allclose(found.errors, by_hand(table, weight, found.steps), rtol=1e-5)
+    expected = scores(by_hand(table, weight, found.steps)[None])[0]
+    assert found.score == pytest.approx(expected, rel=1e-5)
     assert all(found.score <= search.evaluate(s).score + 1e-9 for s in search.starts(count))
     for plan in plans(count):
         if len(set(plan) & set(found.steps)) == count - 1:
