@@ -34,13 +34,14 @@ SEARCH_OPTIONS = (
     "max_error",
     "max_bytes",
     "skips",
+    "parts",
     "validate",
     "refit",
     "ckpt_dir",
     "dit_weight",
     "frontier",
-    *GRID_OPTIONS,
     *GUARD_OPTIONS,
+    *GRID_OPTIONS,
 )
 
 
@@ -60,6 +61,12 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
         help="ways to skip, of hold,linear,weights,corrected,jump (default: all)",
     )
     search.add_argument(
+        "--parts",
+        metavar="LIST",
+        help="parts of the model that may be left out at some computed steps, of uncond, "
+        "background, front, back and the names of block lists; or all (default: none)",
+    )
+    search.add_argument(
         "--validate",
         type=int,
         metavar="N",
@@ -73,8 +80,8 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
     )
-    add_grid_options(one)
     add_guard_options(one)
+    add_grid_options(one)
 
 
 def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
@@ -95,7 +102,7 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
     check_refit(args.refit)
     budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
     skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
-    search = PlanSearch(profile, skips)
+    search = PlanSearch(profile, skips, _parts(profile, args))
     if args.validate is None:
         plan, chosen, more = search.plan(budget, args.name), search.point(budget), []
     else:
@@ -103,11 +110,10 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
     if args.refit is not None:
         plan, refitted = refit_plan(search, chosen, plan, budget, args)
         more += refitted
-    points, count = search.frontier(), len(chosen.steps)
-    if all(len(point.steps) != count for point in points):
-        points += [search.point_of(skip, count) for skip in search.skips]
-    same = (chosen.skip, count)
-    points = [chosen if (p.skip, len(p.steps)) == same else p for p in points]
+    points = _around(search, chosen)
+    if chosen.part is not None:
+        more.append(f"{chosen.part} left out at steps {', '.join(map(str, chosen.partial))}")
+        more.append("")
     plan = guarded_plan(profile, plan, args)
     more += guard_lines(profile, plan)
     lines = [*more, *frontier_lines(points, chosen), ""]
@@ -134,16 +140,44 @@ def _validated(
     with model.at_work():
         model.load()
         found = validate(profile, plans, model, lambda line: sys.stderr.write(f"{line}\n"))
-    lines = ["candidate  way to skip  predicted  measured  worst run"]
+    width = max(len("way to skip"), *(len(point.words) for point in points))
+    lines = [f"candidate  {'way to skip':<{width}}  predicted  measured  worst run"]
     for one in found:
         number = int(one.plan.name.removeprefix("candidate "))
         lines.append(
-            f"{number:>9}  {points[number].skip:<11}  {points[number].error:>9.4f}  "
+            f"{number:>9}  {points[number].words:<{width}}  {points[number].error:>9.4f}  "
             f"{one.error:>8.4f}  {one.errors.max():>9.4f}"
         )
     best = points[int(found[0].plan.name.removeprefix("candidate "))]
     facts = {"validated": len(points), "measured_error": found[0].error}
     return search.plan_of(best, budget, args.name, **facts), best, [*lines, ""]
+
+
+def _around(search: PlanSearch, chosen: Point) -> list[Point]:
+    """The frontier, with the chosen point's own row where it has no partial steps."""
+    points, count = search.frontier(), len(chosen.steps)
+    if chosen.part is not None:
+        return points
+    if all(len(point.steps) != count for point in points):
+        points += [search.point_of(skip, count) for skip in search.skips]
+    same = (chosen.skip, count)
+    return [chosen if (p.skip, len(p.steps)) == same else p for p in points]
+
+
+def _parts(profile: Profile, args: argparse.Namespace) -> tuple[str, ...]:
+    """Names of --parts; PlanError beside a budget of bytes, which deltas would break."""
+    from profiling_core.partial_steps import parts_of
+
+    if args.parts is None:
+        return ()
+    if args.max_bytes is not None:
+        raise PlanError(
+            f"--parts {args.parts}: their deltas are larger than predictions and are not searched "
+            "within --max-bytes: leave one of the two out"
+        )
+    if args.parts == "all":
+        return tuple(parts_of(profile))
+    return tuple(dict.fromkeys(name.strip() for name in args.parts.split(",")))
 
 
 def bytes_of(text: str | None) -> int | None:
