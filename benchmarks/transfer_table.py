@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common import TREES
 from profiling_core.step_search import QUANTILE
 
 Row = dict[str, Any]
@@ -16,7 +17,7 @@ Groups = dict[tuple[str, str, str], list[Row]]  # by tree, setting and policy
 
 def tables(rows: list[Row]) -> str:
     """Of every part that has rows."""
-    found = []
+    found, rows = [], sorted(rows, key=lambda row: TREES.index(row["tree"]))
     settings = grouped(rows, "settings")
     if settings:
         found += [quality_table(settings), loss_table(settings), *prediction_lines(settings)]

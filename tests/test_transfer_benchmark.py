@@ -35,8 +35,9 @@ def row(policy: str, prompt: str, psnr: float, **more: object) -> dict:
 ROWS = [
     row("carried, speed kept", "a", 40.0, predicted=0.02),
     row("carried, speed kept", "b", 42.0, predicted=0.02),
-    row("searched, 3 computed", "a", 43.0),
-    row("searched, 3 computed", "b", 47.0),
+    row("searched, 3 computed", "a", 43.0, computed=[0, 1, 4]),
+    row("searched, 3 computed", "b", 47.0, computed=[0, 1, 4]),
+    row("searched, recorded there, 3 computed", "a", 43.0, computed=[0, 1, 4]),  # the same plan
     row("3 plain steps", "a", 35.0, skip=None, computed=3, predicted=None),
 ]
 
