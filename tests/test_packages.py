@@ -54,7 +54,7 @@ class Bench(NamedTuple):
 @pytest.fixture(scope="module")
 def benches(checkpoint: Path, hunyuan_checkpoint: Path) -> dict[str, Bench]:
     wan, hunyuan = tiny_configs(checkpoint, hunyuan_checkpoint, STEPS)
-    trees = (WanTree(CPU, wan), HunyuanTree(CPU, hunyuan))
+    trees = (WanTree(CPU, wan, fp32=True), HunyuanTree(CPU, hunyuan, fp32=True))
     inputs = [tree.inputs(PROMPT, 3) for tree in trees]
     return {t.name: Bench(t, i, t.denoise(i)) for t, i in zip(trees, inputs, strict=True)}
 

@@ -68,7 +68,7 @@ def bench_of(tree: Tree) -> Bench:
 @pytest.fixture(scope="module")
 def benches(checkpoint: Path, hunyuan_checkpoint: Path) -> dict[str, Bench]:
     wan, hunyuan = tiny_configs(checkpoint, hunyuan_checkpoint, STEPS)
-    trees = (WanTree(CPU, wan), HunyuanTree(CPU, hunyuan))
+    trees = (WanTree(CPU, wan, fp32=True), HunyuanTree(CPU, hunyuan, fp32=True))
     return {tree.name: bench_of(tree) for tree in trees}
 
 
@@ -459,7 +459,7 @@ def test_loop_of_another_length_is_refused(benches):
 @pytest.mark.slow
 def test_reused_steps_stay_near_the_full_run_of_the_trained_miniature():
     """On a short grid; random weights cannot tell a useful reuse from a wrong one."""
-    tree = HunyuanTree(CPU, replace(HUNYUAN_CONFIGS["HYVideo-mini"], infer_steps=16))
+    tree = HunyuanTree(CPU, replace(HUNYUAN_CONFIGS["HYVideo-mini"], infer_steps=16), fp32=True)
     inputs = tree.inputs(tree.prompt, 100)
     full = tree.denoise(inputs)
     thresholds = {TeaCache: 0.15, MagCache: 0.035, EasyCache: 0.3, DiCache: 0.2}
