@@ -66,29 +66,37 @@ def append_row(name: str, row: dict[str, Any]) -> None:
 
 
 def alternate(
-    variants: dict[str, Callable[[], Any]], rounds: int, device: torch.device
+    variants: dict[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every variant, taken in turn: a slow moment of the machine hits all of them.
 
-    One round is run and thrown away first. The order turns around every round.
+    One round is run and thrown away first. The order turns around every round. clock: wall time,
+    or time.process_time where the whole work is the processor's and other programs run beside it.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         order = list(variants) if number % 2 else list(reversed(variants))
         for name in order:
-            taken = timed(variants[name], device)
+            taken = timed(variants[name], device, clock)
             if number:
                 seconds[name].append(taken)
     return seconds
 
 
-def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Wall seconds of one call between device synchronisations."""
+def timed(
+    call: Callable[[], Any],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of one call between device synchronisations."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     call()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronize(device: torch.device) -> None:

@@ -18,7 +18,8 @@ MAIN = (
     "release",
     *GROUPS["peers"],
     "cache-dit DBCache",
-    "diffusers FirstBlockCache",
+    "diffusers SeaCache",
+    "diffusers TaylorSeer",
 )
 # the second figure: a row of panels each, with ours and fewer steps to compare
 REST = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import log, sqrt
-from statistics import fmean, pstdev, stdev
+from statistics import fmean, mode, pstdev, stdev
 from typing import Any
 
 from compare_policies import ALL, GROUP_OF, GROUPS, OURS
@@ -34,7 +34,6 @@ HEADER = (
     "latent error",
     "motion",
     "flicker",
-    "wall",
     "bytes",
     "n",
 )
@@ -144,7 +143,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def _summed(tree: str, policies: dict[str, dict[float, Group]]) -> str:
     budgets = sorted({budget for groups in policies.values() for budget in groups})
-    most = max(len(group.rows) for groups in policies.values() for group in groups.values())
+    most = mode(len(group.rows) for groups in policies.values() for group in groups.values())
     header = ["policy", *(f"{budget:g}x" for budget in budgets)]
     lines = [f"### {tree}, {most} prompts", "", _line(header), _line(["---"] * len(header))]
     best = {b: max(_mean(groups, b) for groups in policies.values()) for b in budgets}
@@ -184,7 +183,6 @@ def _section(tree: str, budget: float, groups: Sequence[Group]) -> str:
 def _cells(group: Group, ours: Group | None, best: bool) -> list[str]:
     psnr = list(group.psnr.values())
     name = f"**{group.policy}** (best peer)" if best else group.policy
-    ratios = [row["full_seconds"] / row["seconds"] for row in group.rows]
     return [
         name + (", own speed" if group.rows[0]["budget"] is None else ""),
         f"{group.speedup:.2f}x",
@@ -195,7 +193,6 @@ def _cells(group: Group, ours: Group | None, best: bool) -> list[str]:
         f"{group.mean('latent_error'):.4f}",
         f"{group.mean('motion'):.3f}",
         f"{group.mean('flicker'):.3f}",
-        f"{fmean(ratios):.2f}x",
         format_bytes(max(row["bytes_held"] for row in group.rows)),
         str(len(group.rows)),
     ]
@@ -226,6 +223,7 @@ LEGEND = f"""\
 Speed-up: full over spent FLOPs of the blocks, both guidance branches. PSNR: mean over frames
 against the full run of the same prompt and noise; mean ± standard deviation over prompts (worst
 prompt). Ours is `{OURS}`; the difference is taken prompt by prompt, mean ± standard error. Latent
-error: relative L2. Motion, flicker: ratios to the full run. Wall: full over own seconds of the
-denoising loop. Bytes: the most held between two model calls. n: prompts.
+error: relative L2. Motion, flicker: ratios to the full run. Bytes: the most held between two model
+calls. n: prompts. The rows also hold seconds, which say nothing where other work came and went
+beside the run: `prediction.py --parts speed` and `demo.py` time side by side.
 """

@@ -1,7 +1,8 @@
 """What recording a profile costs: seconds and memory over a plain run, with and without attention.
 
 Both miniatures through their pipelines (whole denoising loops and the making of the arrays), and
-models of middle size for a few calls. Rows go to results/recording.jsonl.
+models of middle size for a few calls. On a CPU the seconds are the processor's, which other work
+beside the run changes little. Rows go to results/recording.jsonl.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,12 +57,14 @@ def main() -> int:
     lines = []
     for name in args.benches:
         variants = BENCHES[name](device)
-        seconds = alternate(variants, args.rounds, device)
+        clock = time.process_time if device.type == "cpu" else time.perf_counter
+        seconds = alternate(variants, args.rounds, device, clock)
         memory = {variant: memory_of(name, variant, args.threads) for variant in variants}
         for variant in variants:
             row = {
                 "subject": name,
                 "variant": variant,
+                "clock": clock.__name__,
                 "seconds": [round(value, 4) for value in seconds[variant]],
                 "over_full": round(paired_ratio(seconds[variant], seconds["full"]), 4),
                 "most_bytes": memory[variant],

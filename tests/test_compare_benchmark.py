@@ -302,7 +302,7 @@ def test_table_marks_the_best_peer_and_places_a_policy_of_its_own_speed():
         "wan, 1.9x",
         "hunyuan, 1.9x",
     ]
-    assert all(line.count("|") == 13 for line in text.splitlines() if line.startswith("|"))
+    assert all(line.count("|") == 12 for line in text.splitlines() if line.startswith("|"))
 
 
 def test_summary_has_a_row_per_policy_and_says_what_is_off():
