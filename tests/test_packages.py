@@ -169,7 +169,7 @@ def test_without_a_cache_the_loop_gives_the_full_run(benches, name, kind, in_par
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [WanTree, HunyuanTree])
 def test_miniatures_run_on_diffusers_as_on_ours(build):
-    tree = build(CPU)
+    tree = build(CPU, fp32=True)
     tree.steps = 4
     inputs = tree.inputs(PROMPT, 3)
     full = tree.denoise(inputs, steps=tree.steps)
