@@ -58,6 +58,19 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def load_rows(name: str) -> list[dict[str, Any]]:
+    """All rows of results/<name>.jsonl, oldest first; ValueError names a line that is none."""
+    path, rows = RESULTS / f"{name}.jsonl", []
+    if not path.exists():
+        return rows
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: not JSON; remove the line") from None
+    return rows
+
+
 def append_row(name: str, row: dict[str, Any]) -> None:
     """Append one row to results/<name>.jsonl."""
     RESULTS.mkdir(parents=True, exist_ok=True)

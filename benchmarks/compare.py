@@ -27,7 +27,7 @@ import torch
 
 import common
 from calibrate import PROMPTS, SEED, calibration_prompts, profile_path
-from common import TREES, append_row, default_device, environment, quiet_log
+from common import TREES, append_row, default_device, environment, load_rows, quiet_log
 from compare_plot import draw
 from compare_policies import ALL, OURS, Given, Policy, chosen_names, policies_of
 from compare_table import latest, summary, tables
@@ -70,22 +70,9 @@ class Rows:
     @classmethod
     def load(cls) -> Rows:
         rows = cls()
-        for row in load_rows():
+        for row in load_rows(NAME):
             rows.add(row)
         return rows
-
-
-def load_rows() -> list[dict[str, Any]]:
-    """All rows of results/compare.jsonl, oldest first; ValueError names a line that is none."""
-    path, rows = common.RESULTS / f"{NAME}.jsonl", []
-    if not path.exists():
-        return rows
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: not JSON; remove the line") from None
-    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(trees: Sequence[str], out: Path) -> str:
     """Tables as Markdown; figures are drawn into `out`. ValueError without rows."""
-    rows = latest([row for row in load_rows() if row["tree"] in trees])
+    rows = latest([row for row in load_rows(NAME) if row["tree"] in trees])
     if not rows:
         raise ValueError(f"no rows of {', '.join(trees)} in {common.RESULTS / NAME}.jsonl yet")
     for path in draw(rows, out):

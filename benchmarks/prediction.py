@@ -232,15 +232,7 @@ def load(name: str) -> tuple[Tree, PlanSearch]:
 
 def load_rows(what: str) -> list[dict[str, Any]]:
     """Rows of one kind, oldest first; ValueError names a line that is none."""
-    path, rows = common.RESULTS / f"{NAME}.jsonl", []
-    if not path.exists():
-        return rows
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: not JSON; remove the line") from None
-    return [row for row in rows if row["what"] == what]
+    return [row for row in common.load_rows(NAME) if row["what"] == what]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from profiling_core.anchors import Anchor, forecast_prediction, tensors_of
-from profiling_core.block_walk import CACHE, attached_class, give_class_back
+from profiling_core.block_walk import in_front
 from profiling_core.plan import Branch
 from profiling_core.profile import ProfileError
 from profiling_core.recording import Recording
@@ -44,15 +44,8 @@ class Replay:
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[Replay]:
         """In front of the model's call inside the with block."""
-        if CACHE in model.__dict__:
-            raise ValueError("a cache is attached already: detach it first")
-        model.__dict__[CACHE] = self
-        model.__class__ = attached_class(type(model))
-        try:
+        with in_front(model, self):
             yield self
-        finally:
-            model.__dict__.pop(CACHE, None)
-            give_class_back(model, attached_class)
 
     def call(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer one call of the model from the recording, or by running it."""

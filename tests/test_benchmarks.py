@@ -21,6 +21,7 @@ import gpu_step
 import pipelines
 import policies
 import recording
+from gpu_toys import TOY_HUNYUAN, TOY_WAN, TOYS
 from hunyuan_toys import TINY as TINY_HUNYUAN
 from profiling_core.models import HUNYUAN, MODELS, WAN, Clip, PlannedModel
 from profiling_core.plan import CachePlan, ModelFingerprint
@@ -30,28 +31,6 @@ from subjects import random_model
 from tiny_trees import tiny_configs
 
 CPU = torch.device("cpu")
-TOY_WAN, TOY_HUNYUAN = "wan2.1-t2v-1.3B", "hunyuan-video-540p"
-TOYS = {
-    TOY_WAN: gpu_step.FullWan(
-        {"dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 12, "text_dim": 16, "text_len": 4},
-        torch.float32,
-        latent=(16, 2, 4, 4),
-    ),
-    TOY_HUNYUAN: gpu_step.FullHunyuan(
-        {
-            "hidden_size": 48,
-            "heads_num": 2,
-            "mm_double_blocks_depth": 4,
-            "mm_single_blocks_depth": 10,
-            "rope_dim_list": (8, 8, 8),
-            "text_states_dim": 32,
-            "text_states_dim_2": 24,
-            "guidance_embed": True,
-        },
-        latent=(16, 2, 4, 4),
-        text_tokens=5,
-    ),
-}
 PRESETS = {TOY_WAN: ["release", "paper", "balanced"], TOY_HUNYUAN: list(calls.PLANS)}
 
 

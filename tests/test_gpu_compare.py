@@ -11,33 +11,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import common
 import gpu_compare
 import gpu_policies
-import gpu_step
 from calls import Subject
+from gpu_toys import TOY_HUNYUAN as HUNYUAN
+from gpu_toys import TOY_WAN as WAN
+from gpu_toys import TOYS
 from profiling_core.cost import speedup_flops
 
 CPU = torch.device("cpu")
-WAN, HUNYUAN = "wan2.1-t2v-1.3B", "hunyuan-video-540p"
-TOYS = {
-    WAN: gpu_step.FullWan(
-        {"dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 12, "text_dim": 16, "text_len": 4},
-        torch.float32,
-        latent=(16, 2, 4, 4),
-    ),
-    HUNYUAN: gpu_step.FullHunyuan(
-        {
-            "hidden_size": 48,
-            "heads_num": 2,
-            "mm_double_blocks_depth": 4,
-            "mm_single_blocks_depth": 10,
-            "rope_dim_list": (8, 8, 8),
-            "text_states_dim": 32,
-            "text_states_dim_2": 24,
-            "guidance_embed": True,
-        },
-        latent=(16, 2, 4, 4),
-        text_tokens=5,
-    ),
-}
 CALLS = {WAN: 100, HUNYUAN: 50}
 PEERS = ["TeaCache", "MagCache", "EasyCache", "DiCache"]
 UNIFORM, PUBLISHED = ("uniform hold", "uniform linear"), ("paper", "release")
