@@ -37,7 +37,7 @@ from profiling_core.metrics import compare, latent_error
 from profiling_core.models import MODELS
 from profiling_core.other_grid import on_grid
 from profiling_core.plan import CachePlan
-from profiling_core.profile import RUN_ARRAYS, Profile, Settings
+from profiling_core.profile import Profile, Settings
 from profiling_core.profiler import Recorder
 from profiling_core.search import Budget, PlanSearch
 from transfer_table import tables
@@ -210,20 +210,11 @@ def run_prompt_sets(tree: Tree, profile: Profile) -> None:
     place = Place(tree, profile, Setting("prompts"))
     ways = []
     for name, runs in HALVES.items():
-        search = PlanSearch(some_runs(profile, runs))
+        search = PlanSearch(profile.of_runs(runs))
         plan = search.plan(Budget(speedup=SPEEDUP), name=name)
         ways.append(Way(f"plan of {name}", plan, None, search.predicted(plan)))
     for number, prompt in enumerate(calibration_prompts(PROMPTS)):
         one_prompt(place, ways, prompt, SEED + number, "prompts")
-
-
-def some_runs(profile: Profile, runs: tuple[int, ...]) -> Profile:
-    """The profile with these runs alone (products of block deltas stay the mean of all)."""
-    own = {
-        name: array[list(runs)] if name in RUN_ARRAYS else array
-        for name, array in profile.arrays.items()
-    }
-    return replace(profile, runs=tuple(profile.runs[run] for run in runs), arrays=own)
 
 
 def one_prompt(place: Place, ways: list[Way], prompt: str, seed: int, part: str) -> None:

@@ -36,7 +36,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -206,6 +206,14 @@ class Profile:
             else:
                 arrays[name] = array
         return replace(self, runs=self.runs + other.runs, arrays=arrays)
+
+    def of_runs(self, runs: Sequence[int]) -> Profile:
+        """These runs alone, as numbers; products of block deltas stay the mean of all."""
+        own = {
+            name: array[list(runs)] if name in RUN_ARRAYS else array
+            for name, array in self.arrays.items()
+        }
+        return replace(self, runs=tuple(self.runs[run] for run in runs), arrays=own)
 
     def check_subject(self, other: Subject) -> None:
         """ProfileError when runs of `other` cannot be added to this profile."""

@@ -105,6 +105,7 @@ class PlanSearch:
         self.skips = skips or possible
         self.parts = {name: part_named(profile, name) for name in parts}
         self.choice = cache(self._choice)
+        self._searches: dict[tuple[str, float], StepSearch] = {}
 
     def plan(self, budget: Budget, name: str | None = None) -> CachePlan:
         """The plan of `point`, named after its speed-up where no name is given."""
@@ -134,12 +135,7 @@ class PlanSearch:
         steps = len(best.steps)
         found = [best, *self._with_parts(budget, steps)]
         for skip in self._within_bytes(budget.max_bytes):
-            usual = self._search(skip)
-            choices = [self.choice(skip, steps)]
-            for ease in OTHER_EASES:
-                other = StepSearch(self._segments[skip].table, self.sensitivity.values, ease)
-                choices.append(usual.evaluate(other.best(steps).steps))
-            found += [Point(skip, c.steps, best.speedup, c.error) for c in choices]
+            found += [self.point_of(skip, steps, ease) for ease in (EASE, *OTHER_EASES)]
         most = float("inf") if budget.max_error is None else budget.max_error
         kept = [point for point in found if point.error <= most]
         distinct = {(point.skip, point.steps, point.part): point for point in kept}
@@ -228,23 +224,23 @@ class PlanSearch:
         """Compute steps that reach the speed-up."""
         return max(1, floor(self.paths.steps / speedup + 1e-9))
 
-    def point_of(self, skip: str, count: int) -> Point:
-        """The best that `count` compute steps give with one way to skip."""
-        choice = self.choice(skip, count)
+    def point_of(self, skip: str, count: int, ease: float = EASE) -> Point:
+        """The best that `count` compute steps give with one way to skip.
+
+        Another ease chooses other steps; their error is predicted in the usual way.
+        """
+        choice = self.choice(skip, count, ease)
         return Point(skip, choice.steps, self.paths.steps / count, choice.error)
 
-    def _choice(self, skip: str, count: int) -> Choice:
-        return self._search(skip).best(count)
+    def _choice(self, skip: str, count: int, ease: float = EASE) -> Choice:
+        best = self._search(skip, ease).best(count)
+        return best if ease == EASE else self._search(skip).evaluate(best.steps)
 
-    def _search(self, skip: str) -> StepSearch:
-        return self._searches[skip]
-
-    @cached_property
-    def _searches(self) -> dict[str, StepSearch]:
-        return {
-            skip: StepSearch(segments.table, self.sensitivity.values)
-            for skip, segments in self._segments.items()
-        }
+    def _search(self, skip: str, ease: float = EASE) -> StepSearch:
+        if (skip, ease) not in self._searches:
+            table = self._segments[skip].table
+            self._searches[skip, ease] = StepSearch(table, self.sensitivity.values, ease)
+        return self._searches[skip, ease]
 
     @cached_property
     def _segments(self) -> dict[str, Segments]:

@@ -19,8 +19,8 @@ from profiling_core.plan import CachePlan
 from profiling_core.presets import SPEEDUPS, STEPS
 from profiling_core.profile import Profile
 from profiling_core.published import LABEL, SCALE, changes, gram, published_ratios, step_search
-from profiling_core.search import Budget, PlanSearch, Point
-from profiling_core.segments import Segments, skips_of
+from profiling_core.search import Budget, PlanSearch
+from profiling_core.segments import skips_of
 from profiling_core.sensitivity import DEFAULT
 from profiling_core.step_search import EASE, StepSearch
 
@@ -58,20 +58,14 @@ class ProfiledPresets:
     def __init__(self, profile: Profile) -> None:
         self.skip = _skip_of(profile.recorded.solver)
         self.search = PlanSearch(profile, (self.skip,))
-        paths, sensitivity = self.search.paths, self.search.sensitivity
-        table = Segments(paths, self.skip).table
-        self.ease = EASE if sensitivity.source == DEFAULT else TRUST
-        self.usual = StepSearch(table, sensitivity.values)
-        self.trusting = StepSearch(table, sensitivity.values, self.ease)
+        self.ease = EASE if self.search.sensitivity.source == DEFAULT else TRUST
 
     def plan(self, preset: str) -> CachePlan:
         """One of SPEEDUPS."""
-        budget, steps = Budget(speedup=SPEEDUPS[preset]), self.search.paths.steps
-        count = _count(steps, preset)
-        choice = self.usual.evaluate(self.trusting.best(count).steps)
-        point = Point(self.skip, choice.steps, steps / count, choice.error)
+        budget, count = Budget(speedup=SPEEDUPS[preset]), _count(self.search.paths.steps, preset)
+        point = self.search.point_of(self.skip, count, self.ease)
         plan = self.search.plan_of(point, budget, preset, ease=self.ease)
-        return _with_error(plan, choice.error)
+        return _with_error(plan, point.error)
 
 
 def _published(planned: PlannedModel, preset: str) -> CachePlan:

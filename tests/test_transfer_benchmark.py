@@ -61,7 +61,7 @@ def test_no_rows_give_no_table():
 
 def test_some_runs_keep_their_own_arrays():
     profile = made_profile(runs=3, steps=8)
-    some = transfer.some_runs(profile, (0, 2))
+    some = profile.of_runs((0, 2))
     assert [run.prompt for run in some.runs] == ["prompt 0 of 0", "prompt 2 of 0"]
     assert np.array_equal(some.arrays["gram"], profile.arrays["gram"][[0, 2]])
     assert some.arrays["block_flops"] is profile.arrays["block_flops"]
