@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,10 +29,12 @@ from pipelines import BUILD
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile
 from profiling_core.search import Budget, PlanSearch
+from profiling_core.step_search import EASE
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)  # as in compare.py
 EASES = (0.25, 0.5, 0.75, 1.0)
-SKIPS = {"wan": ("jump",), "hunyuan": ("linear", "corrected")}  # the others lose at every speed-up
+EASED = {"wan": ("jump",), "hunyuan": ("linear", "corrected")}  # these at every ease and budget,
+OTHERS = (1.9, 3.0)  # the other ways to skip at these, with the usual ease
 CHOSEN = "least predicted"
 NAME = "left_out"
 Row = dict[str, Any]
@@ -61,7 +63,7 @@ def run_tree(name: str, out: Path) -> None:
         out_of = [(run.prompt, run.seed) for run in profile.runs].index((prompt, seed))
         others = [run for run in range(len(profile.runs)) if run != out_of]
         of_prompt = {"tree": name, "weights": weights, "prompt": prompt, "seed": seed}
-        made = list(plans(PlanSearch(profile.of_runs(others), SKIPS[name])))
+        made = list(plans(PlanSearch(profile.of_runs(others)), EASED[name]))
         missing = [(row, plan) for row, plan in made if key({**of_prompt, **row}) not in known]
         if not missing:
             continue
@@ -77,12 +79,12 @@ def run_tree(name: str, out: Path) -> None:
             )
 
 
-def plans(search: PlanSearch) -> Iterator[tuple[Row, CachePlan]]:
+def plans(search: PlanSearch, eased: Sequence[str]) -> Iterator[tuple[Row, CachePlan]]:
     """Every plan, and what its row says of it."""
     for budget in BUDGETS:
         count = round(search.paths.steps / budget)
-        for skip in search.skips:
-            for ease in EASES:
+        for skip in search.skips if budget in OTHERS else eased:
+            for ease in EASES if skip in eased else (EASE,):
                 point = search.point_of(skip, count, ease)
                 plan = search.plan_of(point, Budget(speedup=point.speedup))
                 row = {"budget": budget, "skip": skip, "ease": ease, "plan": plan_hash(plan)}
