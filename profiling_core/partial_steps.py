@@ -12,14 +12,14 @@ forecast, linear in sigma, from the last two whole steps. The parts:
 What a partial step s leaves, with the whole steps i and j before it, v the guided prediction, f its
 linear forecast (3) and Delta_b the delta of block b:
 
-    (10) d = phi (f_s - v_s),  phi^2 = |sum over b in the part of (Delta_b,j - Delta_b,s)|^2
+    (11) d = phi (f_s - v_s),  phi^2 = |sum over b in the part of (Delta_b,j - Delta_b,s)|^2
                                      / |sum over all b of (Delta_b,j - Delta_b,s)|^2
          d = (1 - guidance) (f^u_s - u_s) for uncond, u being its own prediction
-    (11) (sigma_n - sigma_s) d S_n^EASE, n being the next visited step
+    (12) (sigma_n - sigma_s) d S_n^EASE, n being the next visited step
 
-(11) joins the vectors of the segments in (9) of step_search, as one that ends at n. phi comes from
+(12) joins the vectors of the segments in (9) of step_search, as one that ends at n. phi comes from
 the profile's products of block deltas, a mean over runs and branches; sums of different lists are
-taken as orthogonal. (10) supposes that an error in a part of the deltas turns into an error of the
+taken as orthogonal. (11) supposes that an error in a part of the deltas turns into an error of the
 prediction as one in all of them does, and that a partial step's own prediction serves as an anchor
 as well as a whole one: `plan --validate` runs what the search makes of it.
 """
@@ -141,14 +141,15 @@ class PartialSearch:
     def errors(
         self, search: StepSearch, steps: tuple[int, ...], partial: tuple[int, ...]
     ) -> np.ndarray:
-        """(9) of step_search with (11): (R,)."""
+        """(10) of step_search with (12): (R,)."""
         vectors, ends = search.segments(steps)
         if not partial:
-            return aligned(vectors, ends, self.paths.steps)
+            return search.told * aligned(vectors, ends, self.paths.steps)
         more = np.stack([self._added(steps, partial, step) for step in partial])
         vectors = np.pad(vectors, ((0, 0), (0, 0), (0, more.shape[-1] - vectors.shape[-1])))
         after = [self._next(steps, step) for step in partial]
-        return aligned(np.concatenate([vectors, more]), np.append(ends, after), self.paths.steps)
+        vectors, ends = np.concatenate([vectors, more]), np.append(ends, after)
+        return search.told * aligned(vectors, ends, self.paths.steps)
 
     # -- parts
 
@@ -180,7 +181,7 @@ class PartialSearch:
         return not set(near) & set(partial)
 
     def _added(self, steps: tuple[int, ...], partial: tuple[int, ...], step: int) -> np.ndarray:
-        """(11) of one partial step: (R, D) or wider."""
+        """(12) of one partial step: (R, D) or wider."""
         whole = [s for s in steps if s < step and s not in partial]
         i, j = whole[-2:]
         n = self._next(steps, step)
@@ -192,7 +193,7 @@ class PartialSearch:
         return min((s for s in steps if s > step), default=self.paths.steps)
 
     def _left(self, i: int, j: int, s: int) -> np.ndarray:
-        """d of (10)."""
+        """d of (11)."""
         new, old = forecast_factors(self.paths.levels.sigma, i, j, s)
         if self.part.name == "uncond":
             u, factor = self._uncond

@@ -32,7 +32,7 @@ from profiling_core.plan import CachePlan, PlanError
 from profiling_core.profile import Profile
 from profiling_core.segments import SKIPS, Segments, skips_of
 from profiling_core.sensitivity import Sensitivity, sensitivity_of
-from profiling_core.step_search import EASE, Choice, StepSearch
+from profiling_core.step_search import EASE, TOLD, Choice, StepSearch
 
 SPEEDUP = 2.0
 OTHER_EASES = (1.0, 0.5, 0.25)  # for candidates: the sensitivity trusted more, and less
@@ -161,7 +161,7 @@ class PlanSearch:
         return self._evaluated(plan).error
 
     def predicted_errors(self, plan: CachePlan) -> np.ndarray:
-        """(9) of step_search for a plan of the prediction site on the profile's own grid: (R,)."""
+        """(10) of step_search for a plan of the prediction site on the profile's own grid: (R,)."""
         return self._evaluated(plan).errors
 
     # -- parts
@@ -238,8 +238,8 @@ class PlanSearch:
 
     def _search(self, skip: str, ease: float = EASE) -> StepSearch:
         if (skip, ease) not in self._searches:
-            table = self._segments[skip].table
-            self._searches[skip, ease] = StepSearch(table, self.sensitivity.values, ease)
+            table, sensitivity = self._segments[skip].table, self.sensitivity.values
+            self._searches[skip, ease] = StepSearch(table, sensitivity, ease, TOLD[skip])
         return self._searches[skip, ease]
 
     @cached_property

@@ -1,9 +1,8 @@
 """The presets that are searched: `quality`, `balanced` and `fast`, and what they are searched on.
 
 The miniatures' on the profiles that lie beside their weights, the official models' on published
-figures (`published`). A sensitivity that was measured is taken at its word (TRUST for EASE in
-step_search): in real runs such steps were the better ones at 2x and at every speed of Wan, and
-level or worse at HunyuanVideo's other speeds (docs/presets.md). Errors are predicted as usual.
+figures (`published`). A profile's presets are what `plan --speedup` finds on it, with the way to
+skip that is the solver's own.
 """
 
 from __future__ import annotations
@@ -22,13 +21,12 @@ from profiling_core.published import LABEL, SCALE, changes, gram, published_rati
 from profiling_core.search import Budget, PlanSearch
 from profiling_core.segments import skips_of
 from profiling_core.sensitivity import DEFAULT
-from profiling_core.step_search import EASE, StepSearch
+from profiling_core.step_search import StepSearch
 
 PROFILES = {  # of the models that were profiled, in a clone of the repository
     "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
     "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
 }
-TRUST = 1.0  # in place of EASE, where the sensitivity was measured
 DIGITS = 4  # of a predicted error: machines round differently
 
 
@@ -58,13 +56,12 @@ class ProfiledPresets:
     def __init__(self, profile: Profile) -> None:
         self.skip = _skip_of(profile.recorded.solver)
         self.search = PlanSearch(profile, (self.skip,))
-        self.ease = EASE if self.search.sensitivity.source == DEFAULT else TRUST
 
     def plan(self, preset: str) -> CachePlan:
         """One of SPEEDUPS."""
         budget, count = Budget(speedup=SPEEDUPS[preset]), _count(self.search.paths.steps, preset)
-        point = self.search.point_of(self.skip, count, self.ease)
-        plan = self.search.plan_of(point, budget, preset, ease=self.ease)
+        point = self.search.point_of(self.skip, count)
+        plan = self.search.plan_of(point, budget, preset)
         return _with_error(plan, point.error)
 
 

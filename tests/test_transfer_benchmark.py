@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import transfer
 from made_profiles import made_profile
 from transfer_table import grouped, loss_table, markdown, quality_table, tables
 
