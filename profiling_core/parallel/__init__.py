@@ -1,0 +1,1 @@
+"""One clip on several processes: sequence parallelism, guidance branches apart, sharded weights."""

@@ -1,0 +1,66 @@
+"""How several processes end together; no torch.
+
+torchrun ends all processes when one has failed. What is left to do here: whoever fails first says
+why, the others stay quiet, and nobody is left waiting in a collective.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+PATIENCE = 3.0  # seconds for an orderly end after SIGTERM; a blocked collective never sees it
+TURN = 1.0  # seconds that a rank leaves to rank 0, which mostly has the same to say
+ECHO = 10.0  # seconds before the loss of another rank is told: torchrun ends this one sooner
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
+EXIT_TERMINATED = 143
+
+
+def wait_for_turn(error: BaseException) -> None:
+    """Before an error is told: let the rank speak first that knows more.
+
+    Rank 0 speaks at once. Others wait, since an error that all have is told once that way: torchrun
+    ends them meanwhile. A lost connection is the echo of another rank's failure and waits longest.
+    """
+    if not _several():
+        return
+    if is_echo(error):
+        time.sleep(ECHO)
+    elif os.getenv("RANK", "0") != "0":
+        time.sleep(TURN)
+
+
+def is_echo(error: BaseException) -> bool:
+    """Does this error say that another rank is gone?"""
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process even while a collective blocks it.
+
+    Python runs a signal's handler between two of its own instructions, and a process that waits for
+    a lost rank never comes to one. The handler gets PATIENCE seconds to leave in order, as in a run
+    of one process; then the process ends.
+    """
+    if not _several():
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+
+
+def _several() -> bool:
+    """Also where the environment's number is none: that is the error to be told."""
+    return os.getenv("WORLD_SIZE", "1") != "1"
+
+
+def _watch(reader: int) -> None:
+    while (received := os.read(reader, 1)) and received[0] != signal.SIGTERM:
+        pass
+    time.sleep(PATIENCE)
+    os._exit(EXIT_TERMINATED)
