@@ -16,7 +16,7 @@ import sys
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from loguru import logger
 
@@ -41,6 +41,14 @@ from profiling_core.options import (
     pointer_to_ours,
     resolve_plan,
 )
+from profiling_core.parallel.degrees import (
+    Degrees,
+    check_heads,
+    degrees_from,
+    environment_int,
+    world_size,
+)
+from profiling_core.parallel.endings import end_on_sigterm, is_echo, wait_for_turn
 from profiling_core.plan import CachePlan, PlanError
 
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # torch's generators take 64 bits
@@ -49,6 +57,9 @@ MOST_TEXT = 100_000
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+EXIT_LOST = 1  # another process of the run
+# paths may differ between machines
+LOCAL = ("model_base", "dit_weight", "save_path", "save_path_suffix", "name_suffix", "delta_cache")
 LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
 # options whose defaults are fields of the model's configuration, by the same name
 PER_MODEL = (
@@ -160,17 +171,15 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--embedded-cfg-scale", type=float, help=usual("embedded_cfg_scale"))
     add("--use-fp8", action="store_true", help="8-bit weights, with their map file")
     add("--reproduce", action="store_true", help="deterministic algorithms where torch has them")
-    add("--ulysses-degree", type=int, default=1, help="only 1 so far")
-    add("--ring-degree", type=int, default=1, help="only 1 so far")
-
-
-def environment_int(name: str, default: int) -> int:
-    """A whole number that a launcher left in the environment."""
-    text = os.getenv(name) or str(default)
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"the environment's {name} {text!r} is no whole number") from None
+    add("--ulysses-degree", type=int, default=1, help="processes that share the heads")
+    add("--ring-degree", type=int, default=1, help="groups of these, the tokens go around between")
+    add(
+        "--cfg-size",
+        "--cfg_size",
+        type=int,
+        default=1,
+        help="2: with --cfg-scale above 1, guidance branches on processes of their own",
+    )
 
 
 def check_supported(args: argparse.Namespace) -> None:
@@ -192,22 +201,29 @@ def check_supported(args: argparse.Namespace) -> None:
             shown = "" if value is False else f" {getattr(args, name)}"
             way_out = "leave it out" if value is False else f"take {value}"
             raise InputError(f"{flag(name)}{shown}: {reason}, {way_out}")
-    for name in ("ulysses_degree", "ring_degree"):
-        if getattr(args, name) < 1:
-            raise InputError(
-                f"{flag(name)} {getattr(args, name)} is no number of processes: take 1"
-            )
-    several = {
-        f"--ulysses-degree {args.ulysses_degree}": args.ulysses_degree != 1,
-        f"--ring-degree {args.ring_degree}": args.ring_degree != 1,
-        f"WORLD_SIZE {os.getenv('WORLD_SIZE')}": environment_int("WORLD_SIZE", 1) > 1,
-    }
-    for what, given in several.items():
-        if given:
-            raise InputError(
-                f"{what}: runs of several processes are not there yet, leave it out and start one"
-            )
+    check_processes(args)
     check_seed(args)
+
+
+def degrees_of(args: argparse.Namespace) -> Degrees:
+    values = (args.ulysses_degree, args.ring_degree, args.cfg_size)
+    return degrees_from("--ulysses-degree", "--ring-degree", "--cfg-size", values)
+
+
+def check_processes(args: argparse.Namespace) -> None:
+    """ParallelError, or InputError, when the processes that were started do not fit the options."""
+    degrees_of(args)
+    if args.cfg_size > 1 and args.cfg_scale <= 1:
+        raise InputError(
+            f"--cfg-size {args.cfg_size} with --cfg-scale {args.cfg_scale}: there is one branch, "
+            "leave it out"
+        )
+    if world_size() == 1:
+        return
+    if args.use_cpu_offload:
+        raise InputError("--use-cpu-offload is for one process: leave it out")
+    if args.delta_profile is not None:
+        raise InputError("--delta_profile records in one process: start one for it")
 
 
 def flag(name: str) -> str:
@@ -322,6 +338,7 @@ def file_name(args: argparse.Namespace, seed: int) -> str:
 def sample(args: argparse.Namespace) -> None:
     """Check everything that needs no weights, then load, sample and save."""
     check_supported(args)
+    asked = {name: value for name, value in vars(args).items() if name not in LOCAL}
     fill_defaults(args, CONFIGS[args.model])
     config = settings_of(args, CONFIGS[args.model])
     check_values(args, config)
@@ -333,12 +350,20 @@ def sample(args: argparse.Namespace) -> None:
     logger.info(f"arguments: {vars(args)}")
     logger.info(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt.strip()}")
-    run(args, config, plan)
+    run(args, config, plan, asked)
     logger.info("finished")
 
 
-def run(args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None) -> None:
-    """Sample the clips and save each as it is done."""
+def run(
+    args: argparse.Namespace,
+    config: HunyuanConfig,
+    plan: CachePlan | None,
+    asked: dict[str, Any],
+) -> None:
+    """Sample the clips and save each as it is done.
+
+    asked: what all processes have to have been told alike.
+    """
     if args.reproduce:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
@@ -347,6 +372,8 @@ def run(args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None)
     from hyvideo.checks import check_plan
     from hyvideo.memory import out_of_memory_as_input_error
     from hyvideo.pipeline import HunyuanVideo
+    from profiling_core.parallel.launch import fingerprint, from_first, joined
+    from profiling_core.parallel.ranks import local_device
     from profiling_core.profiler import recorder_of
 
     sigmas = sigmas_fp32(args.infer_steps, args.flow_shift)
@@ -356,10 +383,19 @@ def run(args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None)
         plan = check_plan(plan, config, args.infer_steps, args.flow_shift)
     if args.reproduce:
         torch.use_deterministic_algorithms(True, warn_only=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_heads(degrees_of(args), config.transformer["heads_num"], "--ulysses-degree")
+    device = local_device()
     height, width = args.video_size
     what = f"model {args.model}, video-size {height} {width}, video-length {args.video_length}"
-    with out_of_memory_as_input_error(device, what):
+    files = find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
+    facts = {
+        **{flag(name): value for name, value in asked.items()},
+        "plan": plan and plan.dumps(),
+        "checkpoint": fingerprint(*files.weights),
+    }
+    alike = joined(degrees_of(args), device, facts)
+    with alike as ranks, out_of_memory_as_input_error(device, what):
+        args.seed = from_first(args.seed)
         logger.info(f"loading {args.model_base}")
         pipeline = HunyuanVideo(
             config,
@@ -367,11 +403,12 @@ def run(args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None)
             device,
             dit_weight=args.dit_weight,
             use_cpu_offload=args.use_cpu_offload,
+            ranks=ranks,
         )
         still = args.video_length == 1
         for seed in args.seed:
             logger.info(f"generating {'an image' if still else 'a video'}")
-            video = pipeline.generate(
+            videos = pipeline.generate(
                 args.prompt.strip(),
                 size=args.video_size,
                 video_length=args.video_length,
@@ -385,7 +422,10 @@ def run(args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None)
                 plan=plan,
                 recorder=recorder,
                 progress=sys.stderr is not None,
-            )[0]
+            )
+            if videos is None:  # this is not the first process
+                continue
+            video = videos[0]
             path = save_folder(args.save_path, args.save_path_suffix) / file_name(args, seed)
             logger.info(f"saving {path}")
             if still:
@@ -416,8 +456,15 @@ def main(argv: list[str] | None = None) -> int:
         init_logging()
         sample(build_parser().parse_args(argv))
     except (InputError, PlanError, OSError) as error:
+        wait_for_turn(error)
         complain(f"error: {' '.join(str(error).split())}")
         return EXIT_USER_ERROR
+    except RuntimeError as error:
+        if not is_echo(error):
+            raise
+        wait_for_turn(error)
+        complain(f"error: another process of this run is gone ({error})")
+        return EXIT_LOST
     except KeyboardInterrupt:
         complain("interrupted, no unfinished file is left")
         return EXIT_INTERRUPTED
@@ -426,4 +473,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # cleans up on the way
+    end_on_sigterm()
     sys.exit(main())

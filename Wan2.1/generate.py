@@ -6,15 +6,16 @@ own when none is given; default file names hold no `*` and nothing of a prompt t
 a file system; a video that cannot be saved is an error.
 """
 
+from __future__ import annotations
+
 import argparse
-import os
 import random
 import signal
 import sys
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from loguru import logger
 
@@ -25,17 +26,30 @@ from profiling_core.options import (
     pointer_to_ours,
     resolve_plan,
 )
+from profiling_core.parallel.degrees import (
+    Degrees,
+    check_heads,
+    degrees_from,
+    environment_int,
+    world_size,
+)
+from profiling_core.parallel.endings import end_on_sigterm, is_echo, wait_for_turn
 from profiling_core.plan import CachePlan, PlanError
-from wan.checkpoint import check_folder
+from wan.checkpoint import check_folder, checkpoint_files
 from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
 from wan.errors import InputError
 from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
 from wan.video import check_target, default_name, save_image, save_video
 
+if TYPE_CHECKING:
+    import torch
+
+LOCAL = ("ckpt_dir", "save_file", "delta_cache")  # paths may differ between machines
 LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+EXIT_LOST = 1  # another process of the run
 LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
 
 
@@ -72,11 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frame_num", type=int, help=f"4n+1; {usual('frame_num')}")
     add("--ckpt_dir", help="checkpoint folder; t2v-mini has one bundled")
     add("--offload_model", type=bool_text, help="parts not at work leave the GPU; default true")
-    add("--ulysses_size", type=int, default=1, help="only 1 so far")
-    add("--ring_size", type=int, default=1, help="only 1 so far")
-    add("--t5_fsdp", action="store_true", help="not available so far")
+    add("--ulysses_size", type=int, default=1, help="processes that share the heads")
+    add("--ring_size", type=int, default=1, help="groups of these, the tokens go around between")
+    add("--cfg_size", type=int, default=1, help="2: guidance branches on processes of their own")
+    add("--t5_fsdp", action="store_true", help="share out the text encoder's weights")
     add("--t5_cpu", action="store_true", help="keep the text encoder on the CPU")
-    add("--dit_fsdp", action="store_true", help="not available so far")
+    add("--dit_fsdp", action="store_true", help="share out the transformer's weights")
     add("--save_file", help="output path; default: a name made of task, size, prompt and time")
     add("--src_video", help="for vace tasks")
     add("--src_mask", help="for vace tasks")
@@ -98,15 +113,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def environment_int(name: str, default: int) -> int:
-    """A whole number that a launcher left in the environment."""
-    text = os.getenv(name) or str(default)
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"the environment's {name} {text!r} is no whole number") from None
-
-
 def check_supported(args: argparse.Namespace) -> None:
     """InputError for what the official command line can and this tree cannot do."""
     if args.task in ABSENT_TASKS:
@@ -118,21 +124,24 @@ def check_supported(args: argparse.Namespace) -> None:
             raise InputError(
                 f"--{name} is not available: write the longer text into --prompt yourself"
             )
-    for name in ("ulysses_size", "ring_size"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)} is no number of processes: take 1")
-    several = {
-        f"--ulysses_size {args.ulysses_size}": args.ulysses_size != 1,
-        f"--ring_size {args.ring_size}": args.ring_size != 1,
-        "--dit_fsdp": args.dit_fsdp,
-        "--t5_fsdp": args.t5_fsdp,
-        f"WORLD_SIZE {os.getenv('WORLD_SIZE')}": environment_int("WORLD_SIZE", 1) > 1,
-    }
-    for what, given in several.items():
-        if given:
+    check_processes(args)
+
+
+def degrees_of(args: argparse.Namespace) -> Degrees:
+    values = (args.ulysses_size, args.ring_size, args.cfg_size)
+    return degrees_from("--ulysses_size", "--ring_size", "--cfg_size", values)
+
+
+def check_processes(args: argparse.Namespace) -> None:
+    """ParallelError, or InputError, when the processes that were started do not fit the options."""
+    degrees_of(args)
+    for name in ("dit_fsdp", "t5_fsdp"):
+        if getattr(args, name) and world_size() == 1:
             raise InputError(
-                f"{what}: runs of several processes are not there yet, leave it out and start one"
+                f"--{name} shares out weights, but this run has one process: leave it out"
             )
+    if args.delta_profile is not None and world_size() > 1:
+        raise InputError("--delta_profile records in one process: start one for it")
 
 
 def fill_defaults(args: argparse.Namespace, config: WanConfig) -> None:
@@ -141,8 +150,8 @@ def fill_defaults(args: argparse.Namespace, config: WanConfig) -> None:
         args.size = config.default_size
         logger.info(f"size is not specified, {args.task} takes {args.size}")
     if args.offload_model is None:
-        args.offload_model = True
-        logger.info("offload_model is not specified, set to True")
+        args.offload_model = world_size() == 1
+        logger.info(f"offload_model is not specified, set to {args.offload_model}")
     if args.prompt is None:
         args.prompt = config.example_prompt
         logger.info("prompt is not specified, taking an example")
@@ -192,6 +201,7 @@ def generate(args: argparse.Namespace) -> None:
     """Check everything that needs no weights, then load, sample and save."""
     check_supported(args)
     config = CONFIGS[args.task]
+    asked = {name: value for name, value in vars(args).items() if name not in LOCAL}
     fill_defaults(args, config)
     check_values(args, config)
     check_profile_target(args)
@@ -201,30 +211,40 @@ def generate(args: argparse.Namespace) -> None:
     logger.info(f"arguments: {vars(args)}")
     logger.info(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt}")
-    run(args, config, plan)
+    run(args, config, plan, asked)
     logger.info("finished")
 
 
-def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> None:
-    """Sample one clip and save it."""
+def run(
+    args: argparse.Namespace, config: WanConfig, plan: CachePlan | None, asked: dict[str, Any]
+) -> None:
+    """Sample one clip and save it; asked: what all processes have to have been told alike."""
     # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
-    import torch
 
+    from profiling_core.parallel.launch import fingerprint, from_first, joined
+    from profiling_core.parallel.ranks import local_device
     from profiling_core.profiler import recorder_of
     from wan.checks import check_plan
     from wan.memory import out_of_memory_as_input_error
     from wan.text2video import WanT2V
+    from wan.weights import model_kwargs
 
+    degrees, folder = degrees_of(args), Path(args.ckpt_dir)
+    check_heads(degrees, model_kwargs(folder)["num_heads"], "--ulysses_size")
     grid = {"solver": args.sample_solver, "shift": args.sample_shift}
     sigmas = sigmas_fp32(args.sample_solver, args.sample_steps, args.sample_shift)
     recorder = recorder_of(args.delta_profile, config.plan_model, sigmas=sigmas, **grid)
     if plan is not None:
-        plan = check_plan(
-            plan, Path(args.ckpt_dir), args.sample_solver, args.sample_steps, args.sample_shift
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        plan = check_plan(plan, folder, args.sample_solver, args.sample_steps, args.sample_shift)
+    device = local_device()
     what = f"task {args.task}, size {args.size}, frame_num {args.frame_num}"
-    with out_of_memory_as_input_error(device, what):
+    facts = {
+        **{f"--{name}": value for name, value in asked.items()},
+        "plan": plan and plan.dumps(),
+        "checkpoint": fingerprint(*checkpoint_files(folder, config)),
+    }
+    with joined(degrees, device, facts) as ranks, out_of_memory_as_input_error(device, what):
+        seed = from_first(args.base_seed)
         logger.info(f"loading {args.ckpt_dir}")
         pipeline = WanT2V(
             config,
@@ -232,6 +252,9 @@ def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> 
             device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
+            ranks=ranks,
+            dit_fsdp=args.dit_fsdp,
+            t5_fsdp=args.t5_fsdp,
         )
         logger.info(f"generating {'an image' if config.still else 'a video'}")
         video = pipeline.generate(
@@ -242,13 +265,18 @@ def run(args: argparse.Namespace, config: WanConfig, plan: CachePlan | None) -> 
             sample_solver=args.sample_solver,
             sampling_steps=args.sample_steps,
             guide_scale=args.sample_guide_scale,
-            seed=args.base_seed,
+            seed=seed,
             offload_model=args.offload_model,
             plan=plan,
             recorder=recorder,
             progress=sys.stderr is not None,
         )
-    path = Path(args.save_file)
+        if video is not None:  # this is the first process
+            save(video, Path(args.save_file), config)
+
+
+def save(video: torch.Tensor, path: Path, config: WanConfig) -> None:
+    """Write the clip, or the image."""
     logger.info(f"saving {path}")
     if config.still:
         save_image(video, path)
@@ -278,8 +306,15 @@ def main(argv: list[str] | None = None) -> int:
         init_logging()
         generate(build_parser().parse_args(argv))
     except (InputError, PlanError, OSError) as error:
+        wait_for_turn(error)
         complain(f"error: {' '.join(str(error).split())}")
         return EXIT_USER_ERROR
+    except RuntimeError as error:
+        if not is_echo(error):
+            raise
+        wait_for_turn(error)
+        complain(f"error: another process of this run is gone ({error})")
+        return EXIT_LOST
     except KeyboardInterrupt:
         complain("interrupted, no unfinished file is left")
         return EXIT_INTERRUPTED
@@ -288,4 +323,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # cleans up on the way
+    end_on_sigterm()
     sys.exit(main())

@@ -69,10 +69,17 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--prompt_extend_target_lang", "en"), "error: --prompt_extend_target_lang is not avail"),
         (("--ulysses_size", "0"), "error: --ulysses_size 0 is no number of processes: take 1"),
         (("--ring_size", "-2"), "error: --ring_size -2 is no number of processes: take 1"),
-        (("--ulysses_size", "2"), "error: --ulysses_size 2: runs of several processes are not"),
-        (("--ring_size", "4"), "error: --ring_size 4: runs of several processes are not"),
-        (("--dit_fsdp",), "error: --dit_fsdp: runs of several processes are not"),
-        (("--t5_fsdp",), "error: --t5_fsdp: runs of several processes are not"),
+        (
+            ("--ulysses_size", "2"),
+            "--ulysses_size 2 x --ring_size 1 x --cfg_size 1 = 2 processes, but this run has 1",
+        ),
+        (
+            ("--ring_size", "4"),
+            "= 4 processes, but this run has 1: start them with torchrun --nproc_per_node=4",
+        ),
+        (("--dit_fsdp",), "error: --dit_fsdp shares out weights, but this run has one process"),
+        (("--cfg_size", "3"), "--cfg_size 3: there are two guidance branches, take 1 or 2"),
+        (("--t5_fsdp",), "error: --t5_fsdp shares out weights, but this run has one process"),
         (("--task", "t2v-14B"), "error: --ckpt_dir is missing: task t2v-14B needs"),
         (("--task", "t2v-1.3B", "--size", "1280*720"), "task t2v-1.3B: take 480*832, 832*480"),
         (("--task", "t2v-mini", "--size", "832*480"), "task t2v-mini: take 128*128"),
@@ -114,7 +121,9 @@ def test_several_processes_are_refused(
     outcome: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "WORLD_SIZE 2: runs of several processes are not there yet" in outcome(*RUN)
+    assert "= 1 processes, but this run has 2: change the degrees, --ulysses_size 2" in outcome(
+        *RUN
+    )
 
 
 @pytest.mark.parametrize(("name", "text"), [("WORLD_SIZE", "abc"), ("RANK", "x")])

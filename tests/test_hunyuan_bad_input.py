@@ -120,8 +120,9 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
             "--disable-autocast with --precision bf16: the transformer mixes",
         ),
         (("--ulysses-degree", "0"), "--ulysses-degree 0 is no number of processes: take 1"),
-        (("--ulysses-degree", "8"), "--ulysses-degree 8: runs of several processes are not there"),
-        (("--ring-degree", "2"), "--ring-degree 2: runs of several processes are not there yet"),
+        (("--ulysses-degree", "8"), "= 8 processes, but this run has 1: start them with torchrun"),
+        (("--cfg-size", "2"), "--cfg-size 2 = 2 processes, but this run has 1"),
+        (("--ring-degree", "2"), "= 2 processes, but this run has 1: start them with torchrun"),
         (("--save-path", "/proc/x"), "save-path /proc/x: cannot write into /proc ("),
         (("--save-path", "/etc/passwd"), "save-path /etc/passwd is a file: name a folder"),
         (("--name-suffix", "x" * 300), "is longer than 255 bytes: take a shorter --name-suffix"),
@@ -222,7 +223,7 @@ def test_what_is_hardly_meant_is_warned_of(
 ) -> None:
     bare = tiny_config(transformer={**TINY_DIT, "guidance_embed": False})
     monkeypatch.setitem(CONFIGS, "HYVideo-bare", bare)
-    monkeypatch.setattr(sample_video, "run", lambda args, config, plan: None)
+    monkeypatch.setattr(sample_video, "run", lambda args, config, plan, asked: None)
     argv = [*RUN, "--model", "HYVideo-bare", "--model-base", str(hunyuan_checkpoint), *options]
     assert sample_video.main(argv) == 0
     assert f"WARNING: {says}" in capsys.readouterr().out
@@ -232,7 +233,7 @@ def test_several_processes_are_refused(
     outcome: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "WORLD_SIZE 2: runs of several processes are not there yet" in outcome(*RUN)
+    assert "but this run has 2: change the degrees, --ulysses-degree 2" in outcome(*RUN)
     monkeypatch.setenv("WORLD_SIZE", "abc")
     assert outcome(*RUN) == "error: the environment's WORLD_SIZE 'abc' is no whole number"
 

@@ -106,7 +106,8 @@ def no_model_base(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hunyuan_options_are_closed() -> None:
     assert len(OFFICIAL) == 51
-    assert set(options()) == {*OFFICIAL, "--delta_cache", "--delta_profile", "-h", "--help"}
+    ours = {"--delta_cache", "--delta_profile", "--cfg-size", "--cfg_size"}
+    assert set(options()) == {*OFFICIAL, *ours, "-h", "--help"}
 
 
 def test_hunyuan_defaults_are_official() -> None:
@@ -217,7 +218,7 @@ def test_the_paper_plan_points_to_ours(
     value: tuple[str, ...] | None,
     told: bool,
 ) -> None:
-    monkeypatch.setattr(sample_video, "run", lambda args, config, plan: None)
+    monkeypatch.setattr(sample_video, "run", lambda args, config, plan, asked: None)
     monkeypatch.setattr(sample_video, "find_files", lambda *args, **options: None)
     monkeypatch.setattr(sample_video, "resolve_plan", lambda value, model: None)
     monkeypatch.chdir(tmp_path)

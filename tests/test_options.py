@@ -53,7 +53,8 @@ def resolved(*argv: str) -> argparse.Namespace:
 
 
 def test_wan_options_are_closed() -> None:
-    assert set(options()) == {*OFFICIAL, "--delta_cache", "--delta_profile", "-h", "--help"}
+    ours = {"--delta_cache", "--delta_profile", "--cfg_size"}
+    assert set(options()) == {*OFFICIAL, *ours, "-h", "--help"}
 
 
 def test_wan_defaults_are_official() -> None:
@@ -129,7 +130,7 @@ def test_the_paper_plan_points_to_ours(
     value: tuple[str, ...] | None,
     told: bool,
 ) -> None:
-    monkeypatch.setattr(generate, "run", lambda args, config, plan: None)
+    monkeypatch.setattr(generate, "run", lambda args, config, plan, asked: None)
     monkeypatch.setattr(generate, "check_folder", lambda folder, config: None)
     monkeypatch.chdir(tmp_path)
     option = () if value is None else ("--delta_cache", *value)

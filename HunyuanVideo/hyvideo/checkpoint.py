@@ -43,6 +43,13 @@ class Files:
         return self.vae / "pytorch_model.pt"
 
     @property
+    def weights(self) -> list[Path]:
+        """The files that weights and their sizes are read from."""
+        folders = (self.vae, self.text_encoder, self.text_encoder_2)
+        found = [path for folder in folders for path in sorted(folder.iterdir())]
+        return [self.dit, *(path for path in found if path.is_file())]
+
+    @property
     def fp8_map(self) -> Path:
         return fp8_map(self.dit)
 

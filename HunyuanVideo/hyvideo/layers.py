@@ -171,7 +171,15 @@ class TokenRefiner(nn.Module):
         return x
 
 
-class DoubleStreamBlock(nn.Module):
+class JointAttention(nn.Module):
+    """Attention over image and text as one sequence."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_lens: KeyLens, txt_len: int) -> Tensor:
+        """All (B, N + L, heads, head_dim); replaced where several processes share the image."""
+        return attention(q, k, v, key_lens)
+
+
+class DoubleStreamBlock(JointAttention):
     """Image and text with weights of their own, one attention over both (image first)."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
@@ -212,11 +220,12 @@ class DoubleStreamBlock(nn.Module):
         txt_q = self.txt_attn_q_norm(txt_q).to(txt_v)
         txt_k = self.txt_attn_k_norm(txt_k).to(txt_v)
 
-        joint = attention(
+        joint = self.attend(
             torch.cat((img_q, txt_q), dim=1),
             torch.cat((img_k, txt_k), dim=1),
             torch.cat((img_v, txt_v), dim=1),
             key_lens,
+            txt.shape[1],
         ).flatten(2)  # (B, N + L, D)
         img_attn, txt_attn = joint.split((img.shape[1], txt.shape[1]), dim=1)
 
@@ -231,7 +240,7 @@ class DoubleStreamBlock(nn.Module):
         return img, txt
 
 
-class SingleStreamBlock(nn.Module):
+class SingleStreamBlock(JointAttention):
     """Image and text as one sequence; attention and MLP side by side in two fused linears."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
@@ -256,7 +265,7 @@ class SingleStreamBlock(nn.Module):
         n = x.shape[1] - txt_len
         q = torch.cat((apply_rope(q[:, :n], *rope), q[:, n:]), dim=1)
         k = torch.cat((apply_rope(k[:, :n], *rope), k[:, n:]), dim=1)
-        attended = attention(q, k, v, key_lens).flatten(2)
+        attended = self.attend(q, k, v, key_lens, txt_len).flatten(2)
         return x + gate[:, None] * self.linear2(torch.cat((attended, self.mlp_act(mlp)), dim=-1))
 
 

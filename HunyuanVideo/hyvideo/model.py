@@ -4,7 +4,10 @@ Double-stream blocks carry image and text apart, single-stream blocks carry both
 Shapes: B samples, N image tokens, L text tokens, D width; see layers.py for the types.
 """
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,9 @@ from .layers import (
     TokenRefiner,
     VectorEmbedder,
 )
+
+if TYPE_CHECKING:
+    from profiling_core.parallel.sequence import SequenceShare
 
 GUIDANCE_SCALE = 1000.0  # the guidance embedder takes guidance x 1000, multiplied in the DiT's type
 
@@ -86,6 +92,13 @@ class HYVideoDiffusionTransformer(nn.Module):
         )
         patch_values = out_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         self.final_layer = FinalLayer(dim, patch_values)
+        self.share: SequenceShare | None = None  # of the image, where several processes have it
+
+    def share_tokens(self, share: SequenceShare) -> None:
+        """Run on this process's share of the image tokens from now on; the text stays whole."""
+        self.share = share
+        for block in (*self.double_blocks, *self.single_blocks):
+            block.attend = share.attention
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -145,6 +158,9 @@ class HYVideoDiffusionTransformer(nn.Module):
         mask = mask.to(x.device, torch.float32)
         txt = self.txt_in(text_states, t, mask, self.key_lens(lens, 0))  # (B, L, D)
         rope, key_lens = (freqs_cos, freqs_sin), self.key_lens(lens, img.shape[1])
+        if self.share is not None:
+            img = self.share.take(img)
+            rope = tuple(self.share.take(table, dim=0) for table in rope)
 
         for block in self.double_blocks:
             img, txt = block(img, txt, vec, rope, key_lens)
@@ -152,7 +168,10 @@ class HYVideoDiffusionTransformer(nn.Module):
         for block in self.single_blocks:
             tokens = block(tokens, vec, txt.shape[1], rope, key_lens)
 
-        flow = self.unpatchify(self.final_layer(tokens[:, : img.shape[1]], vec), grid)
+        patches = self.final_layer(tokens[:, : img.shape[1]], vec)
+        if self.share is not None:
+            patches = self.share.gather(patches)
+        flow = self.unpatchify(patches, grid)
         return {"x": flow} if return_dict else flow
 
     def cut_text(

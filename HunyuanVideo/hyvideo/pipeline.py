@@ -13,12 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from profiling_core.delta_cache import DeltaCache
+from profiling_core.parallel.guidance import BranchPair, plan_of_both
+from profiling_core.parallel.ranks import Ranks, one_noise
+from profiling_core.parallel.sequence import SequenceShare
 from profiling_core.plan import CachePlan
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
 from profiling_core.run_stats import RunStats, guard_facts, progress_marks
 
-from .attention import backend
+from .attention import attention, backend
 from .checkpoint import find_files
 from .checks import (
     check_autocast,
@@ -48,6 +51,10 @@ class Conditioning:
     mask: Tensor  # (B, L), on the CPU: the model reads its lengths
     pooled: Tensor  # (B, pooled width)
 
+    def half(self, number: int) -> "Conditioning":
+        """The negative prompts' rows (0), or the prompts' (1)."""
+        return Conditioning(*(rows.chunk(2)[number] for rows in vars(self).values()))
+
 
 class HunyuanVideo:
     """A loaded text-to-video model.
@@ -56,7 +63,8 @@ class HunyuanVideo:
     checkpoint folder; device: CUDA where there is one, else the CPU; dit_weight: the transformer's
     file or folder where it is not the official one under root; use_cpu_offload: encoders and VAE
     stay on the host and visit the GPU while they work; fp32: the transformer computes in fp32 on
-    the same conditioning, as on a processor that would emulate its precision.
+    the same conditioning, as on a processor that would emulate its precision; ranks: the processes
+    that share the clip, all of which make the same calls.
     Raises InputError when the folder is incomplete or damaged, or memory does not suffice.
     """
 
@@ -69,7 +77,9 @@ class HunyuanVideo:
         dit_weight: str | Path | None = None,
         use_cpu_offload: bool = False,
         fp32: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         files = find_files(Path(root), dit_weight, use_fp8=config.use_fp8)
         check_autocast(config)
         self.config, self.files = config, files
@@ -90,6 +100,12 @@ class HunyuanVideo:
         computing = computing_config(config, self.device, fp32=fp32)
         self.dtype = DTYPES[computing.precision]
         self.model = load_transformer(files.dit, computing, self.device)
+        if self.ranks.degrees.sequence > 1:
+            self.model.share_tokens(SequenceShare(self.ranks, attention))
+        # what a step calls: with guidance-parallel both branches at once
+        self.guided = self.model
+        if self.ranks.degrees.cfg > 1:
+            self.guided = BranchPair(self.model, self.ranks, lambda output: output["x"])
         self._check_parts_fit()
         if not self.offload:
             for part in (self.text_encoder, self.text_encoder_2, self.vae):
@@ -136,8 +152,9 @@ class HunyuanVideo:
         recorder: Recorder | None = None,
         noise_device: torch.device | str | None = None,
         progress: bool = True,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Clips (num_videos, 3, F, H, W), fp32 in [0, 1] on the CPU; `last_run` is of the last.
+        Of several processes the first one has the clips, the others None.
 
         Values that are not given are the model's own. size: (height, width), rounded up to
         multiples of 16; video_length: 4n + 1; flow_reverse: False is the official default and
@@ -153,6 +170,10 @@ class HunyuanVideo:
         shape = self._latent_shape(size, video_length)
         seeds = clip_seeds(seed, num_videos)
         negative = (neg_prompt or NEGATIVE_PROMPT) if cfg_scale > 1 else None
+        if recorder is not None and self.ranks.world > 1:
+            raise InputError("a profile is recorded in one process: start one for it")
+        if negative is None and self.ranks.degrees.cfg > 1:
+            raise InputError(f"cfg_scale {cfg_scale} has one branch: two groups need one above 1")
         with self._timed() as encoding:
             conditioning = self.encode(prompt, negative, video_length=video_length)
         sampling = {
@@ -166,7 +187,7 @@ class HunyuanVideo:
         clips = []
         for clip_seed in seeds:
             logger.info(f"seed {clip_seed}")
-            noise = self.noise(shape, clip_seed, noise_device)
+            noise = one_noise(self.noise(shape, clip_seed, noise_device), self.ranks)
             latent = self.denoise(conditioning, noise, plan=plan, recorder=recorder, **sampling)
             if recorder is not None:
                 recorder.measure_sensitivity(
@@ -177,7 +198,8 @@ class HunyuanVideo:
                 )
             with self._timed() as decoding:
                 clips.append(self.decode(latent))
-            check_finite(clips[-1], "decoding", f"download {self.files.vae_weights} again")
+            if self.ranks.first:
+                check_finite(clips[-1], "decoding", f"download {self.files.vae_weights} again")
             if recorder is not None:
                 facts = {"prompt": prompt, "seed": clip_seed}
                 facts |= {"guidance": cfg_scale if cfg_scale > 1 else embedded_guidance}
@@ -188,7 +210,7 @@ class HunyuanVideo:
                 encode_seconds=encoding.seconds,
                 decode_seconds=decoding.seconds,
             )
-        return torch.stack(clips)
+        return torch.stack(clips) if self.ranks.first else None
 
     def encode(
         self, prompt: str, negative: str | None = None, *, video_length: int
@@ -243,6 +265,7 @@ class HunyuanVideo:
             warn_of_noise(plan)
         if plan is not None:
             plan = plan_for_run(plan, steps, shift)
+            plan = plan_of_both(plan) if self.guided is not self.model else plan
             self._log_plan(plan, conditioning, noise)
         cache = DeltaCache(plan) if plan is not None else None
         watch = cache if recorder is None else recorder
@@ -250,26 +273,33 @@ class HunyuanVideo:
         build = partial(build_scheduler, steps, shift, self.device, reverse=flow_reverse)
         scheduler = build(visit)
         latent = noise.to(self.device, torch.float32)
-        rows = len(conditioning.states)  # twice the clips with real guidance
+        if self.guided is not self.model:
+            conditioning = conditioning.half(1 - self.ranks.cfg_rank)
+        rows = len(conditioning.states)  # twice the clips with real guidance in one call
         fixed = self.fixed_inputs(conditioning, latent, strength)
-        bar = tqdm(total=steps, disable=not progress, unit="step")
+        bar = tqdm(total=steps, disable=not (progress and self.ranks.first), unit="step")
         marks = progress_marks(cache, visit, steps)
         with (
             self._timed() as loop,
             torch.no_grad(),
             self.autocast(),
             bar,
-            _attached(watch, self.model),
+            _attached(watch, self.guided),
         ):
             for number, step in enumerate(visit):
                 t = scheduler.timesteps[number]
                 if watch is not None:
                     watch.begin(step, "cond")  # both halves of real guidance are one call
                 x = latent if rows == len(latent) else torch.cat((latent, latent))
-                flow = self.model(x=x, t=t.expand(rows), **fixed)["x"]
-                if rows == 2 * len(latent):
-                    uncond, cond = flow.chunk(2)
+                flow = self.guided(x=x, t=t.expand(rows), **fixed)
+                if self.guided is not self.model:
+                    cond, uncond = flow
                     flow = uncond + cfg_scale * (cond - uncond)
+                elif rows == 2 * len(latent):
+                    uncond, cond = flow["x"].chunk(2)
+                    flow = uncond + cfg_scale * (cond - uncond)
+                else:
+                    flow = flow["x"]
                 if cache is not None and (extra := cache.extra_step(step)) is not None:
                     visit.insert(number + 1, extra)
                     take_levels(scheduler, build(visit))
@@ -287,8 +317,14 @@ class HunyuanVideo:
         )
         return latent
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Clip (3, F, H, W), fp32 in [0, 1] on the CPU, of a latent (1, z, f, h, w)."""
+    def decode(self, latent: Tensor) -> Tensor | None:
+        """Clip (3, F, H, W), fp32 in [0, 1] on the CPU, of a latent (1, z, f, h, w).
+
+        Of several processes the first one has it.
+        """
+        if self.ranks.world > 1:
+            video = self.vae.decode_shared(latent[0].to(self.device), self.ranks)
+            return None if video is None else video.cpu()
         with self._at_work(self.vae):
             return self.vae.decode(latent[0].to(self.device)).cpu()
 
@@ -347,9 +383,11 @@ class HunyuanVideo:
             logger.warning(note)
         rows, itemsize = len(conditioning.states), self.dtype.itemsize
         # the model cuts the text to the longest prompt
-        tokens = self.config.tokens(noise.shape) + max(text_lens(conditioning.mask))
+        degrees = self.ranks.degrees
+        own = -(-self.config.tokens(noise.shape) // degrees.sequence)
+        tokens = own + max(text_lens(conditioning.mask))
         lines = plan.summary_lines(
-            tokens=rows * tokens,
+            tokens=rows // degrees.cfg * tokens,
             stream_itemsize=itemsize,
             latent_numel=rows * noise[0].numel(),
             prediction_itemsize=itemsize,

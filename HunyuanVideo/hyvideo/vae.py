@@ -1,6 +1,7 @@
 """The video VAE: official weight and configuration files, diffusers' model, official tiles."""
 
 from contextlib import AbstractContextManager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from loguru import logger
 from torch import Tensor
+
+from profiling_core.parallel.ranks import Ranks
+from profiling_core.parallel.tiles import shared_tiles
 
 from .checkpoint import check_counts, first_line, read_json
 from .errors import InputError
@@ -35,6 +39,7 @@ NAMES = {
     },
     "time_compression_ratio": "temporal_compression_ratio",
 }
+SCALE, TIME_SCALE = 8, 4  # pixels along a side, and frames, of one latent
 TILE_PIXELS, TILE_FRAMES = 256, 64  # sample_size and sample_tsize of the official VAE
 TILE_STRIDE = 0.75  # of a tile; neighbours overlap by the rest and are blended there
 
@@ -155,7 +160,23 @@ class VideoVAE:
             clip = self.model.decode(scaled.to(self.dtype)).sample[0]
         return (clip / 2 + 0.5).clamp(0, 1).float()
 
+    def decode_shared(self, latent: Tensor, ranks: Ranks) -> Tensor | None:
+        """`decode` on several processes, a tile on each: the clip on rank 0, None on the others.
+
+        Every process has to call it. The tiles are those of one process, and so is the clip.
+        """
+        shape = partial(_decoded_shape, self.model.config.out_channels)
+        with shared_tiles(self.model.decoder, ranks, shape):
+            video = self.decode(latent)
+        return video if ranks.first else None
+
     def _precision(self) -> AbstractContextManager:
         if self.dtype == torch.float32 or not self.autocast:
             return no_autocast(self.device)
         return torch.autocast(self.device.type, self.dtype)
+
+
+def _decoded_shape(channels: int, latent: tuple[int, ...], _: bool) -> tuple[int, ...]:
+    """What the decoder makes of a tile."""
+    batch, _, frames, height, width = latent
+    return batch, channels, TIME_SCALE * (frames - 1) + 1, height * SCALE, width * SCALE

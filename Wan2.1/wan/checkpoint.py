@@ -78,6 +78,12 @@ def check_folder(folder: Path, config: WanConfig) -> None:
         _need(folder, name)
 
 
+def checkpoint_files(folder: Path, config: WanConfig) -> list[Path]:
+    """The files that weights and their sizes are read from."""
+    own = ("config.json", config.t5_checkpoint, config.vae_checkpoint)
+    return [folder / name for name in (*own, *dit_files(folder))]
+
+
 def _need(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
         raise InputError(f"checkpoint folder {folder}: {name} is missing: download it as well")

@@ -1,5 +1,6 @@
 """What is checked and carried over before a run, and checked after it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,6 +40,14 @@ def plan_for_run(plan: CachePlan, solver: str, steps: int, shift: float) -> Cach
     return plan.at(sigmas_fp32(solver, steps, shift), solver=solver, shift=shift)
 
 
+@dataclass(frozen=True)
+class Shards:
+    """Over how many processes FSDP shares out the weights."""
+
+    transformer: int = 1
+    encoder: int = 1
+
+
 def check_memory(
     folder: Path,
     config: WanConfig,
@@ -46,11 +55,13 @@ def check_memory(
     dtype: torch.dtype,
     t5_cpu: bool,
     offload_model: bool = True,
+    shards: Shards | None = None,
 ) -> None:
-    """InputError when the weights do not fit, on the device or on the host."""
-    encoder = {"text encoder": (folder / config.t5_checkpoint).stat().st_size}
+    """InputError when this process's weights do not fit, on the device or on the host."""
+    shards = shards or Shards()
+    encoder = {"text encoder": (folder / config.t5_checkpoint).stat().st_size // shards.encoder}
     models = {
-        "transformer": transformer_bytes(folder, dtype),
+        "transformer": transformer_bytes(folder, dtype) // shards.transformer,
         "VAE": (folder / config.vae_checkpoint).stat().st_size,
     }
     if device.type == "cpu":

@@ -5,7 +5,10 @@ the modulation, the time embedding and the head stay in fp32. Shapes: B samples,
 (padded), D width, T text rows.
 """
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,9 @@ from torch import Tensor, nn
 
 from .attention import attention
 from .rope import apply_rope, rotation
+
+if TYPE_CHECKING:
+    from profiling_core.parallel.sequence import SequenceShare
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager:
@@ -90,7 +96,11 @@ class SelfAttention(nn.Module):
         q = apply_rope(self.split_heads(self.norm_q(self.q(x))), rope)
         k = apply_rope(self.split_heads(self.norm_k(self.k(x))), rope)
         v = self.split_heads(self.v(x))
-        return self.o(attention(q, k, v, key_lens).flatten(2))
+        return self.o(self.attend(q, k, v, key_lens).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_lens: tuple[int, ...] | None) -> Tensor:
+        """Attention of all tokens; replaced where several processes share them."""
+        return attention(q, k, v, key_lens)
 
 
 class CrossAttention(SelfAttention):
@@ -200,7 +210,14 @@ class WanModel(nn.Module):
         )
         patch_values = out_dim * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         self.head = Head(dim, patch_values, eps)
+        self.share: SequenceShare | None = None  # of the tokens, where several processes have them
         self.init_weights()
+
+    def share_tokens(self, share: SequenceShare) -> None:
+        """Run on this process's share of the tokens from now on; the prediction stays whole."""
+        self.share = share
+        for block in self.blocks:
+            block.self_attn.attend = share.attention
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -237,16 +254,22 @@ class WanModel(nn.Module):
         if y is not None:
             x = [torch.cat((latent, extra)) for latent, extra in zip(x, y, strict=True)]
         x, grids = self.embed_patches(x, seq_len)  # (B, L, D)
+        rope = self.rope(grids, seq_len, x.device)
+        if self.share is not None:
+            x, rope = self.share.take(x), self.share.take(rope)
         e, e0 = self.embed_time(t)
         kwargs = {
             "e": e0,
             "context": self.embed_text(context),
-            "rope": self.rope(grids, seq_len, x.device),
+            "rope": rope,
             "key_lens": self.key_lens(grids, seq_len),
         }
         for block in self.blocks:
             x = block(x, **kwargs)
-        return self.unpatchify(self.head(x, e), grids)
+        patches = self.head(x, e)
+        if self.share is not None:
+            patches = self.share.gather(patches)
+        return self.unpatchify(patches, grids)
 
     def embed_patches(
         self, latents: list[Tensor], seq_len: int

@@ -14,9 +14,11 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from profiling_core.parallel.sharding import fill, shard
+
 from .checkpoint import check_counts, first_line, read_json
 from .errors import InputError
-from .weights import assign, read_torch_file
+from .weights import assign, check_state, read_torch_file
 
 OFFICIAL_SIZES = {
     "d_model": 4096,
@@ -104,9 +106,19 @@ def build_umt5(checkpoint: Path) -> UMT5EncoderModel:
 class TextEncoder:
     """Prompts to embeddings, bf16 throughout as the official encoder."""
 
-    def __init__(self, checkpoint: Path, tokenizer: Path, text_len: int) -> None:
-        """Load on the CPU; InputError when the weights or the tokenizer folder are unusable."""
-        self.text_len = text_len
+    def __init__(
+        self,
+        checkpoint: Path,
+        tokenizer: Path,
+        text_len: int,
+        sharded_on: torch.device | None = None,
+    ) -> None:
+        """Load on the CPU; InputError when the weights or the tokenizer folder are unusable.
+
+        sharded_on: the device that the encoder stays on, shared out over this run's processes; all
+        of them have to call it.
+        """
+        self.text_len, self.sharded = text_len, sharded_on is not None
         self.tokenizer = load_tokenizer(tokenizer)
         self.model = build_umt5(checkpoint)
         vocab_size, self.dim = self.model.config.vocab_size, self.model.config.d_model
@@ -115,11 +127,25 @@ class TextEncoder:
                 f"tokenizer folder {tokenizer} has {len(self.tokenizer)} tokens, "
                 f"{checkpoint.name} {vocab_size}: take the tokenizer of this checkpoint"
             )
-        state = {k: v.to(torch.bfloat16) for k, v in read_torch_file(checkpoint).items()}
-        assign(self.model, convert_names(state), checkpoint)
+        state = read_torch_file(checkpoint)
+        if sharded_on is None:
+            state = {k: v.to(torch.bfloat16) for k, v in state.items()}
+            assign(self.model, convert_names(state), checkpoint)
+        else:
+            self._share_out(convert_names(state), checkpoint, sharded_on)
+
+    def _share_out(self, state: dict[str, Tensor], source: Path, device: torch.device) -> None:
+        """Every process takes its rows; the file is mapped, what it does not need is not read."""
+        check_state(self.model, state, source)
+        self.model.to(torch.bfloat16)
+        shard(self.model, self.model.encoder.block, device)
+        fill(self.model, lambda name, first, end: state[name][first:end], device)
+        self.model.eval()
 
     def to(self, device: torch.device | str) -> None:
-        self.model.to(device)
+        """Move to another device; shared out it stays where it is."""
+        if not self.sharded:
+            self.model.to(device)
 
     @torch.no_grad()
     def __call__(self, text: str) -> Tensor:

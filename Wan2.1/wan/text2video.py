@@ -15,14 +15,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import CachePlan
+from profiling_core.parallel.guidance import BranchPair, plan_of_both
+from profiling_core.parallel.ranks import Ranks, one_noise
+from profiling_core.parallel.sequence import SequenceShare
+from profiling_core.parallel.sharding import Precision
+from profiling_core.plan import BRANCHES, CachePlan
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
 from profiling_core.run_stats import RunStats, guard_facts, progress_marks
 
-from .attention import backend
+from .attention import attention, backend
 from .checkpoint import check_folder
-from .checks import check_finite, check_memory, plan_for_run
+from .checks import Shards, check_finite, check_memory, plan_for_run
 from .configs import WanConfig, check_frame_num
 from .errors import InputError
 from .model import bf16_autocast, emulates_bf16, no_autocast
@@ -39,7 +43,9 @@ class WanT2V:
     where there is one, else the CPU; torch_dtype: of the transformer's weights, fp32 as the
     official code or bf16 for half the memory; t5_cpu: keep the text encoder on the CPU;
     offload_model: count what `generate` moves to the host with it among the host's memory;
-    fp32: compute without the official bf16 autocast, as on a processor that would emulate it.
+    fp32: compute without the official bf16 autocast, as on a processor that would emulate it;
+    ranks: the processes that share the clip, all of which make the same calls; dit_fsdp, t5_fsdp:
+    share out the weights of the transformer and the text encoder over them.
     Raises InputError when the folder is incomplete or damaged, or memory does not suffice.
     """
 
@@ -53,23 +59,45 @@ class WanT2V:
         t5_cpu: bool = False,
         offload_model: bool = True,
         fp32: bool = False,
+        ranks: Ranks | None = None,
+        dit_fsdp: bool = False,
+        t5_fsdp: bool = False,
     ) -> None:
         folder = Path(checkpoint_dir)
         check_folder(folder, config)
+        self.ranks = ranks or Ranks()
+        self.sharded = dit_fsdp
         self.config, self.t5_cpu, self.torch_dtype, self.fp32 = config, t5_cpu, torch_dtype, fp32
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        check_memory(folder, config, self.device, torch_dtype, t5_cpu, offload_model)
+        shards = Shards(*(self.ranks.world if given else 1 for given in (dit_fsdp, t5_fsdp)))
+        check_memory(folder, config, self.device, torch_dtype, t5_cpu, offload_model, shards)
         text_len = model_kwargs(folder)["text_len"]
         self.text_encoder = TextEncoder(
-            folder / config.t5_checkpoint, folder / config.t5_tokenizer, text_len
+            folder / config.t5_checkpoint,
+            folder / config.t5_tokenizer,
+            text_len,
+            (torch.device("cpu") if t5_cpu else self.device) if t5_fsdp else None,
         )
         self.vae = VideoVAE(folder / config.vae_checkpoint, self.device)
-        self.model = load_transformer(folder, self.device, torch_dtype)
+        precision = Precision(blocks=self._computing_dtype) if dit_fsdp else None
+        self.model = load_transformer(folder, self.device, torch_dtype, precision)
+        if self.ranks.degrees.sequence > 1:
+            self.model.share_tokens(SequenceShare(self.ranks, attention))
+        # what a step calls: with guidance-parallel both branches at once
+        self.guided = self.model
+        if self.ranks.degrees.cfg > 1:
+            self.guided = BranchPair(self.model, self.ranks, lambda output: output[0])
         self._check_parts_fit()
         self.last_run: RunStats | None = None
         logger.info(f"attention on {self.device}: {backend(self.device)}")
         if torch_dtype == torch.float32 and emulates_bf16(self.device):
             logger.info("this processor has no bf16 instructions: the transformer runs in fp32")
+
+    @property
+    def _computing_dtype(self) -> torch.dtype | None:
+        """What the blocks' linears are computed in; None: in the weights' own type."""
+        own = self.fp32 or (self.torch_dtype == torch.float32 and emulates_bf16(self.device))
+        return None if own else torch.bfloat16
 
     def autocast(self) -> AbstractContextManager:
         """The region that the transformer runs in."""
@@ -108,8 +136,9 @@ class WanT2V:
         recorder: Recorder | None = None,
         noise_device: torch.device | str | None = None,
         progress: bool = True,
-    ) -> Tensor:
-        """A clip (3, F, H, W), fp32 in [-1, 1], and its statistics in `last_run`.
+    ) -> Tensor | None:
+        """A clip (3, F, H, W), fp32 in [-1, 1], and its statistics in `last_run`; of several
+        processes the first one has the clip, the others None.
 
         size: (width, height), multiples of 16; frame_num: 4n + 1; an empty n_prompt stands for
         the model's own negative prompt; a negative seed draws one; offload_model: parts that are
@@ -117,6 +146,8 @@ class WanT2V:
         recorder: records the run, which then has no plan, and writes its profile after decoding;
         noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """
+        if recorder is not None and self.ranks.world > 1:
+            raise InputError("a profile is recorded in one process: start one for it")
         shape = self._latent_shape(size, frame_num)
         seed = seed if seed >= 0 else random.randint(0, sys.maxsize)
         logger.info(f"seed {seed}")
@@ -126,6 +157,7 @@ class WanT2V:
         noise_device = torch.device(noise_device or self.device)
         generator = torch.Generator(noise_device).manual_seed(seed)
         noise = torch.randn(shape, generator=generator, device=noise_device)
+        noise = one_noise(noise.to(self.device), self.ranks)
         sampling = {
             "shift": shift,
             "sample_solver": sample_solver,
@@ -143,12 +175,13 @@ class WanT2V:
                     context, context_null, noise, recorder=replay, **sampling
                 ),
             )
-        if offload_model and self.device.type == "cuda":
+        if offload_model and self.device.type == "cuda" and not self.sharded:
             self.model.cpu()
             torch.cuda.empty_cache()
         with self._timed() as decoding:
             video = self.decode(latent)
-        check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
+        if video is not None:
+            check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
         if recorder is not None:
             facts = {"prompt": input_prompt, "seed": seed, "guidance": guide_scale}
             logger.info(recorder.finish(latent, video=video, **facts).last_run_line())
@@ -185,28 +218,26 @@ class WanT2V:
         """Latent fp32 (z, f, h, w) from noise of that shape; leaves statistics in `last_run`."""
         if plan is not None:
             plan = plan_for_run(plan, sample_solver, sampling_steps, shift)
+            plan = plan_of_both(plan) if self.ranks.degrees.cfg > 1 else plan
             self._log_plan(plan, noise)
         cache = DeltaCache(plan) if plan is not None else None
         watch = cache if recorder is None else recorder
         visit = list(plan.solver_steps if plan is not None else range(sampling_steps))
         build = partial(build_scheduler, sample_solver, sampling_steps, shift, self.device)
         scheduler = build(visit)
-        self.model.to(self.device)
+        if not self.sharded:
+            self.model.to(self.device)
+        contexts = {"cond": context, "uncond": context_null}
         latent = noise.to(self.device, torch.float32)
         seq_len = self.config.tokens(tuple(latent.shape))
         autocast = self.autocast()
-        bar = tqdm(total=sampling_steps, disable=not progress, unit="step")
+        bar = tqdm(total=sampling_steps, disable=not (progress and self.ranks.first), unit="step")
         marks = progress_marks(cache, visit, sampling_steps)
-        with self._timed() as loop, torch.no_grad(), autocast, bar, _attached(watch, self.model):
+        with self._timed() as loop, torch.no_grad(), autocast, bar, _attached(watch, self.guided):
             for number, step in enumerate(visit):
                 t = scheduler.timesteps[number]
                 timestep = t[None]  # one object for both calls of a step
-                if watch is not None:
-                    watch.begin(step, "cond")
-                cond = self.model([latent], timestep, [context], seq_len)[0]
-                if watch is not None:
-                    watch.begin(step, "uncond")
-                uncond = self.model([latent], timestep, [context_null], seq_len)[0]
+                cond, uncond = self._predictions(latent, timestep, contexts, seq_len, step, watch)
                 flow = uncond + guide_scale * (cond - uncond)
                 if cache is not None and (extra := cache.extra_step(step)) is not None:
                     visit.insert(number + 1, extra)
@@ -225,9 +256,33 @@ class WanT2V:
         )
         return latent
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Clip (3, F, H, W), fp32 in [-1, 1], of a latent (z, f, h, w)."""
-        return self.vae.decode(latent.to(self.device))
+    def _predictions(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        contexts: dict[str, Tensor],
+        seq_len: int,
+        step: int,
+        watch: DeltaCache | Recorder | Replay | None,
+    ) -> Iterator[Tensor]:
+        """Of both branches, cond first; on two groups of processes in one call."""
+        if self.guided is not self.model:
+            own = contexts[BRANCHES[self.ranks.cfg_rank]]
+            if watch is not None:
+                watch.begin(step, "cond")
+            yield from self.guided([latent], timestep, [own], seq_len)
+            return
+        for branch in BRANCHES:
+            if watch is not None:
+                watch.begin(step, branch)
+            yield self.model([latent], timestep, [contexts[branch]], seq_len)[0]
+
+    def decode(self, latent: Tensor) -> Tensor | None:
+        """Clip (3, F, H, W), fp32 in [-1, 1], of a latent (z, f, h, w), on the first process."""
+        latent = latent.to(self.device)
+        if self.ranks.world > 1:
+            return self.vae.decode_shared(latent, self.ranks)
+        return self.vae.decode(latent)
 
     def _latent_shape(self, size: tuple[int, int], frame_num: int) -> tuple[int, ...]:
         _, row_stride, column_stride = self.config.vae_stride
@@ -241,10 +296,11 @@ class WanT2V:
     def _log_plan(self, plan: CachePlan, noise: Tensor) -> None:
         for note in plan.notes:
             logger.warning(note)
+        degrees = self.ranks.degrees
         lines = plan.summary_lines(
-            tokens=self.config.tokens(tuple(noise.shape)),
+            tokens=-(-self.config.tokens(tuple(noise.shape)) // degrees.sequence),
             stream_itemsize=4,  # the residual stream is fp32
-            latent_numel=noise.numel(),
+            latent_numel=degrees.cfg * noise.numel(),
         )
         for line in lines:
             logger.info(line)
@@ -266,13 +322,14 @@ class WanT2V:
         cache: DeltaCache | None,
         seconds: float,
     ) -> RunStats:
-        full = 2 * steps * len(self.model.blocks)
+        calls = steps * (2 if self.guided is self.model else 1)  # of this process
+        full = calls * len(self.model.blocks)
         report = cache.report if cache is not None else None
         return RunStats(
             solver=solver,
             steps=steps,
             solver_steps=len(visit),
-            model_calls=report.model_calls if report else 2 * steps,
+            model_calls=report.model_calls if report else calls,
             reused_calls=report.reused_calls if report else 0,
             block_runs=report.block_runs if report else full,
             block_runs_full=full,

@@ -1,5 +1,8 @@
 """The video VAE: official weight file, diffusers' model, fp32."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,16 @@ from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from torch import Tensor
 
+from profiling_core.parallel.ranks import Ranks
+from profiling_core.parallel.tiles import shared_tiles, tile_grid
+
 from .checkpoint import check_counts, first_line, read_json
 from .errors import InputError
 from .model import no_autocast
 from .weights import assign, read_torch_file
+
+SCALE = 8  # pixels along a side of one latent
+OVERLAP, LEAST_TILE = 64, 128  # pixels, of tiles that several processes share out
 
 
 def build_vae(checkpoint: Path) -> AutoencoderKLWan:
@@ -74,3 +83,41 @@ class VideoVAE:
         """Clip (3, F, H, W) of a latent, fp32 in [-1, 1], also inside an autocast region."""
         with no_autocast(self.mean.device):
             return self.model.decode(latent[None].float() / self.inverse_std + self.mean).sample[0]
+
+    def decode_shared(self, latent: Tensor, ranks: Ranks) -> Tensor | None:
+        """`decode` on several processes: the clip on rank 0, None on the others.
+
+        Every process has to call it. Where it pays the clip is decoded in overlapping tiles that
+        diffusers blends: at their borders values differ from those of a decode in one piece.
+        """
+        rows, columns = self._tiles(latent.shape[-2:], ranks.world)
+        if rows * columns == 1:
+            return self.decode(latent) if ranks.first else None
+        with self._tiled(latent.shape[-2:], rows, columns):
+            shape = partial(_decoded_shape, self.model.config.out_channels)
+            with shared_tiles(self.model.decoder, ranks, shape, goes_on="first_chunk"):
+                video = self.decode(latent)
+        return video if ranks.first else None
+
+    def _tiles(self, latent: tuple[int, ...], ranks: int) -> tuple[int, int]:
+        height, width = (side * SCALE for side in latent)
+        return tile_grid(height, width, ranks, OVERLAP, LEAST_TILE)
+
+    @contextmanager
+    def _tiled(self, latent: tuple[int, ...], rows: int, columns: int) -> Iterator[None]:
+        """Decode in this many tiles, each OVERLAP pixels larger than its share."""
+        strides = [-(-side // n) * SCALE for side, n in zip(latent, (rows, columns), strict=True)]
+        sizes = [
+            stride + OVERLAP * (n > 1) for stride, n in zip(strides, (rows, columns), strict=True)
+        ]
+        self.model.enable_tiling(sizes[0], sizes[1], strides[0], strides[1])
+        try:
+            yield
+        finally:
+            self.model.disable_tiling()
+
+
+def _decoded_shape(channels: int, latent: tuple[int, ...], first: bool) -> tuple[int, ...]:
+    """What one latent frame becomes: the first of a clip one frame, every other one four."""
+    batch, _, _, height, width = latent
+    return batch, channels, 1 if first else 4, height * SCALE, width * SCALE

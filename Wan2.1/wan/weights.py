@@ -6,12 +6,16 @@ tensors read and assigned. Nothing is renamed: the transformer has the official 
 
 import inspect
 import zipfile
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from profiling_core.parallel.sharding import Precision, fill, shard
 
 from .checkpoint import check_counts, dit_files, first_line, read_json
 from .errors import InputError
@@ -59,12 +63,17 @@ def transformer_bytes(folder: Path, dtype: torch.dtype) -> int:
 
 
 def load_transformer(
-    folder: Path, device: torch.device | str, dtype: torch.dtype = torch.float32
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    sharded: Precision | None = None,
 ) -> WanModel:
     """The transformer of a checkpoint folder on `device`, in eval mode and without gradients.
 
     On the meta device everything is checked against the files' headers and no tensor is read.
-    InputError names the file and the first tensor that is missing, unexpected or of wrong shape.
+    sharded: what FSDP gathers, where the processes of this run share out the weights; each of them
+    reads its own rows alone. InputError names the file and the first tensor that is missing,
+    unexpected or of wrong shape.
     """
     device = torch.device(device)
     model = build_transformer(folder)
@@ -74,7 +83,10 @@ def load_transformer(
     for file, names in files.items():
         found |= _header(folder / file, names)
     check_names(folder, expected, found)
-    if device.type != "meta":
+    if sharded is not None:
+        with _Rows(folder, files) as read:
+            fill(shard(model.to(dtype), model.blocks, device, sharded), read, device)
+    elif device.type != "meta":
         state: dict[str, Tensor] = {}
         for file in files:
             state |= _read(folder / file, device, dtype)
@@ -128,6 +140,24 @@ def _read(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Ten
         raise InputError(f"{path} cannot be read ({error}): download it again") from None
 
 
+class _Rows(ExitStack):
+    """Rows of tensors from the files of a checkpoint, which stay open for the while."""
+
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        super().__init__()
+        self._found = {}
+        for path in (folder / file for file in files):
+            opened = self.enter_context(safe_open(path, framework="pt"))
+            self._found |= {name: (opened, path) for name in opened.keys()}
+
+    def __call__(self, name: str, first: int, end: int) -> Tensor:
+        opened, path = self._found[name]
+        try:
+            return opened.get_slice(name)[first:end]
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read ({error}): download it again") from None
+
+
 def read_torch_file(path: Path) -> dict[str, Tensor]:
     """A plain state dict from a .pth file, mapped rather than read where its format allows."""
     try:
@@ -145,9 +175,14 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def assign(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Give a meta module the tensors of `state`, without a copy; strict about names and shapes."""
+def check_state(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """`check_names` of a module and a state dict."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_names(source, expected, {name: tuple(t.shape) for name, t in state.items()})
+
+
+def assign(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Give a meta module the tensors of `state`, without a copy; strict about names and shapes."""
+    check_state(module, state, source)
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)
