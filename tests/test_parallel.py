@@ -1,0 +1,110 @@
+"""Several processes make the clip of one: exact, with the plan's number of collectives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiling_core.parallel.degrees import Degrees
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = {"wan": 12, "hunyuan": 14}
+ENCODER_UNITS = 2  # blocks of the Wan miniature's text encoder, each gathered once a prompt
+CASES = {
+    2: (
+        "wan:ulysses=2",
+        "wan:ring=2",
+        "wan:cfg=2",
+        "wan:ulysses=2,fsdp=1",
+        "hunyuan:ulysses=2",
+        "hunyuan:ring=2",
+        "hunyuan:cfg=2",
+    ),
+    4: (
+        "wan:ulysses=2,ring=2",
+        "wan:ring=2,cfg=2,fsdp=1",
+        "hunyuan:ulysses=2,ring=2",
+        "hunyuan:ulysses=2,cfg=2",
+    ),
+}
+PLANS = (None, "release", "balanced")
+
+
+def torchrun(
+    count: int, script: Path, *arguments: str, **options: Any
+) -> subprocess.CompletedProcess:
+    """A script on `count` processes of one thread."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
+    command += ["--master_port=0", "--standalone", str(script), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    settings = {"capture_output": True, "text": True, "timeout": 600, "env": environment}
+    return subprocess.run(command, **{**settings, **options})
+
+
+@pytest.fixture(scope="module", params=(2, 4))
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[list]:
+    """What every rank saw in every case of one launch."""
+    path = tmp_path_factory.mktemp("parallel") / "found.json"
+    cases = CASES[request.param]
+    result = torchrun(request.param, ROOT / "tests" / "parallel_cases.py", str(path), *cases)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads(path.read_text())
+
+
+def numbers_of(case: str) -> dict[str, int]:
+    return {k: int(v) for k, v in (pair.split("=") for pair in case.split(":")[1].split(","))}
+
+
+def degrees_of(case: str) -> Degrees:
+    return Degrees(**{k: v for k, v in numbers_of(case).items() if k != "fsdp"})
+
+
+@pytest.mark.slow
+def test_the_latents_are_those_of_one_process(found: list[list[dict[str, Any]]]) -> None:
+    rows = found[0]
+    assert [row["plan"] for row in rows] == list(PLANS) * (len(rows) // len(PLANS))
+    for row in rows:
+        degrees = degrees_of(row["case"])
+        assert row["error"] < 1e-5, row
+        # a ring merges in another order, and text of a batch is padded that is not padded alone
+        if degrees.ring == 1 and not (row["case"].startswith("hunyuan") and degrees.cfg == 2):
+            assert row["equal"], row
+
+
+@pytest.mark.slow
+def test_all_ranks_decide_alike(found: list[list[dict[str, Any]]]) -> None:
+    for rows in zip(*found, strict=True):
+        names = ["hash", "collectives", "calls", "block_runs"]
+        if not (
+            rows[0]["case"].startswith("hunyuan") and "cfg" in rows[0]["case"]
+        ):  # prompts of two lengths there
+            names.append("peak_bytes")
+        for name in names:
+            assert len({json.dumps(row[name]) for row in rows}) == 1, (name, rows[0]["case"])
+
+
+@pytest.mark.slow
+def test_collectives_are_the_plans_number(found: list[list[dict[str, Any]]]) -> None:
+    first_of_fsdp = {}
+    for row in found[0]:
+        degrees, runs, calls = degrees_of(row["case"]), row["block_runs"], row["calls"]
+        fsdp = numbers_of(row["case"]).get("fsdp", 0)
+        gathers = calls * ((degrees.sequence > 1) + (degrees.cfg > 1))
+        if fsdp:  # a block's weights before it runs; the rest of a model once, then it stays
+            rest = 2 if row["case"] not in first_of_fsdp else 0
+            first_of_fsdp[row["case"]] = True
+            gathers += runs + 2 * ENCODER_UNITS + rest
+        assert row["collectives"] == {
+            "all_to_all": 2 * runs * (degrees.ulysses > 1),
+            "all_gather": gathers,
+            "send": runs * (degrees.ring - 1),
+        }, row
+        full = row["block_runs_full"]
+        assert runs == full if row["plan"] is None else runs < full
+        assert full % BLOCKS[row["case"].split(":")[0]] == 0
