@@ -174,8 +174,20 @@ def plan_hash(plan: CachePlan) -> str:
     document = plan.model_dump(mode="json", exclude_none=True)
     named = ("steps", "sigmas", "solver", "shift", "sites", "guard")
     kept = {name: document[name] for name in named if name in document}
+    for site in kept["sites"]:  # fitted on one machine or another, weights differ in the last bits
+        for name in {"weights", "given"} & site.keys():
+            site[name] = _rounded(site[name])
     text = json.dumps({**kept, "storage": plan.storage}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _rounded(values: Any) -> Any:
+    """Numbers of a JSON document to nine digits."""
+    if isinstance(values, dict):
+        return {key: _rounded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    return float(f"{values:.9g}")
 
 
 def weights_hash(tree: Tree) -> str:
