@@ -101,7 +101,7 @@ def errors(args: argparse.Namespace) -> None:
                 f"no plan of {name} has rows of all {len(prompts)} prompts yet: run without --table"
             )
         rows = ranks(pairs, prompts)
-        for row in rows:
+        for row in () if args.table else rows:
             facts = {"what": "ranks", "tree": name, "prompts": len(prompts), **asdict(row)}
             append_row(NAME, {**facts, **environment(default_device())})
         sys.stdout.write(f"{name}, {len(pairs)} plans, {len(prompts)} prompts\n{shown(rows)}\n")
