@@ -48,7 +48,7 @@ from profiling_core.parallel.degrees import (
     environment_int,
     world_size,
 )
-from profiling_core.parallel.endings import end_on_sigterm, is_echo, wait_for_turn
+from profiling_core.parallel.endings import end_on_sigterm, is_echo, told, wait_for_turn
 from profiling_core.plan import CachePlan, PlanError
 
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # torch's generators take 64 bits
@@ -372,7 +372,7 @@ def run(
     from hyvideo.checks import check_plan
     from hyvideo.memory import out_of_memory_as_input_error
     from hyvideo.pipeline import HunyuanVideo
-    from profiling_core.parallel.launch import fingerprint, from_first, joined
+    from profiling_core.parallel.launch import fingerprint, from_first, joined, plan_label
     from profiling_core.parallel.ranks import local_device
     from profiling_core.profiler import recorder_of
 
@@ -390,7 +390,7 @@ def run(
     files = find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
     facts = {
         **{flag(name): value for name, value in asked.items()},
-        "plan": plan and plan.dumps(),
+        "plan": plan_label(plan),
         "checkpoint": fingerprint(*files.weights),
     }
     alike = joined(degrees_of(args), device, facts)
@@ -447,7 +447,7 @@ def init_logging() -> None:
 
 def complain(line: str) -> None:
     if sys.stderr is not None:
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{told(line)}\n")
 
 
 def main(argv: list[str] | None = None) -> int:

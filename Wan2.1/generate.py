@@ -33,7 +33,7 @@ from profiling_core.parallel.degrees import (
     environment_int,
     world_size,
 )
-from profiling_core.parallel.endings import end_on_sigterm, is_echo, wait_for_turn
+from profiling_core.parallel.endings import end_on_sigterm, is_echo, told, wait_for_turn
 from profiling_core.plan import CachePlan, PlanError
 from wan.checkpoint import check_folder, checkpoint_files
 from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
@@ -221,7 +221,7 @@ def run(
     """Sample one clip and save it; asked: what all processes have to have been told alike."""
     # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
 
-    from profiling_core.parallel.launch import fingerprint, from_first, joined
+    from profiling_core.parallel.launch import fingerprint, from_first, joined, plan_label
     from profiling_core.parallel.ranks import local_device
     from profiling_core.profiler import recorder_of
     from wan.checks import check_plan
@@ -240,7 +240,7 @@ def run(
     what = f"task {args.task}, size {args.size}, frame_num {args.frame_num}"
     facts = {
         **{f"--{name}": value for name, value in asked.items()},
-        "plan": plan and plan.dumps(),
+        "plan": plan_label(plan),
         "checkpoint": fingerprint(*checkpoint_files(folder, config)),
     }
     with joined(degrees, device, facts) as ranks, out_of_memory_as_input_error(device, what):
@@ -297,7 +297,7 @@ def init_logging() -> None:
 
 def complain(line: str) -> None:
     if sys.stderr is not None:
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{told(line)}\n")
 
 
 def main(argv: list[str] | None = None) -> int:

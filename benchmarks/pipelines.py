@@ -25,6 +25,7 @@ from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from hyvideo.config import HunyuanConfig
 from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
+from profiling_core.parallel.ranks import Ranks
 from profiling_core.plan import CachePlan
 from profiling_core.presets import available
 from profiling_core.profile import Settings
@@ -112,11 +113,16 @@ class WanTree(Tree):
     solvers = ("unipc", "dpm++")
 
     def __init__(
-        self, device: torch.device, config: WanConfig | None = None, *, fp32: bool = False
+        self,
+        device: torch.device,
+        config: WanConfig | None = None,
+        *,
+        fp32: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config or WAN_CONFIGS["t2v-mini"]
         folder = self.config.ckpt_dir
-        self.pipeline = wan.text2video.WanT2V(self.config, folder, device, fp32=fp32)
+        self.pipeline = wan.text2video.WanT2V(self.config, folder, device, fp32=fp32, ranks=ranks)
         self.prompt, self.steps = self.config.example_prompt, self.config.sample_steps
         self.checkpoint = self.config.ckpt_dir
         self.plan_model, self.guidance = self.config.plan_model, self.config.sample_guide_scale
@@ -177,11 +183,18 @@ class HunyuanTree(Tree):
     prompt = "blue star moving left over red checks"
 
     def __init__(
-        self, device: torch.device, config: HunyuanConfig | None = None, *, fp32: bool = False
+        self,
+        device: torch.device,
+        config: HunyuanConfig | None = None,
+        *,
+        fp32: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config or HUNYUAN_CONFIGS["HYVideo-mini"]
         folder = self.config.model_base
-        self.pipeline = hyvideo.pipeline.HunyuanVideo(self.config, folder, device, fp32=fp32)
+        self.pipeline = hyvideo.pipeline.HunyuanVideo(
+            self.config, folder, device, fp32=fp32, ranks=ranks
+        )
         self.steps, self.plan_model = self.config.infer_steps, self.config.plan_model
         self.guidance, self.checkpoint = self.config.embedded_cfg_scale, self.config.model_base
 

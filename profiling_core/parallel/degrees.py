@@ -13,6 +13,10 @@ class ParallelError(PlanError):
     """Processes that do not fit each other, the model or the machine."""
 
 
+class DisagreementError(ParallelError):
+    """What the processes were told differs; all of them know it."""
+
+
 @dataclass(frozen=True)
 class Degrees:
     """Processes along every axis."""

@@ -11,8 +11,10 @@ import signal
 import threading
 import time
 
+from profiling_core.parallel.degrees import DisagreementError
+
 PATIENCE = 3.0  # seconds for an orderly end after SIGTERM; a blocked collective never sees it
-TURN = 1.0  # seconds that a rank leaves to rank 0, which mostly has the same to say
+TURN = 2.0  # seconds that a rank leaves to rank 0, which mostly has the same to say
 ECHO = 10.0  # seconds before the loss of another rank is told: torchrun ends this one sooner
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
 EXIT_TERMINATED = 143
@@ -26,10 +28,16 @@ def wait_for_turn(error: BaseException) -> None:
     """
     if not _several():
         return
-    if is_echo(error):
+    first = os.getenv("RANK", "0") == "0"
+    if is_echo(error) or (isinstance(error, DisagreementError) and not first):
         time.sleep(ECHO)
-    elif os.getenv("RANK", "0") != "0":
+    elif not first:
         time.sleep(TURN)
+
+
+def told(line: str) -> str:
+    """An error's line with the rank that tells it, on a line of its own below a progress bar."""
+    return f"\n{line} (rank {os.getenv('RANK', '?')})" if _several() else line
 
 
 def is_echo(error: BaseException) -> bool:
@@ -55,8 +63,8 @@ def end_on_sigterm() -> None:
 
 
 def _several() -> bool:
-    """Also where the environment's number is none: that is the error to be told."""
-    return os.getenv("WORLD_SIZE", "1") != "1"
+    count = os.getenv("WORLD_SIZE", "1")
+    return count.isdecimal() and int(count) > 1
 
 
 def _watch(reader: int) -> None:

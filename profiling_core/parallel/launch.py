@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from profiling_core.parallel.degrees import Degrees, ParallelError
+from profiling_core.parallel.degrees import Degrees, DisagreementError
 from profiling_core.parallel.ranks import Ranks, finish, start
+from profiling_core.plan import CachePlan
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def joined(degrees: Degrees, device: torch.device, facts: Mapping[str, Any]) -> 
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """ParallelError, on every rank alike, unless all ranks were given the same facts.
+    """DisagreementError, on every rank alike, unless all ranks were given the same facts.
 
     facts: texts and numbers that a run depends on, by name. One exchange of objects.
     """
@@ -36,7 +37,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     for name, first in every[0].items():
         for rank, theirs in enumerate(every):
             if theirs.get(name) != first:
-                raise ParallelError(
+                raise DisagreementError(
                     f"the processes were not given the same {name}: {first!r} on rank 0, "
                     f"{theirs.get(name)!r} on rank {rank}"
                 )
@@ -49,6 +50,13 @@ def from_first(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def plan_label(plan: CachePlan | None) -> str | None:
+    """A plan's name and a hash of all that it says."""
+    if plan is None:
+        return None
+    return f"{plan.name} (sha256 {hashlib.sha256(plan.dumps().encode()).hexdigest()[:12]})"
 
 
 def fingerprint(*paths: Path) -> str:
