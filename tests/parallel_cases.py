@@ -23,6 +23,7 @@ from loguru import logger  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+import wan.vae  # noqa: E402
 from hyvideo.config import CONFIGS as HUNYUAN  # noqa: E402
 from hyvideo.pipeline import HunyuanVideo  # noqa: E402
 from hyvideo.sigmas import sigmas_fp32 as hunyuan_sigmas  # noqa: E402
@@ -157,12 +158,33 @@ def run_case(text: str, alone: dict[tuple[str, bool], dict[str | None, Tensor]])
     return found
 
 
+def decode_case(name: str) -> dict[str, Any]:
+    """A decode in tiles of all ranks, against the same tiles in one process; small tiles."""
+    ranks = ranks_of(Degrees(ulysses=dist.get_world_size()))
+    tree = TREES[name](None)
+    vae, latent = tree.pipeline.vae, tree.denoise(None, 1.0)
+    if name == "wan":
+        wan.vae.OVERLAP, wan.vae.LEAST_TILE = 32, 32
+        grid = vae._tiles(latent.shape[-2:], ranks.world)
+        assert grid[0] * grid[1] == ranks.world, grid
+        with vae._tiled(latent.shape[-2:], *grid):
+            alone = vae.decode(latent)
+    else:
+        vae.model.enable_tiling(64, 64, 16, 48, 48, 12)
+        latent = latent[0]
+        alone = vae.decode(latent)
+    shared = vae.decode_shared(latent, ranks)
+    whole = shared is not None and torch.equal(shared, alone)
+    return {"case": f"{name}:decode", "has": shared is not None, "equal": whole}
+
+
 def main(target: str, *cases: str) -> None:
     torch.set_num_threads(1)
     logger.remove()
     dist.init_process_group("gloo")
     alone: dict[tuple[str, bool], dict[str | None, Tensor]] = {}
     own = [row for case in cases for row in run_case(case, alone)]
+    own += [decode_case(name) for name in TREES]
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, own)
     if dist.get_rank() == 0:

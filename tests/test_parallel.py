@@ -61,13 +61,17 @@ def numbers_of(case: str) -> dict[str, int]:
     return {k: int(v) for k, v in (pair.split("=") for pair in case.split(":")[1].split(","))}
 
 
+def clips(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if "plan" in row]
+
+
 def degrees_of(case: str) -> Degrees:
     return Degrees(**{k: v for k, v in numbers_of(case).items() if k != "fsdp"})
 
 
 @pytest.mark.slow
 def test_the_latents_are_those_of_one_process(found: list[list[dict[str, Any]]]) -> None:
-    rows = found[0]
+    rows = clips(found[0])
     assert [row["plan"] for row in rows] == list(PLANS) * (len(rows) // len(PLANS))
     for row in rows:
         degrees = degrees_of(row["case"])
@@ -79,7 +83,7 @@ def test_the_latents_are_those_of_one_process(found: list[list[dict[str, Any]]])
 
 @pytest.mark.slow
 def test_all_ranks_decide_alike(found: list[list[dict[str, Any]]]) -> None:
-    for rows in zip(*found, strict=True):
+    for rows in zip(*map(clips, found), strict=True):
         names = ["hash", "collectives", "calls", "block_runs"]
         if not (
             rows[0]["case"].startswith("hunyuan") and "cfg" in rows[0]["case"]
@@ -92,7 +96,7 @@ def test_all_ranks_decide_alike(found: list[list[dict[str, Any]]]) -> None:
 @pytest.mark.slow
 def test_collectives_are_the_plans_number(found: list[list[dict[str, Any]]]) -> None:
     first_of_fsdp = {}
-    for row in found[0]:
+    for row in clips(found[0]):
         degrees, runs, calls = degrees_of(row["case"]), row["block_runs"], row["calls"]
         fsdp = numbers_of(row["case"]).get("fsdp", 0)
         gathers = calls * ((degrees.sequence > 1) + (degrees.cfg > 1))
@@ -108,3 +112,11 @@ def test_collectives_are_the_plans_number(found: list[list[dict[str, Any]]]) -> 
         full = row["block_runs_full"]
         assert runs == full if row["plan"] is None else runs < full
         assert full % BLOCKS[row["case"].split(":")[0]] == 0
+
+
+@pytest.mark.slow
+def test_a_decode_in_tiles_is_that_of_one_process(found: list[list[dict[str, Any]]]) -> None:
+    for rank, rows in enumerate(found):
+        for row in rows[-2:]:
+            assert row["case"].endswith(":decode")
+            assert (row["has"], row["equal"]) == (rank == 0, rank == 0), row

@@ -94,7 +94,8 @@ class VideoVAE:
         if rows * columns == 1:
             return self.decode(latent) if ranks.first else None
         with self._tiled(latent.shape[-2:], rows, columns):
-            shape = partial(_decoded_shape, self.model.config.out_channels)
+            config = self.model.config
+            shape = partial(_decoded_shape, config.out_channels, SCALE // (config.patch_size or 1))
             with shared_tiles(self.model.decoder, ranks, shape, goes_on="first_chunk"):
                 video = self.decode(latent)
         return video if ranks.first else None
@@ -117,7 +118,9 @@ class VideoVAE:
             self.model.disable_tiling()
 
 
-def _decoded_shape(channels: int, latent: tuple[int, ...], first: bool) -> tuple[int, ...]:
+def _decoded_shape(
+    channels: int, scale: int, latent: tuple[int, ...], first: bool
+) -> tuple[int, ...]:
     """What one latent frame becomes: the first of a clip one frame, every other one four."""
     batch, _, _, height, width = latent
-    return batch, channels, 1 if first else 4, height * SCALE, width * SCALE
+    return batch, channels, 1 if first else 4, height * scale, width * scale

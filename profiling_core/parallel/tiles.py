@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -54,7 +55,8 @@ class _Share:
         if owner == rank:
             decoded = self._run(latent, *args, **kwargs)
             if rank > 0:
-                self._send(decoded.contiguous())
+                # a copy: the blending that goes on here changes the tile while it is sent
+                self._send(decoded.clone(memory_format=torch.contiguous_format))
             return decoded
         found = latent.new_zeros(tuple(self._shape(tuple(latent.shape), first)))
         if rank == 0:
