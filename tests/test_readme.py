@@ -15,7 +15,7 @@ from profiling_core.plan import PlanError
 from wan.configs import CONFIGS as WAN_CONFIGS
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "benchmarks/README.md")
+DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/multi-gpu.md")
 ENTRIES = {"generate.py": "Wan2.1", "sample_video.py": "HunyuanVideo"}
 
 
@@ -44,9 +44,13 @@ def script(path: Path):
     return module
 
 
-def check_entry(name: str, options: list[str]) -> None:
-    """A tree's command: its options parse and its plan is one of the model's."""
-    args = script(ROOT / ENTRIES[name] / name).build_parser().parse_args(options)
+def check_entry(name: str, options: list[str], processes: int = 1) -> None:
+    """A tree's command: its options parse, fit the processes, and its plan is the model's."""
+    module = script(ROOT / ENTRIES[name] / name)
+    args = module.build_parser().parse_args(options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", str(processes))
+        module.check_processes(args)
     config = WAN_CONFIGS[args.task] if name == "generate.py" else HUNYUAN_CONFIGS[args.model]
     if args.delta_cache and not args.delta_cache.endswith(".json"):
         assert resolve_plan(args.delta_cache, config.plan_model).name == args.delta_cache
@@ -62,6 +66,12 @@ def check(command: str) -> None:
     if program == "make":
         makefile = (ROOT / "Makefile").read_text()
         assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in rest)
+    elif program == "torchrun":
+        entry = next(word for word in rest if word in ENTRIES)
+        launch = rest[: rest.index(entry)]
+        given = dict(word.lstrip("-").split("=") for word in launch)
+        processes = int(given.get("nnodes", 1)) * int(given["nproc_per_node"])
+        check_entry(entry, rest[rest.index(entry) + 1 :], processes)
     elif python and rest and rest[0] in ENTRIES:
         check_entry(rest[0], rest[1:])
     elif python and rest[:2] == ["-m", "profiling_core"]:
@@ -107,6 +117,7 @@ def test_commands_of_both_trees_are_checked(plan):
         "python sample_video.py --task t2v-mini",
         "python benchmarks/engine.py --trees wan2.1",
         "python benchmarks/absent.py",
+        "torchrun --nproc_per_node=4 generate.py --task t2v-mini --ulysses_size 2",
         "make coffee",
         "ffmpeg -i clip.mp4",
     ],
