@@ -30,7 +30,9 @@ from hyvideo.sigmas import sigmas_fp32 as hunyuan_sigmas  # noqa: E402
 from profiling_core.options import resolve_plan  # noqa: E402
 from profiling_core.parallel.launch import from_first  # noqa: E402
 from profiling_core.parallel.ranks import Degrees, Ranks, ranks_of  # noqa: E402
+from profiling_core.parallel.xdit import LayerShare  # noqa: E402
 from profiling_core.plan import CachePlan  # noqa: E402
+from wan.attention import attention  # noqa: E402
 from wan.configs import CONFIGS as WAN  # noqa: E402
 from wan.configs import parse_size  # noqa: E402
 from wan.sigmas import sigmas_fp32 as wan_sigmas  # noqa: E402
@@ -158,6 +160,21 @@ def run_case(text: str, alone: dict[tuple[str, bool], dict[str | None, Tensor]])
     return found
 
 
+def layer_cases() -> list[dict[str, Any]]:
+    """yunchang's attention layer, through its self-check and against one process."""
+    world, found = dist.get_world_size(), []
+    for degrees in (Degrees(ulysses=world), Degrees(ring=world)):
+        share = LayerShare(ranks_of(degrees), attention, "yunchang", torch.device("cpu"))
+        share.check(torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = torch.randn((3, 1, 64, 4, 16), generator=generator)
+        got = share.gather(share.attention(*(share.take(x) for x in (q, k, v))))
+        want = attention(q, k, v)
+        error = float((got - want).abs().max())
+        found.append({"case": f"layer:{degrees}", "error": error})
+    return found
+
+
 def decode_case(name: str) -> dict[str, Any]:
     """A decode in tiles of all ranks, against the same tiles in one process; small tiles."""
     ranks = ranks_of(Degrees(ulysses=dist.get_world_size()))
@@ -185,6 +202,7 @@ def main(target: str, *cases: str) -> None:
     alone: dict[tuple[str, bool], dict[str | None, Tensor]] = {}
     own = [row for case in cases for row in run_case(case, alone)]
     own += [decode_case(name) for name in TREES]
+    own += layer_cases()
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, own)
     if dist.get_rank() == 0:

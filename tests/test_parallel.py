@@ -117,6 +117,14 @@ def test_collectives_are_the_plans_number(found: list[list[dict[str, Any]]]) -> 
 @pytest.mark.slow
 def test_a_decode_in_tiles_is_that_of_one_process(found: list[list[dict[str, Any]]]) -> None:
     for rank, rows in enumerate(found):
-        for row in rows[-2:]:
-            assert row["case"].endswith(":decode")
+        decodes = [row for row in rows if row["case"].endswith(":decode")]
+        assert len(decodes) == 2
+        for row in decodes:
             assert (row["has"], row["equal"]) == (rank == 0, rank == 0), row
+
+
+@pytest.mark.slow
+def test_yunchangs_layer_gives_the_same(found: list[list[dict[str, Any]]]) -> None:
+    layers = [row for rows in found for row in rows if row["case"].startswith("layer:")]
+    assert len(layers) == 2 * len(found)
+    assert all(row["error"] < 1e-6 for row in layers), layers

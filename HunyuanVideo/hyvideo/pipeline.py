@@ -15,7 +15,7 @@ from tqdm import tqdm
 from profiling_core.delta_cache import DeltaCache
 from profiling_core.parallel.guidance import BranchPair, plan_of_both
 from profiling_core.parallel.ranks import Ranks, one_noise
-from profiling_core.parallel.sequence import SequenceShare
+from profiling_core.parallel.xdit import sequence_share
 from profiling_core.plan import CachePlan
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
@@ -101,7 +101,7 @@ class HunyuanVideo:
         self.dtype = DTYPES[computing.precision]
         self.model = load_transformer(files.dit, computing, self.device)
         if self.ranks.degrees.sequence > 1:
-            self.model.share_tokens(SequenceShare(self.ranks, attention))
+            self.model.share_tokens(sequence_share(self.ranks, attention, self.device))
         # what a step calls: with guidance-parallel both branches at once
         self.guided = self.model
         if self.ranks.degrees.cfg > 1:
