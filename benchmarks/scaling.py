@@ -1,6 +1,6 @@
 """One clip on several GPUs: what the ranks send, how long it takes, what is left of the speed-up.
 
-    python benchmarks/scaling.py                     # the model: fits, predictions, figure
+    python benchmarks/scaling.py                     # the model: fits, predictions, figure; memory
     python benchmarks/scaling.py --parts local       # miniatures on 1 and 2 processes here
 
 The model (scaling_model.py) is fitted to published seconds, set against the paper's sixteen
@@ -33,9 +33,10 @@ from scaling_fit import (
     fit_seconds,
     speedups,
 )
+from scaling_memory import memory_table
 from scaling_model import H100, HUNYUAN, WAN_14B, Clip, Model, loop_seconds, sent
 
-PARTS = ("model", "local")
+PARTS = ("model", "memory", "local")
 SPEEDUP = 2.0  # of `balanced`
 PREDICTED = (
     (HUNYUAN, Clip(720, 1280, 129)),
@@ -56,6 +57,8 @@ def main() -> int:
         sys.stdout.write("\n\n".join(shown(fit, paper)) + "\n")
         for path in draw(fit, paper, args.out):
             sys.stderr.write(f"drew {path}\n")
+    if "memory" in args.parts:
+        sys.stdout.write(f"\n{memory_table(Clip(480, 832, 81))}\n")
     if rows := load_rows("scaling"):
         sys.stdout.write(f"\n{local_table(rows)}\n")
     return 0
@@ -186,7 +189,7 @@ def draw(fit: Fit, paper: PaperFit, out: Path) -> Iterator[Path]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["model"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["model", "memory"])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
