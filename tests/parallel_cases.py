@@ -30,6 +30,7 @@ from hyvideo.sigmas import sigmas_fp32 as hunyuan_sigmas  # noqa: E402
 from profiling_core.options import resolve_plan  # noqa: E402
 from profiling_core.parallel.launch import from_first  # noqa: E402
 from profiling_core.parallel.ranks import Degrees, Ranks, ranks_of  # noqa: E402
+from profiling_core.parallel.sequence import SequenceShare  # noqa: E402
 from profiling_core.parallel.xdit import LayerShare  # noqa: E402
 from profiling_core.plan import CachePlan  # noqa: E402
 from wan.attention import attention  # noqa: E402
@@ -175,6 +176,35 @@ def layer_cases() -> list[dict[str, Any]]:
     return found
 
 
+SHARES = (  # image tokens, text tokens, key_lens, samples
+    (64, 0, None, 1),
+    (75, 0, None, 2),
+    (75, 0, (75, 40), 2),
+    (75, 9, None, 1),
+    (77, 9, (81, 86), 2),
+    (3, 0, None, 1),
+)
+
+
+def share_cases() -> list[dict[str, Any]]:
+    """Our attention on random numbers: token counts that do not divide, text, hidden keys."""
+    world, found = dist.get_world_size(), []
+    ways = [Degrees(ulysses=world), Degrees(ring=world)]
+    ways += [Degrees(ulysses=2, ring=2)] if world == 4 else []
+    for degrees in ways:
+        share = SequenceShare(ranks_of(degrees), attention)
+        for tokens, text, lens, samples in SHARES:
+            generator = torch.Generator().manual_seed(0)
+            q, k, v = torch.randn((3, samples, tokens + text, 4, 16), generator=generator)
+            own = [torch.cat((share.take(x[:, :tokens]), x[:, tokens:]), 1) for x in (q, k, v)]
+            out = share.attention(*own, lens, text)
+            image, joint = out.split((out.shape[1] - text, text), dim=1)
+            got = torch.cat((share.gather(image), joint), dim=1)
+            error = float((got - attention(q, k, v, lens)).abs().max())
+            found.append({"case": f"share:{degrees}, {tokens} + {text}", "error": error})
+    return found
+
+
 def decode_case(name: str) -> dict[str, Any]:
     """A decode in tiles of all ranks, against the same tiles in one process; small tiles."""
     ranks = ranks_of(Degrees(ulysses=dist.get_world_size()))
@@ -202,7 +232,7 @@ def main(target: str, *cases: str) -> None:
     alone: dict[tuple[str, bool], dict[str | None, Tensor]] = {}
     own = [row for case in cases for row in run_case(case, alone)]
     own += [decode_case(name) for name in TREES]
-    own += layer_cases()
+    own += share_cases() + layer_cases()
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, own)
     if dist.get_rank() == 0:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from profiling_core.parallel.degrees import Degrees
+from profiling_core.parallel.sequence import _Merged, with_log_sum
+from wan.attention import attention
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = {"wan": 12, "hunyuan": 14}
@@ -121,6 +124,29 @@ def test_a_decode_in_tiles_is_that_of_one_process(found: list[list[dict[str, Any
         assert len(decodes) == 2
         for row in decodes:
             assert (row["has"], row["equal"]) == (rank == 0, rank == 0), row
+
+
+@pytest.mark.slow
+def test_tokens_need_not_divide(found: list[list[dict[str, Any]]]) -> None:
+    shares = [row for rows in found for row in rows if row["case"].startswith("share:")]
+    assert len(shares) >= 12 * len(found)
+    assert all(row["error"] < 1e-6 for row in shares), shares
+
+
+@pytest.mark.parametrize("blocks", [2, 8])
+def test_a_ring_in_bf16_loses_no_more_than_one_call(blocks: int) -> None:
+    """Its log-sum-exp stays fp32."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn((3, 1, 4096, 2, 64), generator=generator)
+    exact = attention(q, k, v)
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    merged = _Merged(q)
+    for keys, values in zip(k.chunk(blocks, dim=1), v.chunk(blocks, dim=1), strict=True):
+        merged.add(0, *with_log_sum(q, keys, values))
+    found = merged.output.bfloat16().float()
+    once = attention(q, k, v).float()
+    off = [float((x - exact).norm() / exact.norm()) for x in (found, once)]
+    assert off[0] < 1.15 * off[1] and off[1] < 6e-3, off
 
 
 @pytest.mark.slow
