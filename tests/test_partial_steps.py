@@ -13,7 +13,7 @@ from profiling_core.partial_steps import PartialSearch, part_named, parts_of
 from profiling_core.plan import PlanError
 from profiling_core.profile import Profile
 from profiling_core.search import Budget, PlanSearch
-from profiling_core.step_search import EASE
+from profiling_core.step_search import EASE, TOLD
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
 
@@ -70,7 +70,7 @@ def test_a_partial_step_follows_two_whole_ones(profiles) -> None:
 
 
 def test_leaving_all_blocks_out_leaves_what_the_forecast_leaves(profiles) -> None:
-    """(10) with phi = 1, and (11) by hand."""
+    """(11) with phi = 1, and (12) by hand."""
     search, partial = partial_search(profiles[HUNYUAN], "front")
     every = {"double_blocks": tuple(range(4)), "single_blocks": tuple(range(10))}
     object.__setattr__(partial.part, "blocks", every)
@@ -79,7 +79,7 @@ def test_leaving_all_blocks_out_leaves_what_the_forecast_leaves(profiles) -> Non
     slope = (sigma[7] - sigma[6]) / (sigma[6] - sigma[5])
     left = (sigma[8] - sigma[7]) * (v[6] + slope * (v[6] - v[5]) - v[7])
     weight = search.sensitivity.values[8] ** EASE
-    expected = np.linalg.norm(left, axis=-1) * weight
+    expected = TOLD["hold"] * np.linalg.norm(left, axis=-1) * weight
     found = partial.errors(search._search("hold"), steps, (7,))
     assert found == pytest.approx(expected, rel=1e-5)
     assert partial.errors(search._search("hold"), steps, ()) == pytest.approx(np.zeros(3))
