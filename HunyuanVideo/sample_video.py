@@ -48,16 +48,12 @@ from profiling_core.parallel.degrees import (
     environment_int,
     world_size,
 )
-from profiling_core.parallel.endings import end_on_sigterm, is_echo, told, wait_for_turn
+from profiling_core.parallel.endings import EXIT_TERMINATED, end_on_sigterm, exit_code
 from profiling_core.plan import CachePlan, PlanError
 
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # torch's generators take 64 bits
 LARGEST_DRAWN_SEED = 1_000_000
 MOST_TEXT = 100_000
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-EXIT_LOST = 1  # another process of the run
 # paths may differ between machines
 LOCAL = ("model_base", "dit_weight", "save_path", "save_path_suffix", "name_suffix", "delta_cache")
 LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
@@ -445,30 +441,14 @@ def init_logging() -> None:
         logger.add(sys.stdout, level=level, format=LOG_FORMAT)
 
 
-def complain(line: str) -> None:
-    if sys.stderr is not None:
-        sys.stderr.write(f"{told(line)}\n")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 2 for a user error, 130 when interrupted."""
-    try:
+
+    def run_command() -> None:
         init_logging()
         sample(build_parser().parse_args(argv))
-    except (InputError, PlanError, OSError) as error:
-        wait_for_turn(error)
-        complain(f"error: {' '.join(str(error).split())}")
-        return EXIT_USER_ERROR
-    except RuntimeError as error:
-        if not is_echo(error):
-            raise
-        wait_for_turn(error)
-        complain(f"error: another process of this run is gone ({error})")
-        return EXIT_LOST
-    except KeyboardInterrupt:
-        complain("interrupted, no unfinished file is left")
-        return EXIT_INTERRUPTED
-    return 0
+
+    return exit_code(run_command, (InputError, PlanError, OSError))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from profiling_core.parallel.degrees import (
     environment_int,
     world_size,
 )
-from profiling_core.parallel.endings import end_on_sigterm, is_echo, told, wait_for_turn
+from profiling_core.parallel.endings import EXIT_TERMINATED, end_on_sigterm, exit_code
 from profiling_core.plan import CachePlan, PlanError
 from wan.checkpoint import check_folder, checkpoint_files
 from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
 
 LOCAL = ("ckpt_dir", "save_file", "delta_cache")  # paths may differ between machines
 LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-EXIT_LOST = 1  # another process of the run
 LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
 
 
@@ -295,30 +291,14 @@ def init_logging() -> None:
         logger.add(sys.stdout, level=level, format=LOG_FORMAT)
 
 
-def complain(line: str) -> None:
-    if sys.stderr is not None:
-        sys.stderr.write(f"{told(line)}\n")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 2 for a user error, 130 when interrupted."""
-    try:
+
+    def run_command() -> None:
         init_logging()
         generate(build_parser().parse_args(argv))
-    except (InputError, PlanError, OSError) as error:
-        wait_for_turn(error)
-        complain(f"error: {' '.join(str(error).split())}")
-        return EXIT_USER_ERROR
-    except RuntimeError as error:
-        if not is_echo(error):
-            raise
-        wait_for_turn(error)
-        complain(f"error: another process of this run is gone ({error})")
-        return EXIT_LOST
-    except KeyboardInterrupt:
-        complain("interrupted, no unfinished file is left")
-        return EXIT_INTERRUPTED
-    return 0
+
+    return exit_code(run_command, (InputError, PlanError, OSError))
 
 
 if __name__ == "__main__":

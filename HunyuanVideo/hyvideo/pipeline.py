@@ -292,11 +292,9 @@ class HunyuanVideo:
                     watch.begin(step, "cond")  # both halves of real guidance are one call
                 x = latent if rows == len(latent) else torch.cat((latent, latent))
                 flow = self.guided(x=x, t=t.expand(rows), **fixed)
-                if self.guided is not self.model:
-                    cond, uncond = flow
-                    flow = uncond + cfg_scale * (cond - uncond)
-                elif rows == 2 * len(latent):
-                    uncond, cond = flow["x"].chunk(2)
+                pair = flow if self.guided is not self.model else flow["x"].chunk(2)[::-1]
+                if self.guided is not self.model or rows == 2 * len(latent):
+                    cond, uncond = pair
                     flow = uncond + cfg_scale * (cond - uncond)
                 else:
                     flow = flow["x"]

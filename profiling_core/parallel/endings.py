@@ -1,4 +1,4 @@
-"""How several processes end together; no torch.
+"""How the trees' commands end, alone or as several processes; no torch.
 
 torchrun ends all processes when one has failed. What is left to do here: whoever fails first says
 why, the others stay quiet, and nobody is left waiting in a collective.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 
 from profiling_core.parallel.degrees import DisagreementError
 
@@ -17,7 +19,37 @@ PATIENCE = 3.0  # seconds for an orderly end after SIGTERM; a blocked collective
 TURN = 2.0  # seconds that a rank leaves to rank 0, which mostly has the same to say
 ECHO = 10.0  # seconds before the loss of another rank is told: torchrun ends this one sooner
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
+EXIT_LOST = 1  # another process of the run
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+
+
+def exit_code(run: Callable[[], None], user_errors: tuple[type[Exception], ...]) -> int:
+    """Run a command; 0, or one line on stderr: 2 for a user's error, 130 when interrupted."""
+    try:
+        run()
+    except user_errors as error:
+        wait_for_turn(error)
+        _complain(f"error: {' '.join(str(error).split())}")
+        return EXIT_USER_ERROR
+    except RuntimeError as error:
+        if not is_echo(error):
+            raise
+        wait_for_turn(error)
+        _complain(f"error: another process of this run is gone ({error})")
+        return EXIT_LOST
+    except KeyboardInterrupt:
+        _complain("interrupted, no unfinished file is left")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _complain(line: str) -> None:
+    """Of several processes with the rank, on a line of its own below a progress bar."""
+    if sys.stderr is not None:  # closed by the caller
+        told = f"\n{line} (rank {os.getenv('RANK', '?')})" if _several() else line
+        sys.stderr.write(f"{told}\n")
 
 
 def wait_for_turn(error: BaseException) -> None:
@@ -33,11 +65,6 @@ def wait_for_turn(error: BaseException) -> None:
         time.sleep(ECHO)
     elif not first:
         time.sleep(TURN)
-
-
-def told(line: str) -> str:
-    """An error's line with the rank that tells it, on a line of its own below a progress bar."""
-    return f"\n{line} (rank {os.getenv('RANK', '?')})" if _several() else line
 
 
 def is_echo(error: BaseException) -> bool:
