@@ -120,6 +120,7 @@ def _rank(rank: int, folder: Path) -> None:
     except ProfileError as error:
         (folder / f"error{rank}").write_text(str(error))
     finally:
+        dist.barrier()  # gloo may abort where one rank leaves while another still talks
         dist.destroy_process_group()
 
 

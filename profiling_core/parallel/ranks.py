@@ -131,6 +131,7 @@ def one_noise(noise: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 
 
 def finish() -> None:
-    """Leave the process group, if one is up."""
+    """Leave the process group, if one is up, once all have come to their end."""
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # gloo may abort where one rank leaves while another still talks
         dist.destroy_process_group()
