@@ -169,13 +169,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--reproduce", action="store_true", help="deterministic algorithms where torch has them")
     add("--ulysses-degree", type=int, default=1, help="processes that share the heads")
     add("--ring-degree", type=int, default=1, help="groups of these, the tokens go around between")
-    add(
-        "--cfg-size",
-        "--cfg_size",
-        type=int,
-        default=1,
-        help="2: with --cfg-scale above 1, guidance branches on processes of their own",
-    )
+    size = {"type": int, "default": 1, "help": "2: with --cfg-scale above 1, a branch a process"}
+    add("--cfg-size", "--cfg_size", **size)
 
 
 def check_supported(args: argparse.Namespace) -> None:
@@ -351,15 +346,9 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def run(
-    args: argparse.Namespace,
-    config: HunyuanConfig,
-    plan: CachePlan | None,
-    asked: dict[str, Any],
+    args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None, asked: dict[str, Any]
 ) -> None:
-    """Sample the clips and save each as it is done.
-
-    asked: what all processes have to have been told alike.
-    """
+    """Sample the clips, save each as it is done; asked: what all processes were told alike."""
     if args.reproduce:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     # torch, diffusers and transformers take seconds to import; a wrong argument is told at once

@@ -1,10 +1,10 @@
 """Every policy that a user would pick, at equal compute, on held-out prompts of the miniatures.
 
 Peers are calibrated and tuned on the calibration prompts alone, which share no prompt with the
-held-out ones. A row is one tree, policy, budget and prompt; rows go to results/compare.jsonl, what
-was tuned to results/tuning, and what is there is not made again, so that a run that was stopped
-goes on. Everybody computes in fp32: the packages' transformers then equal ours to 1e-4, and rows of
-different processors can stand side by side. Two processes, each with a part of the prompts, are
+held-out ones. A row is one tree, policy, budget and prompt; rows go to results/compare_TREE.jsonl,
+what was tuned to results/tuning, and what is there is not made again, so that a run that was
+stopped goes on. Everybody computes in fp32: the packages' transformers then equal ours to 1e-4, and
+rows of different processors can stand side by side. Two processes, each with a part of the prompts, are
 faster on two cores than one with two threads:
 
     python benchmarks/compare.py --threads 1 --parts 2 --part 0 &
@@ -70,7 +70,7 @@ class Rows:
     @classmethod
     def load(cls) -> Rows:
         rows = cls()
-        for row in load_rows(NAME):
+        for row in all_rows(TREES):
             rows.add(row)
         return rows
 
@@ -95,11 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def all_rows(trees: Sequence[str]) -> list[dict[str, Any]]:
+    """Those of these trees, every tree's oldest first."""
+    return [row for tree in trees for row in load_rows(f"{NAME}_{tree}")]
+
+
 def show(trees: Sequence[str], out: Path) -> str:
     """Tables as Markdown; figures are drawn into `out`. ValueError without rows."""
-    rows = latest([row for row in load_rows(NAME) if row["tree"] in trees])
+    rows = latest(all_rows(trees))
     if not rows:
-        raise ValueError(f"no rows of {', '.join(trees)} in {common.RESULTS / NAME}.jsonl yet")
+        raise ValueError(f"no rows of {', '.join(trees)} in {common.RESULTS} yet")
     for path in draw(rows, out):
         tell(f"drew {path}")
     return f"{summary(rows)}\n{tables(rows)}"
@@ -183,7 +188,7 @@ def run_prompt(
         same = rows.found.get(rows.key(row, policy=False))
         figures = {**measured(tree, one.way, reference), **found} if same is None else same
         row = {**figures, **row}
-        append_row(NAME, row)
+        append_row(f"{NAME}_{row['tree']}", row)
         rows.add(row)
         tell(
             f"{title}, {done} of {len(missing)}: {one.policy} {label(one.budget)}: "

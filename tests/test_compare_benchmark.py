@@ -62,8 +62,10 @@ def options(folder, *names, tree="wan", prompts=2, budgets=("1.9",)):
 
 
 def read(folder):
-    path = folder / "compare.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [
+        line for path in folder.glob("compare_*.jsonl") for line in path.read_text().split("\n")
+    ]
+    return [json.loads(line) for line in lines if line]
 
 
 @pytest.mark.parametrize("tree", common.TREES)
@@ -332,7 +334,8 @@ def test_table_takes_the_newest_settings_and_weights():
 def test_figures_are_drawn_from_rows_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     rows = made_up_rows(("search", "fewer steps", "TeaCache", "paper split average"))
-    (tmp_path / "compare.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for row in rows:
+        common.append_row(f"compare_{row['tree']}", row)
     assert compare.main(["--table", "--out", str(tmp_path / "figures")]) == 0
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == ["compare.png", "compare.svg", "compare_all.png", "compare_all.svg"]

@@ -292,12 +292,11 @@ class HunyuanVideo:
                     watch.begin(step, "cond")  # both halves of real guidance are one call
                 x = latent if rows == len(latent) else torch.cat((latent, latent))
                 flow = self.guided(x=x, t=t.expand(rows), **fixed)
-                pair = flow if self.guided is not self.model else flow["x"].chunk(2)[::-1]
-                if self.guided is not self.model or rows == 2 * len(latent):
-                    cond, uncond = pair
+                # both branches of two groups in the order of one batch
+                flow = flow["x"] if self.guided is self.model else flow.flip(0).flatten(0, 1)
+                if len(flow) == 2 * len(latent):
+                    uncond, cond = flow.chunk(2)
                     flow = uncond + cfg_scale * (cond - uncond)
-                else:
-                    flow = flow["x"]
                 if cache is not None and (extra := cache.extra_step(step)) is not None:
                     visit.insert(number + 1, extra)
                     take_levels(scheduler, build(visit))
