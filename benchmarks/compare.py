@@ -4,8 +4,8 @@ Peers are calibrated and tuned on the calibration prompts alone, which share no 
 held-out ones. A row is one tree, policy, budget and prompt; rows go to results/compare_TREE.jsonl,
 what was tuned to results/tuning, and what is there is not made again, so that a run that was
 stopped goes on. Everybody computes in fp32: the packages' transformers then equal ours to 1e-4, and
-rows of different processors can stand side by side. Two processes, each with a part of the prompts, are
-faster on two cores than one with two threads:
+rows of different processors can stand side by side. Two processes, each with a part of the prompts,
+are faster on two cores than one with two threads:
 
     python benchmarks/compare.py --threads 1 --parts 2 --part 0 &
     python benchmarks/compare.py --threads 1 --parts 2 --part 1
