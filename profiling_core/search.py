@@ -32,7 +32,7 @@ from profiling_core.plan import CachePlan, PlanError
 from profiling_core.profile import Profile
 from profiling_core.segments import SKIPS, Segments, skips_of
 from profiling_core.sensitivity import Sensitivity, sensitivity_of
-from profiling_core.step_search import EASE, TOLD, Choice, StepSearch
+from profiling_core.step_search import EASE, TOLD, USUAL, Aim, Choice, StepSearch
 
 SPEEDUP = 2.0
 OTHER_EASES = (1.0, 0.5, 0.25)  # for candidates: the sensitivity trusted more, and less
@@ -105,7 +105,7 @@ class PlanSearch:
         self.skips = skips or possible
         self.parts = {name: part_named(profile, name) for name in parts}
         self.choice = cache(self._choice)
-        self._searches: dict[tuple[str, float], StepSearch] = {}
+        self._searches: dict[tuple[str, Aim], StepSearch] = {}
 
     def plan(self, budget: Budget, name: str | None = None) -> CachePlan:
         """The plan of `point`, named after its speed-up where no name is given."""
@@ -135,7 +135,7 @@ class PlanSearch:
         steps = len(best.steps)
         found = [best, *self._with_parts(budget, steps)]
         for skip in self._within_bytes(budget.max_bytes):
-            found += [self.point_of(skip, steps, ease) for ease in (EASE, *OTHER_EASES)]
+            found += [self.point_of(skip, steps, Aim(ease)) for ease in (EASE, *OTHER_EASES)]
         most = float("inf") if budget.max_error is None else budget.max_error
         kept = [point for point in found if point.error <= most]
         distinct = {(point.skip, point.steps, point.part): point for point in kept}
@@ -224,23 +224,23 @@ class PlanSearch:
         """Compute steps that reach the speed-up."""
         return max(1, floor(self.paths.steps / speedup + 1e-9))
 
-    def point_of(self, skip: str, count: int, ease: float = EASE) -> Point:
+    def point_of(self, skip: str, count: int, aim: Aim = USUAL) -> Point:
         """The best that `count` compute steps give with one way to skip.
 
-        Another ease chooses other steps; their error is predicted in the usual way.
+        Another aim chooses other steps; their error is predicted in the usual way.
         """
-        choice = self.choice(skip, count, ease)
+        choice = self.choice(skip, count, aim)
         return Point(skip, choice.steps, self.paths.steps / count, choice.error)
 
-    def _choice(self, skip: str, count: int, ease: float = EASE) -> Choice:
-        best = self._search(skip, ease).best(count)
-        return best if ease == EASE else self._search(skip).evaluate(best.steps)
+    def _choice(self, skip: str, count: int, aim: Aim = USUAL) -> Choice:
+        best = self._search(skip, aim).best(count)
+        return best if aim == USUAL else self._search(skip).evaluate(best.steps)
 
-    def _search(self, skip: str, ease: float = EASE) -> StepSearch:
-        if (skip, ease) not in self._searches:
+    def _search(self, skip: str, aim: Aim = USUAL) -> StepSearch:
+        if (skip, aim) not in self._searches:
             table, sensitivity = self._segments[skip].table, self.sensitivity.values
-            self._searches[skip, ease] = StepSearch(table, sensitivity, ease, TOLD[skip])
-        return self._searches[skip, ease]
+            self._searches[skip, aim] = StepSearch(table, sensitivity, aim, TOLD[skip])
+        return self._searches[skip, aim]
 
     @cached_property
     def _segments(self) -> dict[str, Segments]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from profiling_core.segments import Table
-from profiling_core.step_search import ALIGNED, EASE, POWER, STARTS, StepSearch, scores
+from profiling_core.step_search import BAD, ALIGNED, EASE, POWER, STARTS, StepSearch, scores
 
 STEPS, RUNS, WIDTH = 8, 3, 4
 
@@ -74,10 +74,12 @@ def test_what_is_told_lets_far_segments_cancel_less() -> None:
 
 def test_a_score_lies_between_the_mean_run_and_a_bad_one() -> None:
     errors = np.array([[1.0, 1.0, 1.0, 1.0, 16.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
-    found = scores(errors)
-    assert found[1] == pytest.approx(2.0)
-    mean, bad = 16 ** (1 / 5), 16**0.2  # the percentile lies a fifth of the way from 1 to 16
-    assert found[0] == pytest.approx(np.sqrt(mean * bad))
+    mean, bad = 16 ** (1 / 5), 16**0.2  # the 80th percentile is a fifth of the way from 1 to 16
+    for quantile, worst in ((1.0, 16.0), (0.8, bad)):
+        found = scores(errors, quantile)
+        assert found[1] == pytest.approx(2.0)
+        assert found[0] == pytest.approx(np.sqrt(mean * worst))
+    assert scores(errors)[0] == scores(errors, BAD)[0]
 
 
 @pytest.mark.parametrize("count", range(1, STEPS + 1))
