@@ -1,0 +1,271 @@
+"""What is inserted into which upstream repository, and beside which statement."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import difflib
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edits import InputError, PatchError, Place, Source
+
+KINDS = {"assignment": (ast.Assign, ast.AnnAssign), "expression": (ast.Expr,)}
+NESTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """Lines before or after the one statement of a kind in a function that makes a call."""
+
+    name: str
+    reason: str
+    file: str
+    function: str
+    place: str
+    statement: str
+    calls: str  # a leading dot means a method
+    lines: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.place not in ("before", "after"):
+            raise InputError(f"{self.name}: place is {self.place!r}, expected before or after")
+        if self.statement not in KINDS:
+            raise InputError(f"{self.name}: statement is {self.statement!r}, expected {[*KINDS]}")
+
+    def __str__(self) -> str:
+        what = f"the one {self.statement} in {self.function} that calls {self.calls}"
+        return f"{self.file}: anchor {self.name!r} ({what})"
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A repository and all that is inserted there."""
+
+    name: str
+    repository: str
+    insertions: tuple[Insertion, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(insertion.file for insertion in self.insertions))
+
+
+def load_upstreams(folder: Path) -> list[Upstream]:
+    """The upstreams that the folder's TOML files describe."""
+    toml = toml_module()
+    return [_upstream(path, toml) for path in sorted(folder.glob("*.toml"))]
+
+
+def toml_module() -> Any:
+    """`tomllib`, or on Python 3.10 what reads the same there."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        try:
+            import tomli as tomllib
+        except ModuleNotFoundError:
+            try:
+                from pip._vendor import tomli as tomllib
+            except ImportError:
+                raise InputError(
+                    "no TOML reader: use Python 3.11 or newer, or `pip install tomli`"
+                ) from None
+    return tomllib
+
+
+def _upstream(path: Path, toml: Any) -> Upstream:
+    try:
+        data = toml.loads(path.read_text(encoding="utf-8"))
+        insertions = [
+            Insertion(**{**entry, "lines": tuple(entry["lines"].strip("\n").split("\n"))})
+            for entry in data["insertion"]
+        ]
+        return Upstream(path.stem, data["repository"], tuple(insertions))
+    except (toml.TOMLDecodeError, KeyError, TypeError, InputError) as error:
+        raise InputError(f"{path.name}: {type(error).__name__} {error}") from None
+
+
+def parse(source: Source) -> ast.Module:
+    """The file's syntax tree; PatchError with the line where there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # upstream's own escapes
+            return ast.parse(source.text)
+    except SyntaxError as error:
+        where = f"{source.file}, line {error.lineno}"
+        raise PatchError(
+            f"{where}: does not parse ({error.msg}); solve merge conflicts first, if there are any"
+        ) from None
+    except ValueError as error:
+        raise PatchError(f"{source.file}: does not parse ({error})") from None
+
+
+def find_place(insertion: Insertion, source: Source) -> Place:
+    """Where the lines go; PatchError with the nearest candidates when that is not one place."""
+    module = parse(source)
+    function, statement = find_anchor(insertion, module)
+    _check_alone(insertion, statement, source)
+    indent = re.match(r"[ \t]*", source.lines[statement.lineno - 1])[0]
+    names = _placeholders(insertion, function, statement)
+    lines = tuple(indent + _filled(line, names, insertion) for line in insertion.lines)
+    index = statement.lineno - 1 if insertion.place == "before" else statement.end_lineno
+    _check_names(insertion, lines, module, function, index)
+    return Place(index, lines, statement.lineno)
+
+
+def find_anchor(insertion: Insertion, module: ast.Module) -> tuple[ast.FunctionDef, ast.stmt]:
+    """The function and its one statement."""
+    named = [function for function in _functions(module) if function.name == insertion.function]
+    found = [(function, s) for function in named for s in _matches(insertion, function)]
+    if len(found) == 1 and len(named) == 1:
+        return found[0]
+    if not named:
+        problem = f"there is no function {insertion.function}; {_near_function(insertion, module)}"
+    elif len(named) > 1:
+        lines = ", ".join(str(function.lineno) for function in named)
+        problem = f"there are {len(named)} functions {insertion.function}, on lines {lines}"
+    elif found:
+        lines = ", ".join(str(statement.lineno) for _, statement in found)
+        problem = f"found {len(found)} times, on lines {lines}"
+    else:
+        problem = f"found 0 times; {_near_statement(insertion, module, named[0])}"
+    raise PatchError(f"{insertion}: {problem}")
+
+
+def called(statement: ast.stmt) -> Iterator[tuple[str, ast.Call]]:
+    """Names of the functions and methods (with a dot) that a statement's value calls."""
+    value = getattr(statement, "value", None)
+    for node in ast.walk(value) if isinstance(value, ast.AST) else ():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield f".{node.func.attr}", node
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id, node
+
+
+def statements(function: ast.AST) -> Iterator[ast.stmt]:
+    """All statements below a node in order, nested ones too, but not those of nested functions."""
+    for node in ast.iter_child_nodes(function):
+        if isinstance(node, ast.stmt):
+            yield node
+        if not isinstance(node, NESTED):
+            yield from statements(node)
+
+
+def _functions(module: ast.Module) -> list[ast.FunctionDef]:
+    return [node for node in module.body if isinstance(node, FUNCTIONS)]
+
+
+def _matches(insertion: Insertion, function: ast.AST) -> list[ast.stmt]:
+    kinds = KINDS[insertion.statement]
+    found = (s for s in statements(function) if isinstance(s, kinds))
+    return [s for s in found if insertion.calls in (name for name, _ in called(s))]
+
+
+def _near_function(insertion: Insertion, module: ast.Module) -> str:
+    functions = {function.name: function for function in _functions(module)}
+    same = [f for f in functions.values() if _matches(insertion, f)]
+    close = difflib.get_close_matches(insertion.function, functions, 3, 0.4)
+    if same:
+        return "such a statement is in " + ", ".join(
+            f"{f.name} (line {_matches(insertion, f)[0].lineno})" for f in same
+        )
+    near = close or list(functions)[:3]
+    listed = ", ".join(f"{name} (line {functions[name].lineno})" for name in near)
+    return f"nearest functions: {listed}" if near else "there are no functions at all"
+
+
+def _near_statement(insertion: Insertion, module: ast.Module, function: ast.FunctionDef) -> str:
+    elsewhere = [(f.name, s) for f in _functions(module) for s in _matches(insertion, f)]
+    elsewhere += [("no function", s) for s in _matches(insertion, module)]
+    if elsewhere:
+        return "such a statement is in " + ", ".join(
+            f"{name} (line {s.lineno})" for name, s in elsewhere
+        )
+    calls = [(name, s.lineno) for s in statements(function) for name, _ in called(s)]
+    close = difflib.get_close_matches(insertion.calls, {name for name, _ in calls}, 3, 0.5)
+    near = [pair for pair in calls if pair[0] in close][:3] or calls[-3:]
+    listed = ", ".join(f"line {line} calls {name}" for name, line in near)
+    return f"nearest: {listed}" if near else f"{insertion.function} calls nothing"
+
+
+def _check_alone(insertion: Insertion, statement: ast.stmt, source: Source) -> None:
+    """Whole lines can only go beside a statement that has its lines for itself."""
+    first = source.lines[statement.lineno - 1].encode()[: statement.col_offset]
+    last = source.lines[statement.end_lineno - 1].encode()[statement.end_col_offset :]
+    if first.strip() or not re.match(rb"\s*(#|$)", last):
+        raise PatchError(
+            f"{insertion}: line {statement.lineno} holds more than this statement, and whole lines "
+            "are inserted; give the statement a line of its own"
+        )
+
+
+def _placeholders(
+    insertion: Insertion, function: ast.FunctionDef, statement: ast.stmt
+) -> dict[str, str]:
+    names = {}
+    call = next(node for name, node in called(statement) if name == insertion.calls)
+    if isinstance(call.func, ast.Attribute):
+        names["object"] = ast.unparse(call.func.value)
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+        names["target"] = ast.unparse(target)
+    parameters = [*function.args.posonlyargs, *function.args.args]
+    return names | ({"parameter": parameters[0].arg} if parameters else {})
+
+
+def _filled(line: str, names: dict[str, str], insertion: Insertion) -> str:
+    for key in re.findall(r"\{(object|target|parameter)\}", line):
+        name = names.get(key)
+        if name is None or not re.fullmatch(r"[^\W\d][\w.]*", name):
+            raise PatchError(
+                f"{insertion}: its {key} is {name or 'not there'}, expected a plain name"
+            )
+        line = line.replace(f"{{{key}}}", name)
+    return line
+
+
+def _check_names(
+    insertion: Insertion,
+    lines: tuple[str, ...],
+    module: ast.Module,
+    function: ast.FunctionDef,
+    index: int,
+) -> None:
+    """What the inserted lines use must be known where they stand."""
+    inserted = ast.parse(textwrap.dedent("\n".join(lines)))
+    before = [node for node in ast.walk(function) if getattr(node, "lineno", index + 1) <= index]
+    known = {*dir(builtins), *_bound(ast.walk(inserted)), *_bound(before)}
+    known |= {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}
+    known |= set(_bound(_top_level(module)))
+    used = {n.id for n in ast.walk(inserted) if isinstance(n, ast.Name)}
+    if "*" not in known and used - known:
+        unknown = ", ".join(sorted(used - known))
+        raise PatchError(
+            f"{insertion}: found, but the inserted lines use {unknown}, which "
+            f"{insertion.function} does not know there (line {index})"
+        )
+
+
+def _top_level(module: ast.Module) -> Iterator[ast.AST]:
+    for statement in statements(module):
+        yield statement
+        if not isinstance(statement, NESTED):
+            yield from ast.walk(statement)
+
+
+def _bound(nodes: Any) -> Iterator[str]:
+    """Names that these nodes give a value to; "*" for a star import."""
+    for node in nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from ((alias.asname or alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, NESTED):
+            yield node.name
