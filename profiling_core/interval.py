@@ -7,8 +7,10 @@ compiled model sees the same few callables step after step.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 
 from profiling_core.anchors import Anchor, forecast_delta, keep
 from profiling_core.cost import anchor_lifetimes
+from profiling_core.model_parts import unwrapped
 from profiling_core.plan import CachePlan, Site
 
 
@@ -98,6 +101,7 @@ class Interval(Store):
         """Put this interval's callables into `calls`; the number of blocks that will not run."""
         self._forget()
         schedule = self.schedules[branch]
+        self.names = _parameters(type(unwrapped(blocks[self.first])))
         if step in schedule.forecasts:
             self.reused = self.needed(branch, step)
             count = self.last - self.first
@@ -118,7 +122,7 @@ class Interval(Store):
         self._forget()
 
     def run_first(self, *args: Any, **kwargs: Any) -> Any:
-        self._remember(args)
+        self._remember(args, kwargs)
         return self.first_block(*args, **kwargs)
 
     def run_last(self, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +131,7 @@ class Interval(Store):
         return output
 
     def run_only(self, *args: Any, **kwargs: Any) -> Any:
-        self._remember(args)
+        self._remember(args, kwargs)
         return self.run_last(*args, **kwargs)
 
     def add_forecast(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,27 +139,28 @@ class Interval(Store):
         newest = self.reused[0][0]
         updated = tuple(
             forecast_delta(self.label, tensor, self.reused, index)
-            for index, tensor in enumerate(self._updated(newest, args))
+            for index, tensor in enumerate(self._updated(newest, args, kwargs))
         )
         return updated[0] if newest.single else updated
 
     def pass_on(self, *args: Any, **kwargs: Any) -> Any:
         """The other blocks' part: what they are given."""
         newest = self.reused[0][0]
-        updated = self._updated(newest, args)
+        updated = self._updated(newest, args, kwargs)
         return updated[0] if newest.single else updated
 
-    def _remember(self, args: tuple[Any, ...]) -> None:
-        self.inputs = args
+    def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.inputs = self._leading(args, kwargs)
         if not torch.compiler.is_compiling():
-            self.versions = [_version(argument) for argument in args]
+            self.versions = [_version(argument) for argument in self.inputs]
 
     def _check_not_changed(self, outputs: tuple[torch.Tensor, ...]) -> None:
         """A block that changes its input in place leaves no input to subtract."""
         if torch.compiler.is_compiling():
             return
         for after, before, version in zip(outputs, self.inputs, self.versions, strict=False):
-            if after is before or _version(before) != version:
+            # without a count a tensor that comes back may have been changed
+            if _version(before) != version or (after is before and version is None):
                 raise ValueError(
                     f"{self.label}: the blocks change their input in place, so that no delta can "
                     "be kept; they have to return new tensors"
@@ -166,8 +171,8 @@ class Interval(Store):
         if len(self.inputs) < len(outputs):
             raise ValueError(
                 f"{self.label}: blocks return {len(outputs)} tensors but are called with "
-                f"{len(self.inputs)} positional arguments: the tensors that a block updates "
-                "must be its leading positional arguments"
+                f"{len(self.inputs)} arguments: the tensors that a block updates must be its "
+                "leading arguments"
             )
         self._check_not_changed(outputs)
         deltas = [
@@ -177,13 +182,20 @@ class Interval(Store):
         self.inputs = None
         self.kept = keep(output, deltas, self.plan.storage, self.plan.storage_place)
 
-    def _updated(self, anchor: Anchor, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        count = len(anchor.tensors)
-        if len(args) < count:
+    def _updated(
+        self, anchor: Anchor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        count, given = len(anchor.tensors), self._leading(args, kwargs)
+        if len(given) < count:
             raise ValueError(
-                f"{self.label}: {count} tensors are updated, the call gives {len(args)}"
+                f"{self.label}: {count} tensors are updated, the call gives {len(given)}"
             )
-        return args[:count]
+        return given[:count]
+
+    def _leading(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """The call's arguments in the order of the block's parameters, whatever way given."""
+        named = self.names[len(args) :]
+        return (*args, *(kwargs[name] for name in named if name in kwargs))
 
     def _forget(self) -> None:
         self.inputs: tuple[Any, ...] | None = None  # alive between run_first and run_last
@@ -191,6 +203,12 @@ class Interval(Store):
         self.kept: Anchor | None = None
         self.reused: list[tuple[Anchor, float]] = []
         self.first_block = self.last_block = None
+
+
+@cache
+def _parameters(block: type[nn.Module]) -> tuple[str, ...]:
+    """Names of a block's parameters, for loops that call it by keyword."""
+    return tuple(inspect.signature(block.forward).parameters)[1:]
 
 
 def _version(value: Any) -> int | None:

@@ -61,6 +61,44 @@ def test_random_plan_equals_the_naive_walk_bit_for_bit(plan):
     assert cache.report.peak_bytes == held and cache.bytes_held == 0
 
 
+def test_blocks_called_by_keyword_are_cached_as_by_position(model):
+    plan = toy_plan(PLANS["linear deltas"])
+    expected, _ = cached(model, plan)
+
+    def by_keyword(x, t, context):
+        hidden = torch.stack(x)
+        for block in model.blocks:
+            hidden = block(e=t.float().sin() + context, x=hidden)
+        return list(model.head(hidden))
+
+    model.forward = by_keyword
+    outputs, cache = cached(model, plan)
+    assert equal(outputs, expected)
+    assert cache.report.block_runs == plan.expected.block_runs
+
+
+def test_a_tensor_that_a_block_hands_on_untouched_has_a_zero_delta():
+    class KeepsText(nn.Module):
+        def forward(self, x, text, e):
+            return x + torch.tanh(x * e), text
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dim, self.blocks = 8, nn.ModuleList(KeepsText() for _ in range(6))
+
+        def forward(self, x, t, context):
+            hidden, text = torch.stack(x), torch.stack(x) + context
+            for block in self.blocks:
+                hidden, text = block(hidden, text, e=t)
+            return list(hidden + text)
+
+    model, plan = Model(), toy_plan([intervals(both(*range(12)[::2]), [[2, 2], [4, 5]])])
+    outputs, cache = cached(model, plan)
+    assert not equal(outputs, bare(model, plan))
+    assert cache.report.reused_intervals == 2 * 2 * 6
+
+
 def test_all_compute_plan_is_bit_identical_to_the_bare_model(model):
     every = both(*range(12))
     for sites in ([], [prediction(every), intervals(every, [[0, 2], [4, 5]])]):

@@ -199,17 +199,18 @@ def test_model_that_does_not_walk_its_list_is_refused(model):
         model([torch.ones(5, 8)], torch.ones(1), 0.0)
 
 
-def test_blocks_called_by_keyword_are_refused(model):
-    def by_keyword(x, t, context):
-        hidden = torch.stack(x)
-        for block in model.blocks:
-            hidden = block(x=hidden, e=t)
-        return list(hidden)
+def test_a_block_that_is_given_less_than_it_returns_is_refused(model):
+    class Pair(nn.Module):
+        def forward(self, x, e):
+            return x, x + 1.0, x + 2.0
 
-    model.forward = by_keyword
+    model.blocks = nn.ModuleList(Pair() for _ in range(6))
+    model.forward = lambda x, t, context: [model.blocks[0](torch.stack(x), e=t)[0]] + [
+        block(torch.stack(x), e=t) for block in model.blocks
+    ]
     cache = start(model, toy_plan([intervals(both(0), [[1, 2]])]))
     cache.begin(0, "cond")
-    with pytest.raises(ValueError, match="must be its leading positional arguments"):
+    with pytest.raises(ValueError, match="must be its leading arguments"):
         model([torch.ones(5, 8)], torch.ones(1), 0.0)
 
 

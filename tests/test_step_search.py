@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from profiling_core.segments import Table
-from profiling_core.step_search import BAD, ALIGNED, EASE, POWER, STARTS, StepSearch, scores
+from profiling_core.step_search import ALIGNED, BAD, EASE, POWER, STARTS, StepSearch, scores
 
 STEPS, RUNS, WIDTH = 8, 3, 4
 
