@@ -124,7 +124,8 @@ def _lengths_of(name: str, mask: torch.Tensor, batch: int, keys: int) -> tuple[i
     valid = valid.reshape(len(mask), -1, keys)
     lengths = valid[:, 0].sum(dim=-1)
     leading = torch.arange(keys, device=mask.device) < lengths[:, None]
-    if not torch.equal(valid, leading[:, None].expand_as(valid)):
+    attends = valid.any(dim=-1, keepdim=True)  # padding queries may see nothing at all
+    if not torch.equal(valid, leading[:, None] & attends):
         raise ProfileError(
             f"no access to the attention of {name}: its mask {tuple(mask.shape)} hides other keys "
             "than the padding at the end"

@@ -91,7 +91,7 @@ class BlockTap:
     def open(self) -> None:
         """Put the hooks on."""
         for number, block in enumerate(self.blocks):
-            before = block.register_forward_pre_hook(self._enter(number))
+            before = block.register_forward_pre_hook(self._enter(number), with_kwargs=True)
             after = block.register_forward_hook(self._leave(number))
             self._handles += [before, after]
 
@@ -103,8 +103,8 @@ class BlockTap:
 
     def _enter(self, number: int) -> Callable[..., None]:
         @torch.compiler.disable  # compiled blocks call their hooks from inside
-        def hook(block: nn.Module, args: tuple[Any, ...]) -> None:
-            x = tensors_of(args)[0]
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = tensors_of([*args, *kwargs.values()])[0]
             self._prepare(x)
             self._before = x[:, self.kept]
             if number == 0:

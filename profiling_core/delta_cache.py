@@ -225,6 +225,11 @@ class DeltaCache:
         self._follower = Follower(self.plan, self.clear, owner, call, **options)
         return self
 
+    @property
+    def branches_seen(self) -> int:
+        """The most calls with one timestep that the followed loop made."""
+        return 1 if self._follower is None else self._follower.branches_seen
+
     def is_compute(self, step: int, branch: str = "cond") -> bool:
         """Do all blocks run at this step?"""
         return step >= self.plan.steps or block_share(self.running, step, branch) == 1.0

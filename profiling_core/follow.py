@@ -26,7 +26,9 @@ class Follower:
     A new video is recognised by wrapping `owner.call`: then every run starts clean, its step count
     is compared with the plan's, a call too many is an error, and everything is freed when it
     returns or raises. Without an owner it is recognised when the step count is reached, or when the
-    timestep of a CPU tensor runs against the direction seen so far (device tensors are never read).
+    timestep of a CPU tensor runs against the direction seen so far (device tensors are never read);
+    `strict` says that somebody else clears between runs, so that a call too many is an error.
+    `branches_seen`: the most calls with one timestep so far.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Follower:
         call: str | None = None,
         *,
         timestep: int | str | None = None,
+        strict: bool = False,
     ) -> None:
         if (owner is None) != (call is None):
             raise ValueError("follow needs both the owner of the loop and the name of its call")
@@ -44,6 +47,7 @@ class Follower:
             raise ValueError(f"follow takes the object that runs the loop, not its class {owner}")
         self.plan, self._clear, self._timestep = plan, clear, timestep
         self._owner, self._call = owner, call
+        self._strict, self.branches_seen = strict or owner is not None, 1
         self.forget()
         if owner is not None:
             self._wrap(owner, call)
@@ -63,6 +67,7 @@ class Follower:
                     f"{self._order + 1} model calls with one timestep, but plan "
                     f"{self.plan.name!r} has {len(self.plan.branches)} branches"
                 )
+            self.branches_seen = max(self.branches_seen, self._order + 1)
         else:
             self._next_step(t)
         return self._step, self.plan.branches[self._order]
@@ -80,9 +85,9 @@ class Follower:
 
     def _next_step(self, t: torch.Tensor) -> None:
         step = self._step + 1
-        turned = self._owner is None and self._turned(t)
+        turned = not self._strict and self._turned(t)
         self._refuse_tensor_per_call(t)
-        if step >= self.plan.steps and self._owner is not None:
+        if step >= self.plan.steps and self._strict:
             raise ValueError(
                 f"model call number {step + 1} with a new timestep, but plan {self.plan.name!r} "
                 f"has {self.plan.steps} steps; a loop that makes a new timestep tensor for every "

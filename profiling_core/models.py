@@ -148,6 +148,17 @@ MODELS = {
 }
 
 
+def known_model(family: str, block_lists: dict[str, int], width: int) -> ModelFingerprint:
+    """The fingerprint of a model with these lists and width: its own name where it is in MODELS."""
+    for planned in MODELS.values():
+        known = planned.fingerprint
+        if (known.family, known.block_lists, known.width) == (family, block_lists, width):
+            return known
+    sizes = "+".join(str(count) for count in block_lists.values())
+    name = f"{family}-{sizes}x{width}"
+    return ModelFingerprint(family=family, name=name, block_lists=block_lists, width=width)
+
+
 def first_levels(family: str) -> dict[str, float]:
     """For every solver of a family the level that its grid starts at before the shift.
 

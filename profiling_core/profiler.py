@@ -152,9 +152,8 @@ class Recorder:
         latents = tensors_of(first)
         if self.recording is None:
             self._since = time.perf_counter()
-            self._start(latents)
-        if branch == self.branches[0]:
-            self.recording.see_latent(step, latents)
+            self._start(latents[0].device, *self._sizes(latents, kwargs))
+        self._see_latents(step, branch, latents)
         self._measures = step in self.recording.subject.attention_steps
         if self._measures or (self._calls == 0 and functions_of(self._blocks)):
             self._seam.enter_context(tapped(self._blocks, self._see_attention))
@@ -168,21 +167,35 @@ class Recorder:
         self._seam.close()
         step, branch = self._position
         self._position = None
-        tensors = (tensor.detach().clone() for tensor in tensors_of(output))
-        prediction = keep(output, tensors, "stream", "host")
         self.recording.see_blocks(step, branch, self._tap)
-        self.recording.see_prediction(step, branch, prediction)
+        self._see_output(step, branch, output)
         if not self._measures:
             seconds = [timer.seconds() for timer in self._tap.timers]
             self.recording.see_seconds(self._timer.seconds(), seconds)
         self._calls += 1
         self.recording.seconds = time.perf_counter() - self._since
 
-    def _start(self, latents: list[Tensor]) -> None:
+    def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
+        """The latents that the model is given."""
+        if branch == self.branches[0]:
+            self.recording.see_latent(step, latents)
+
+    def _see_output(self, step: int, branch: Branch, output: Any) -> None:
+        """What the model returns."""
+        tensors = (tensor.detach().clone() for tensor in tensors_of(output))
+        prediction = keep(output, tensors, "stream", "host")
+        self.recording.see_prediction(step, branch, prediction)
+
+    def _sizes(
+        self, latents: list[Tensor], kwargs: dict[str, Any]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the latent, (C, F, H, W), and of the tokens along F, H and W."""
+        shape = tuple(latents[0].shape[-4:])
+        pairs = zip(shape[1:], self._patch, strict=True)
+        return shape, tuple(size // patch for size, patch in pairs)
+
+    def _start(self, device: torch.device, shape: tuple[int, ...], grid: tuple[int, ...]) -> None:
         """Complete the subject by the sizes of the first call."""
-        shape = tuple(latents[0].shape[-4:])  # (C, F, H, W)
-        sizes = shape[1:]
-        grid = tuple(size // patch for size, patch in zip(sizes, self._patch, strict=True))
         self._check_known(self.sampling | {"latent": shape, "grid": grid})
         subject = Subject(**self.sampling, latent=shape, grid=grid)
         ranks = dist.get_world_size(self._group) if self._group is not None else 1
@@ -191,7 +204,7 @@ class Recorder:
         self._tap = BlockTap(self._blocks, tokens, count)
         self._tap.left = self._block_left
         self._tap.open()
-        self.recording = Recording(subject, latents[0].device)
+        self.recording = Recording(subject, device)
 
     # -- attention
 
@@ -338,7 +351,7 @@ def _patch_size(model: nn.Module) -> tuple[int, int, int]:
     config = getattr(model, "config", None)
     size = getattr(config, "patch_size", None) or getattr(model, "patch_size", None)
     if isinstance(size, int):  # diffusers' HunyuanVideo
-        return (getattr(config, "patch_size_t", 1), size, size)
+        return (getattr(config, "patch_size_t", None) or 1, size, size)
     if size is None or len(size) != 3:
         raise PlanError(f"{type(model).__name__} says no patch_size of three numbers: {size}")
     return tuple(size)

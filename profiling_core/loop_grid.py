@@ -1,0 +1,149 @@
+"""The noise levels of a loop that is not ours, read from its scheduler when the loop sets it up.
+
+Works on the schedulers of diffusers and on those of upstream Wan2.1 and HunyuanVideo, which follow
+the same contract: `set_timesteps(...)` leaves `timesteps`, one per step, and for flow matching
+`sigmas`, one more. The levels of other schedulers (DDIM and its kin) are the noise's share of the
+standard deviation, sqrt(1 - alphas_cumprod), which is what sigma is for a flow of unit variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from profiling_core.checked import PlanError
+
+# solvers of `flow_solvers` by the classes that implement them
+_SOLVERS = {
+    "FlowMatchEulerDiscreteScheduler": "euler",
+    "FlowMatchDiscreteScheduler": "euler",
+    "UniPCMultistepScheduler": "unipc",
+    "FlowUniPCMultistepScheduler": "unipc",
+    "DPMSolverMultistepScheduler": "dpm++",
+    "FlowDPMSolverMultistepScheduler": "dpm++",
+}
+_SHIFTS = ("flow_shift", "shift")  # of a scheduler's config
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Falling noise levels of all steps, the solver's name and the shift they were made with.
+
+    rising: the scheduler's own sigmas rise; the levels are what they lack to 1.
+    """
+
+    sigmas: tuple[float, ...]
+    solver: str
+    shift: float
+    rising: bool = False
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas)
+
+
+def grid_of(scheduler: Any, told: dict[str, Any] | None = None) -> Grid:
+    """The grid of a scheduler whose timesteps are set.
+
+    told: what `set_timesteps` was given, where a shift may be. PlanError for levels that do not
+    fall step by step, as those of solvers with several model calls per step.
+    """
+    levels, rising = (
+        _flow_levels(scheduler) if _is_flow(scheduler) else (_share_levels(scheduler), False)
+    )
+    for step, (before, after) in enumerate(pairwise(levels)):
+        if not after < before:
+            raise PlanError(
+                f"{type(scheduler).__name__}: noise level {after:.6g} of step {step + 1} follows "
+                f"{before:.6g}: plans need levels that fall at every step; take a scheduler with "
+                "one model call per step"
+            )
+    return Grid(tuple(levels), _solver(scheduler), _shift(scheduler, told or {}), rising)
+
+
+def visit_only(scheduler: Any, steps: Sequence[int]) -> None:
+    """Let the loop visit these steps alone; its solver takes the larger steps itself.
+
+    PlanError for a scheduler that does not step from sigma to sigma.
+    """
+    if not _is_flow(scheduler):
+        raise PlanError(
+            f"the plan lets the solver jump, but {type(scheduler).__name__} steps by the number of "
+            "a timestep: take a plan that holds or forecasts ('linear')"
+        )
+    kept, count = list(steps), len(scheduler.timesteps)
+    scheduler.sigmas = torch.cat([scheduler.sigmas[kept], scheduler.sigmas[count:]])
+    scheduler.timesteps = scheduler.timesteps[kept]
+    scheduler.num_inference_steps = len(kept)
+
+
+@contextmanager
+def when_set(target: Any, see: Callable[[Any, dict[str, Any]], None]) -> Iterator[None]:
+    """`see(scheduler, arguments)` after every `set_timesteps` inside the with block.
+
+    target: a scheduler, or a class of which the loop makes its own.
+    """
+    original, own = target.set_timesteps, "set_timesteps" in vars(target)
+    bound = not isinstance(target, type)
+
+    @wraps(original)
+    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        see(target if bound else args[0], kwargs)
+        return result
+
+    target.set_timesteps = set_timesteps
+    try:
+        yield
+    finally:
+        if own:
+            target.set_timesteps = original
+        else:
+            del target.set_timesteps
+
+
+def _is_flow(scheduler: Any) -> bool:
+    flow = getattr(getattr(scheduler, "config", None), "prediction_type", None) == "flow_prediction"
+    return flow or "Flow" in type(scheduler).__name__
+
+
+def _flow_levels(scheduler: Any) -> tuple[list[float], bool]:
+    """Falling levels, and whether the sigmas rise (Mochi; HunyuanVideo without --flow-reverse)."""
+    levels = [float(sigma) for sigma in scheduler.sigmas.tolist()[: len(scheduler.timesteps)]]
+    rising = len(levels) > 1 and levels[-1] > levels[0]
+    return ([1.0 - level for level in levels] if rising else levels), rising
+
+
+def _share_levels(scheduler: Any) -> list[float]:
+    products = getattr(scheduler, "alphas_cumprod", None)
+    if products is None:
+        raise PlanError(
+            f"{type(scheduler).__name__} says neither sigmas of a flow nor alphas_cumprod: its "
+            "noise levels are not known"
+        )
+    steps = scheduler.timesteps.to(device="cpu", dtype=torch.long)
+    return (1 - products.detach().cpu().double()[steps]).sqrt().tolist()
+
+
+def _solver(scheduler: Any) -> str:
+    name = type(scheduler).__name__
+    if _is_flow(scheduler) and name in _SOLVERS:
+        return _SOLVERS[name]
+    return name.removesuffix("Scheduler")
+
+
+def _shift(scheduler: Any, told: dict[str, Any]) -> float:
+    if told.get("shift"):
+        return float(told["shift"])
+    if told.get("mu") is not None:
+        return math.exp(told["mu"])
+    config = getattr(scheduler, "config", None)
+    found = (getattr(config, name, None) for name in _SHIFTS)
+    return float(next((shift for shift in found if shift), 1.0))
