@@ -111,7 +111,7 @@ def when_set(target: Any, see: Callable[[Any, dict[str, Any]], None]) -> Iterato
 
 def _is_flow(scheduler: Any) -> bool:
     flow = getattr(getattr(scheduler, "config", None), "prediction_type", None) == "flow_prediction"
-    return flow or "Flow" in type(scheduler).__name__
+    return flow or any("Flow" in kind.__name__ for kind in type(scheduler).__mro__)
 
 
 def _flow_levels(scheduler: Any) -> tuple[list[float], bool]:
@@ -133,10 +133,9 @@ def _share_levels(scheduler: Any) -> list[float]:
 
 
 def _solver(scheduler: Any) -> str:
-    name = type(scheduler).__name__
-    if _is_flow(scheduler) and name in _SOLVERS:
-        return _SOLVERS[name]
-    return name.removesuffix("Scheduler")
+    names = [kind.__name__ for kind in type(scheduler).__mro__]
+    known = [_SOLVERS[name] for name in names if name in _SOLVERS]
+    return known[0] if known and _is_flow(scheduler) else names[0].removesuffix("Scheduler")
 
 
 def _shift(scheduler: Any, told: dict[str, Any]) -> float:

@@ -19,13 +19,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from profiling_core.anchors import keep
 from profiling_core.follow import Follower
 from profiling_core.loop_cache import LoopModels
 from profiling_core.loop_grid import Grid, grid_of, when_set
-from profiling_core.plan import CachePlan
+from profiling_core.model_parts import unwrapped
+from profiling_core.plan import Branch, CachePlan
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.profiler import Recorder
 
+_SIZES = ("num_frames", "height", "width")  # of the latent, where a model takes packed tokens
 See = Callable[[Tensor, Tensor, Tensor], None]  # what the solver is given, the latent, the next
 
 
@@ -70,6 +73,78 @@ class LoopProfile:
         seen = getattr(self._recorder, "see_step", None)
         if seen is not None:
             seen(given, latent)
+
+
+class GuidedRecorder(Recorder):
+    """Records what the solver is given; of several model calls per step the first.
+
+    sign: -1 for a scheduler whose sigmas rise (Mochi's), so that the recorded prediction is the one
+    that falling levels go with.
+    """
+
+    def __init__(self, *args: Any, sign: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sign = sign
+
+    def attach(self, model: nn.Module) -> GuidedRecorder:
+        super().attach(model)
+        config = getattr(unwrapped(model), "config", None)
+        self._channels = getattr(config, "in_channels", None)
+        self._ignored = False
+        return self
+
+    def begin(self, step: int, branch: Branch = "cond") -> None:
+        self._ignored = branch != self.branches[0]
+        if self._ignored:
+            self._measures = False
+        else:
+            super().begin(step, branch)
+
+    def finish(self, latent: Tensor, **facts: Any) -> Profile:
+        return super().finish(self._clip(latent), **facts)
+
+    def see_step(self, given: Tensor, latent: Tensor) -> None:
+        """What the solver is given and has, at the step of the last call."""
+        step = len(self.recording.latents)
+        self.recording.see_latent(step, [self._clip(latent)])
+        prediction = self._sign * self._clip(given)
+        self.recording.see_prediction(
+            step, self.branches[0], keep(prediction, [prediction.clone()], "stream", "host")
+        )
+
+    def _before_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not self._ignored:
+            super()._before_call(model, args, kwargs)
+
+    def _after_call(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if not self._ignored:
+            super()._after_call(model, args, kwargs, output)
+
+    def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
+        """The solver's are taken instead."""
+
+    def _see_output(self, step: int, branch: Branch, output: Any) -> None:
+        """What the solver is given is taken instead."""
+
+    def _sizes(
+        self, latents: list[Tensor], kwargs: dict[str, Any]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        first = latents[0]
+        self._packed = self._frames_first = None
+        if first.ndim == 3:  # (B, F H W, C)
+            self._packed = tuple(int(kwargs[name]) for name in _SIZES)
+            shape = (first.shape[-1], *self._packed)
+        else:
+            self._frames_first = first.shape[1] != self._channels == first.shape[2]
+            shape = tuple(self._clip(first).shape[1:])
+        pairs = zip(shape[1:], self._patch, strict=True)
+        return shape, tuple(size // patch for size, patch in pairs)
+
+    def _clip(self, tensor: Tensor) -> Tensor:
+        """(B, C, F, H, W) of latents in any layout."""
+        if self._packed is not None:
+            return tensor.transpose(1, 2).unflatten(2, self._packed)
+        return tensor.transpose(1, 2) if self._frames_first else tensor
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch import nn
 
 from profiling_core.loop_cache import LoopCache, LoopModels, Tell
 from profiling_core.loop_grid import Grid
-from profiling_core.loop_profile import LoopProfile
+from profiling_core.loop_profile import GuidedRecorder, LoopProfile
 from profiling_core.model_parts import hidden_width, unwrapped
 from profiling_core.models import known_model
 from profiling_core.options import check_profile_target
@@ -49,6 +49,7 @@ class Loop:
     shift: str | None  # the argument, where the scheduler is not told
     ranks: Callable[[Any], int]  # that share the tokens
     facts: Callable[[dict[str, Any], Any], dict[str, Any]]  # of a run: its arguments and result
+    recorder: type[Recorder] = Recorder
 
     def fingerprint(self, owner: Any) -> ModelFingerprint:
         """Of the model that is there now."""
@@ -171,7 +172,7 @@ def _recorded(
                 "the noise levels of this run rise from 0 to 1, which samples noise: record with "
                 "--flow-reverse"
             )
-        return Recorder(
+        return loop.recorder(
             path if ranks > 1 or _first_rank() else None,
             model=loop.fingerprint(owner),
             steps=grid.steps,
@@ -216,11 +217,9 @@ def _wan_facts(arguments: dict[str, Any], result: Any) -> dict[str, Any]:
 
 
 def _hunyuan_facts(arguments: dict[str, Any], result: Any) -> dict[str, Any]:
-    """Guidance above 1 is batched into one call: what the model returns holds both prompts."""
     return {
         "prompt": arguments["prompt"],
         "seed": result["seeds"][0],
-        "guidance": float(arguments["guidance_scale"]),
         "video": result["samples"][0],
     }
 
@@ -248,4 +247,5 @@ HUNYUAN = Loop(
         sampler.parallel_args["ulysses_degree"] * sampler.parallel_args["ring_degree"]
     ),
     facts=_hunyuan_facts,
+    recorder=GuidedRecorder,  # a guidance scale above 1 puts both prompts into one call
 )
