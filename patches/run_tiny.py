@@ -151,7 +151,7 @@ class TinyWan(TinyRun):
         "t2v": ["--task", "t2v-14B"],
         "t2v, dpm++": ["--task", "t2v-14B", "--sample_solver", "dpm++"],
         "t2i": ["--task", "t2i-14B"],
-        "i2v": ["--task", "i2v-14B"],
+        "i2v": ["--task", "i2v-14B", "--frame_num", "81"],
         "flf2v": ["--task", "flf2v-14B", "--frame_num", "81"],
         "vace": ["--task", "vace-14B"],
     }
