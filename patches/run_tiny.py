@@ -31,22 +31,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
-import stand_ins
 import torch
-from anchors import load_upstreams
 from loguru import logger
-from naive_walk import naive
 from PIL import Image
-from stand_ins import TEXT_TOKENS, TEXT_WIDTH, Clip, Text, Vae, attention, fixed
 from torch import nn
-from trees import apply, read_tree
 
+import stand_ins
+from anchors import load_upstreams
+from naive_walk import naive
 from profiling_core.delta_cache import DeltaCache
 from profiling_core.loop_grid import Grid, grid_of, when_set
 from profiling_core.models import known_model
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.search import Budget, PlanSearch
+from stand_ins import TEXT_TOKENS, TEXT_WIDTH, Clip, Text, Vae, attention, fixed
+from trees import apply, read_tree
 
 HERE = Path(__file__).resolve().parent
 STEPS, COMPUTED = 10, (0, 1, 2, 5, 8)

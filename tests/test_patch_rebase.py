@@ -11,7 +11,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "patches"))
 import patch as tool
 from commits import read_record
-
 from toy_checkouts import PATCHES, WAN, commit_all, git, read_files, write_checkout
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

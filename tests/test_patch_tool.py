@@ -22,7 +22,6 @@ import edits
 import patch as tool
 import proofs
 import trees
-
 from toy_checkouts import PATCHES, WAN, git, read_files, write_checkout
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

@@ -11,9 +11,8 @@ from diffusers import UniPCMultistepScheduler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "patches"))
 
-from naive_walk import naive
-
 import tiny_pipelines
+from naive_walk import naive
 from profiling_core import cache_pipeline
 from profiling_core.cost import format_bytes
 from profiling_core.loop_grid import grid_of, when_set
