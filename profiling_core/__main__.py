@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from profiling_core.batch.command import add_batch_command
 from profiling_core.compare.command import add_compare_command
 from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture
 from profiling_core.models import MODELS
@@ -146,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add_profile_commands(commands)
     add_report_command(commands)
     add_compare_command(commands)
+    add_batch_command(commands)
     return parser
 
 

@@ -71,7 +71,7 @@ class Folder:
         """Make the folder where it is missing; CompareError when another process works in it."""
         for name in FOLDERS:
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        with _locked(self.path):
+        with locked(self.path):
             if not (self.path / "settings.json").exists():
                 self.write("settings.json", _dumped(settings))
             self.rows = Rows(self.path / "rows.jsonl")
@@ -142,7 +142,7 @@ def strip_of(video: Tensor) -> bytes:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One process at a time, where the system has such locks; it ends with the process."""
     try:
         import fcntl

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profiling_core.compare.model import Asked, TreeModel, parse_size
 from profiling_core.plan import CachePlan
+
+if TYPE_CHECKING:
+    from profiling_core.parallel.ranks import Ranks
 
 
 class HunyuanModel(TreeModel):
@@ -83,7 +86,12 @@ class HunyuanModel(TreeModel):
         with self.one_line():
             return check(plan, self.config, self.args.infer_steps, self.args.flow_shift)
 
-    def load(self) -> None:
+    @property
+    def checkpoint(self) -> list[Path]:
+        args, find_files = self.args, self._module("checkpoint").find_files
+        return find_files(args.model_base, args.dit_weight, use_fp8=args.use_fp8).weights
+
+    def load(self, ranks: Ranks | None = None) -> None:
         args = self.args
         self.pipeline = self._module("pipeline").HunyuanVideo(
             self.config,
@@ -91,6 +99,7 @@ class HunyuanModel(TreeModel):
             self.device,
             dit_weight=args.dit_weight,
             use_cpu_offload=args.use_cpu_offload,
+            ranks=ranks,
         )
 
     def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
@@ -122,7 +131,8 @@ class HunyuanModel(TreeModel):
         )
 
     def decode(self, latent: Any) -> Any:
-        return self.pipeline.decode(latent).float() * 2 - 1
+        video = self.pipeline.decode(latent)
+        return None if video is None else video.float() * 2 - 1
 
     def save(self, video: Any, path: Path) -> None:
         self._module("video").save_video((video + 1) / 2, path, self.fps)

@@ -21,6 +21,7 @@ from profiling_core.compare.prompts import CompareError
 from profiling_core.plan import CachePlan
 
 if TYPE_CHECKING:
+    from profiling_core.parallel.ranks import Ranks
     from profiling_core.run_stats import RunStats
 
 PACKAGE = Path(__file__).resolve().parents[2]  # the folder that holds profiling_core
@@ -145,9 +146,14 @@ class TreeModel(ABC):
     def check_plan(self, plan: CachePlan) -> CachePlan:
         """The plan on this run's noise levels; PlanError when it is another model's."""
 
+    @property
     @abstractmethod
-    def load(self) -> None:
-        """Read the weights."""
+    def checkpoint(self) -> list[Path]:
+        """The files that the weights are read from."""
+
+    @abstractmethod
+    def load(self, ranks: Ranks | None = None) -> None:
+        """Read the weights; ranks: the processes that share a clip, all of them load."""
 
     @abstractmethod
     def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
@@ -166,7 +172,7 @@ class TreeModel(ABC):
 
     @abstractmethod
     def decode(self, latent: Any) -> Any:
-        """Its clip (3, F, H, W), fp32 in [-1, 1] on the CPU."""
+        """Its clip (3, F, H, W), fp32 in [-1, 1] on the CPU; None on ranks after the first."""
 
     @abstractmethod
     def save(self, video: Any, path: Path) -> None:

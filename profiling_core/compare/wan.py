@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profiling_core.compare.model import Asked, TreeModel, parse_size
 from profiling_core.compare.prompts import CompareError
 from profiling_core.plan import CachePlan
+
+if TYPE_CHECKING:
+    from profiling_core.parallel.ranks import Ranks
 
 
 class WanModel(TreeModel):
@@ -73,7 +76,11 @@ class WanModel(TreeModel):
                 plan, args.ckpt_dir, args.sample_solver, args.sample_steps, args.sample_shift
             )
 
-    def load(self) -> None:
+    @property
+    def checkpoint(self) -> list[Path]:
+        return self._module("checkpoint").checkpoint_files(self.args.ckpt_dir, self.config)
+
+    def load(self, ranks: Ranks | None = None) -> None:
         args = self.args
         self.pipeline = self._module("text2video").WanT2V(
             self.config,
@@ -81,6 +88,7 @@ class WanModel(TreeModel):
             self.device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
+            ranks=ranks,
         )
 
     def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
@@ -120,7 +128,8 @@ class WanModel(TreeModel):
         if self.args.offload_model and self.device.type == "cuda":
             self.pipeline.model.cpu()
             torch.cuda.empty_cache()
-        return self.pipeline.decode(latent).float().cpu()
+        video = self.pipeline.decode(latent)
+        return None if video is None else video.float().cpu()
 
     def save(self, video: Any, path: Path) -> None:
         self._module("video").save_video(video, path, self.fps)

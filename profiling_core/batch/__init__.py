@@ -1,0 +1,1 @@
+"""Many clips: a file of jobs, one process or a Ray cluster, resumable."""
