@@ -34,7 +34,7 @@ from scaling_fit import (
     speedups,
 )
 from scaling_memory import memory_table
-from scaling_model import H100, HUNYUAN, WAN_14B, Clip, Model, loop_seconds, sent
+from scaling_model import H100, HUNYUAN, WAN_14B, Clip, Model, clip_seconds, loop_seconds, sent
 
 PARTS = ("model", "memory", "local")
 SPEEDUP = 2.0  # of `balanced`
@@ -110,6 +110,9 @@ def shown(fit: Fit, paper: PaperFit) -> Iterator[str]:
     )
     yield table(["one call, MB sent by each of 8 ranks", *map(_words, WAYS)], list(_sent()))
     yield table(["loop seconds, 8 H100", *map(_words, WAYS)], list(_loops(fit)))
+    heads = [f"{n} GPUs a clip" for n in GPUS]
+    yield table([f"8 H100, {SPEEDUP:g}x plan: seconds of a clip", *heads], list(_clips(fit)))
+    yield table([f"8 H100, {SPEEDUP:g}x plan: clips an hour", *heads], list(_clips(fit, 8)))
 
 
 def _predicted(fit: Fit) -> Iterator[list[str]]:
@@ -142,6 +145,19 @@ def _loops(fit: Fit) -> Iterator[list[str]]:
 def _seconds(model: Model, clip: Clip, degrees: Degrees, fit: Fit) -> str:
     fits = degrees.cfg <= model.branches
     return f"{loop_seconds(model, clip, degrees, fit.machine(H100)):.0f}" if fits else "-"
+
+
+def _clips(fit: Fit, gpus: int = 0) -> Iterator[list[str]]:
+    """Seconds of one clip on 1, 2, 4 and 8 GPUs; gpus: clips an hour that so many make instead."""
+    machine = fit.machine(H100)
+    for model, clip in PREDICTED:
+        cells = []
+        for n in GPUS:
+            degrees = Degrees(ulysses=n)
+            how = {"speedup": SPEEDUP, "shared": True}
+            seconds = clip_seconds(model, clip, degrees, machine, fit.rest, **how)
+            cells.append(f"{gpus / n * 3600 / seconds:.1f}" if gpus else f"{seconds:.0f}")
+        yield [f"{model.name} {clip}", *cells]
 
 
 def _words(degrees: Degrees) -> str:

@@ -15,7 +15,13 @@ from profiling_core.plan import PlanError
 from wan.configs import CONFIGS as WAN_CONFIGS
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/multi-gpu.md", "patches/README.md")
+DOCUMENTS = (
+    "README.md",
+    "benchmarks/README.md",
+    "docs/batch.md",
+    "docs/multi-gpu.md",
+    "patches/README.md",
+)
 ENTRIES = {"generate.py": "Wan2.1", "sample_video.py": "HunyuanVideo"}
 
 
@@ -88,7 +94,7 @@ def check(command: str) -> None:
         assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
     elif program == "pip":
         files = [word for word, before in zip(rest[1:], rest, strict=False) if before == "-r"]
-        assert rest == ["install", "-e", "."] or files
+        assert rest in (["install", "-e", "."], ["install", "-e", ".[batch]"]) or files
         assert all((ROOT / file).is_file() for file in files)
     else:
         assert program in ("cd", "git", "python3", "source", "."), f"unchecked command {command}"
