@@ -29,8 +29,9 @@ from torch import Tensor, nn
 import stand_ins
 from anchors import load_upstreams
 from profiling_core.delta_cache import DeltaCache
-from run_tiny import FAMILIES, HERE, TinyWan
+from run_tiny import HERE
 from stand_ins import attention
+from tiny_upstreams import FAMILIES, TinyWan
 from trees import apply, read_tree
 
 MODES = {"USP": (True, False), "FSDP": (False, True), "USP and FSDP": (True, True)}
