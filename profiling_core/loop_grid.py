@@ -2,8 +2,19 @@
 
 Works on the schedulers of diffusers and on those of upstream Wan2.1 and HunyuanVideo, which follow
 the same contract: `set_timesteps(...)` leaves `timesteps`, one per step, and for flow matching
-`sigmas`, one more. The levels of other schedulers (DDIM and its kin) are the noise's share of the
-standard deviation, sqrt(1 - alphas_cumprod), which is what sigma is for a flow of unit variance.
+`sigmas`, one more.
+
+DDIM with v-prediction (CogVideoX) is Euler's method in other coordinates. With alpha^2 =
+alphas_cumprod and alpha^2 + sigma^2 = 1 its step from level n to the next is a rotation,
+
+    x' = c_n x - s_n v,   c_n = alpha' alpha + sigma' sigma,   s_n = alpha' sigma - alpha sigma'
+
+so that y = x / (c_0 ... c_n-1) takes steps y' = y + (tau' - tau) v with
+tau' - tau = -s_n / (c_0 ... c_n). Its grid is tau, turned and scaled to fall from 1 to 0, and its
+solver is Euler's: forecasts, corrections and the search hold there as they stand.
+
+The levels of all other schedulers are the noise's share of the standard deviation, sigma, which is
+what it is for a flow of unit variance; they can be recorded and forecast, but not searched.
 """
 
 from __future__ import annotations
@@ -36,13 +47,17 @@ _SHIFTS = ("flow_shift", "shift")  # of a scheduler's config
 class Grid:
     """Falling noise levels of all steps, the solver's name and the shift they were made with.
 
-    rising: the scheduler's own sigmas rise; the levels are what they lack to 1.
+    rising: the scheduler's own sigmas rise; the levels are what they lack to 1. In these levels
+    the solver moves latents over `scales` (before every step, and the final one) by predictions
+    times `factor`.
     """
 
     sigmas: tuple[float, ...]
     solver: str
     shift: float
     rising: bool = False
+    factor: float = 1.0
+    scales: tuple[float, ...] | None = None
 
     @property
     def steps(self) -> int:
@@ -55,6 +70,8 @@ def grid_of(scheduler: Any, told: dict[str, Any] | None = None) -> Grid:
     told: what `set_timesteps` was given, where a shift may be. PlanError for levels that do not
     fall step by step, as those of solvers with several model calls per step.
     """
+    if _is_rotation(scheduler):
+        return _rotation(scheduler)
     levels, rising = (
         _flow_levels(scheduler) if _is_flow(scheduler) else (_share_levels(scheduler), False)
     )
@@ -65,7 +82,8 @@ def grid_of(scheduler: Any, told: dict[str, Any] | None = None) -> Grid:
                 f"{before:.6g}: plans need levels that fall at every step; take a scheduler with "
                 "one model call per step"
             )
-    return Grid(tuple(levels), _solver(scheduler), _shift(scheduler, told or {}), rising)
+    shift, factor = _shift(scheduler, told or {}), -1.0 if rising else 1.0
+    return Grid(tuple(levels), _solver(scheduler), shift, rising, factor)
 
 
 def visit_only(scheduler: Any, steps: Sequence[int]) -> None:
@@ -119,6 +137,32 @@ def _flow_levels(scheduler: Any) -> tuple[list[float], bool]:
     levels = [float(sigma) for sigma in scheduler.sigmas.tolist()[: len(scheduler.timesteps)]]
     rising = len(levels) > 1 and levels[-1] > levels[0]
     return ([1.0 - level for level in levels] if rising else levels), rising
+
+
+def _is_rotation(scheduler: Any) -> bool:
+    """DDIM with v-prediction; its eta, a noise that is added at every step, is taken to be 0."""
+    names = {kind.__name__ for kind in type(scheduler).__mro__}
+    kind = getattr(getattr(scheduler, "config", None), "prediction_type", None)
+    return bool(names & {"DDIMScheduler", "CogVideoXDDIMScheduler"}) and kind == "v_prediction"
+
+
+def _rotation(scheduler: Any) -> Grid:
+    products = scheduler.alphas_cumprod.detach().cpu().double()
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    taus, scales = [0.0], [1.0]
+    for t in scheduler.timesteps.tolist():
+        after = t - stride
+        there = products[after] if after >= 0 else scheduler.final_alpha_cumprod
+        (a, s), (b, r) = (_parts(float(product)) for product in (products[t], there))
+        scales.append(scales[-1] * (b * a + r * s))
+        taus.append(taus[-1] - (b * s - a * r) / scales[-1])
+    sigmas = tuple(1.0 - tau / taus[-1] for tau in taus[:-1])
+    return Grid(sigmas, "euler", 1.0, False, -taus[-1], tuple(scales))
+
+
+def _parts(product: float) -> tuple[float, float]:
+    """alpha and sigma."""
+    return math.sqrt(product), math.sqrt(1.0 - product)
 
 
 def _share_levels(scheduler: Any) -> list[float]:

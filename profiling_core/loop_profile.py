@@ -78,13 +78,12 @@ class LoopProfile:
 class GuidedRecorder(Recorder):
     """Records what the solver is given; of several model calls per step the first.
 
-    sign: -1 for a scheduler whose sigmas rise (Mochi's), so that the recorded prediction is the one
-    that falling levels go with.
+    grid: of the run; what is recorded are the latents and predictions of its levels.
     """
 
-    def __init__(self, *args: Any, sign: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, grid: Grid, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sign = sign
+        self._factor, self._scales = grid.factor, grid.scales
 
     def attach(self, model: nn.Module) -> GuidedRecorder:
         super().attach(model)
@@ -101,13 +100,13 @@ class GuidedRecorder(Recorder):
             super().begin(step, branch)
 
     def finish(self, latent: Tensor, **facts: Any) -> Profile:
-        return super().finish(self._clip(latent), **facts)
+        return super().finish(self._scaled(self._clip(latent), self.steps), **facts)
 
     def see_step(self, given: Tensor, latent: Tensor) -> None:
         """What the solver is given and has, at the step of the last call."""
         step = len(self.recording.latents)
-        self.recording.see_latent(step, [self._clip(latent)])
-        prediction = self._sign * self._clip(given)
+        self.recording.see_latent(step, [self._scaled(self._clip(latent), step)])
+        prediction = self._factor * self._clip(given)
         self.recording.see_prediction(
             step, self.branches[0], keep(prediction, [prediction.clone()], "stream", "host")
         )
@@ -139,6 +138,9 @@ class GuidedRecorder(Recorder):
             shape = tuple(self._clip(first).shape[1:])
         pairs = zip(shape[1:], self._patch, strict=True)
         return shape, tuple(size // patch for size, patch in pairs)
+
+    def _scaled(self, latent: Tensor, step: int) -> Tensor:
+        return latent if self._scales is None else latent.float() / self._scales[step]
 
     def _clip(self, tensor: Tensor) -> Tensor:
         """(B, C, F, H, W) of latents in any layout."""

@@ -113,5 +113,5 @@ def _recorder(
         shift=grid.shift,
         branches=("cond",),
         lists=lists,
-        sign=-1.0 if grid.rising else 1.0,
+        grid=grid,
     )

@@ -172,6 +172,7 @@ def _recorded(
                 "the noise levels of this run rise from 0 to 1, which samples noise: record with "
                 "--flow-reverse"
             )
+        more = {"grid": grid} if loop.recorder is GuidedRecorder else {}
         return loop.recorder(
             path if ranks > 1 or _first_rank() else None,
             model=loop.fingerprint(owner),
@@ -181,6 +182,7 @@ def _recorded(
             shift=grid.shift,
             branches=loop.branches,
             group=dist.group.WORLD if ranks > 1 else None,
+            **more,
         )
 
     profile = LoopProfile(recorder_of, LoopModels((loop.model(owner),)))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -53,12 +54,31 @@ def test_a_shift_by_resolution_is_told_with_the_timesteps() -> None:
     assert seen[0].shift == pytest.approx(2.718281828)
 
 
-def test_levels_of_ddim_are_the_noises_share() -> None:
-    scheduler = scheduled(CogVideoXDDIMScheduler, prediction_type="v_prediction")
+def test_levels_of_other_schedulers_are_the_noises_share() -> None:
+    scheduler = scheduled(CogVideoXDDIMScheduler, prediction_type="epsilon")
     grid = grid_of(scheduler)
     shares = 1 - scheduler.alphas_cumprod[scheduler.timesteps]
     torch.testing.assert_close(torch.tensor(grid.sigmas) ** 2, shares.float())
     assert grid.solver == "CogVideoXDDIM" and not grid.rising
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("kind", [CogVideoXDDIMScheduler, DDIMScheduler])
+def test_ddim_with_v_prediction_is_eulers_method_on_its_grid(kind, zero_snr, spacing) -> None:
+    """Random predictions: the scheduler's latents, scaled, are those of Euler's steps."""
+    config = {"prediction_type": "v_prediction", "timestep_spacing": spacing}
+    scheduler = scheduled(kind, 10, clip_sample=False, rescale_betas_zero_snr=zero_snr, **config)
+    grid = grid_of(scheduler)
+    assert grid.solver == "euler" and grid.sigmas[0] == 1
+    generator = torch.Generator().manual_seed(1)
+    x = y = torch.randn(40, dtype=torch.float64, generator=generator)
+    levels = (*grid.sigmas, 0.0)
+    for step, t in enumerate(scheduler.timesteps):
+        v = torch.randn(40, dtype=torch.float64, generator=generator)
+        x = scheduler.step(v, t, x).prev_sample
+        y = y + (levels[step + 1] - levels[step]) * grid.factor * v
+        torch.testing.assert_close(y, x / grid.scales[step + 1], rtol=1e-5, atol=1e-6)
 
 
 def test_two_calls_per_level_are_refused() -> None:
