@@ -205,9 +205,10 @@ def test_a_block_that_is_given_less_than_it_returns_is_refused(model):
             return x, x + 1.0, x + 2.0
 
     model.blocks = nn.ModuleList(Pair() for _ in range(6))
-    model.forward = lambda x, t, context: [model.blocks[0](torch.stack(x), e=t)[0]] + [
-        block(torch.stack(x), e=t) for block in model.blocks
-    ]
+    model.forward = lambda x, t, context: (
+        [model.blocks[0](torch.stack(x), e=t)[0]]
+        + [block(torch.stack(x), e=t) for block in model.blocks]
+    )
     cache = start(model, toy_plan([intervals(both(0), [[1, 2]])]))
     cache.begin(0, "cond")
     with pytest.raises(ValueError, match="must be its leading arguments"):
