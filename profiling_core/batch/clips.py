@@ -8,12 +8,13 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.batch.jobs import Job
 from profiling_core.compare.command import tree_class
-from profiling_core.compare.model import TreeModel
+from profiling_core.compare.model import Asked, TreeModel
 from profiling_core.options import resolve_plan
 
 if TYPE_CHECKING:
@@ -65,26 +66,37 @@ class Made:
 
 
 class Checker:
-    """Checks jobs and finds their keys, without reading weights."""
+    """Checks jobs and finds their keys, without reading weights; alike ones are looked at once."""
 
     def __init__(self) -> None:
         self._fingerprints: dict[tuple[str, ...], str] = {}
+        self._models = cache(self._model)
+        self._plans = cache(self._plan)
 
     def clip(self, job: Job) -> Clip:
         """PlanError for what cannot work: sizes, a plan that is not there or another model's."""
-        model = tree_class(job.tree)(job.asked, job.prompt)
-        plan = None if job.plan is None else resolve_plan(job.plan, model.plan_model)
-        if plan is not None:
-            model.check_plan(plan)
+        _, facts, weights = self._models(job.tree, job.asked)
+        text, label = self._plans(job.tree, job.asked, job.plan)
+        pair = _sha256({**facts, "prompt": job.prompt, "seed": job.seed})
+        loaded = _sha256([job.tree, job.task, job.ckpt_dir, job.dit_weight, weights])
+        return Clip(job, _sha256([pair, text]), pair, loaded, label)
+
+    def _model(self, tree: str, asked: Asked) -> tuple[TreeModel, dict[str, Any], str]:
+        """The model, what shapes its clips, and the fingerprint of its weights."""
+        model = tree_class(tree)(asked, "a clip")
         settings = {k: v for k, v in model.settings.items() if k not in PATHS}
         weights = self._fingerprint(model.checkpoint)
-        facts = {"version": VERSION, "tree": job.tree, "settings": settings, "weights": weights}
-        facts |= {"prompt": job.prompt, "seed": job.seed}
-        pair = _sha256(facts)
-        text = None if plan is None else plan.dumps()
-        loaded = _sha256([job.tree, job.task, job.ckpt_dir, job.dit_weight, weights])
-        label = FULL if plan is None else plan.name
-        return Clip(job, _sha256([pair, text]), pair, loaded, label)
+        facts = {"version": VERSION, "tree": tree, "settings": settings, "weights": weights}
+        return model, facts, weights
+
+    def _plan(self, tree: str, asked: Asked, value: str | None) -> tuple[str | None, str]:
+        """Text and name of a plan that fits the model."""
+        if value is None:
+            return None, FULL
+        model = self._models(tree, asked)[0]
+        plan = resolve_plan(value, model.plan_model)
+        model.check_plan(plan)
+        return plan.dumps(), plan.name
 
     def _fingerprint(self, files: list[Path]) -> str:
         from profiling_core.parallel.launch import fingerprint

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,14 @@ class Batch:
     retries: int = 1
     errors: dict[str, list[str]] = field(default_factory=dict)  # of every attempt, by key
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def _pairs(self) -> dict[str, list[Clip]]:
+        """The clips that differ in their plan alone."""
+        found: dict[str, list[Clip]] = {}
+        for clip in self.clips:
+            found.setdefault(clip.pair, []).append(clip)
+        return found
 
     def left(self) -> list[Task]:
         """What is not done yet; rows of what is."""
@@ -104,8 +113,7 @@ class Batch:
 
     def _others(self, clip: Clip) -> list[Clip]:
         """Clips that this one is compared with: the full run's plans, or a plan's full run."""
-        same = [other for other in self.clips if other.pair == clip.pair and other.key != clip.key]
-        return [other for other in same if other.is_full != clip.is_full]
+        return [other for other in self._pairs[clip.pair] if other.is_full != clip.is_full]
 
     def _compare_pairs(self) -> None:
         """PSNR of every planned clip whose full run was asked for, from what both left behind."""
