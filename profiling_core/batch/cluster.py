@@ -67,9 +67,11 @@ class _Process:
         from profiling_core.parallel.degrees import Degrees
         from profiling_core.parallel.ranks import local_device, start
 
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world)}
-        os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        told = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world)}
+        os.environ |= told | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         self._maker.ranks = start(Degrees(ulysses=world), local_device())
+        for name in told:  # the trees' command lines would take them for a launch of their own
+            del os.environ[name]
 
     def make(self, task: Task, work: str) -> Attempt:
         return attempt(self._maker, task, Path(work), self._worker, lambda state: None)
@@ -125,8 +127,8 @@ class Cluster:
         left = by_model(tasks)
         while left or any(group.task for group in self._groups):
             for group in self._groups:
-                if group.task is None and left:
-                    self._give(group, self._next(group, left), work)
+                if group.task is None and (task := self._next(group, left)) is not None:
+                    self._give(group, task, work)
             pending = [ref for group in self._groups for ref in group.pending]
             ended, _ = self._ray.wait(pending, num_returns=1, timeout=TICK_SECONDS)
             if not ended:
@@ -149,12 +151,14 @@ class Cluster:
 
     # -- parts
 
-    def _next(self, group: _Group, left: list[Task]) -> Task:
-        """One of its loaded model where there is one, and not what it failed just now."""
+    def _next(self, group: _Group, left: list[Task]) -> Task | None:
+        """One of its loaded model where there is one; what it failed is left to the others."""
         alone = len(self._groups) == 1
-        able = [task for task in left if alone or task.avoid != group.number] or left
-        task = next((task for task in able if task.clip.model == group.model), able[0])
-        left.remove(task)
+        able = [task for task in left if alone or task.avoid != group.number]
+        task = next((task for task in able if task.clip.model == group.model), None)
+        task = task or next(iter(able), None)
+        if task is not None:
+            left.remove(task)
         return task
 
     def _give(self, group: _Group, task: Task, work: Path) -> None:
