@@ -103,6 +103,12 @@ class TinyRun(ABC):
             provenance={"made_by": "patches/run_tiny.py", "source": "by hand"},
         )
 
+    def by_plan(self, plan: CachePlan, options: list[str]) -> torch.Tensor:
+        """The patched command with the plan as a file."""
+        path = self.folder / "plan.json"
+        plan.save(path)
+        return self.run([*options, "--delta_cache", str(path)])
+
     def naively(self, plan: CachePlan, options: list[str]) -> torch.Tensor:
         """The unpatched way with a second implementation of the plan."""
         with ExitStack() as stack:

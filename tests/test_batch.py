@@ -166,6 +166,8 @@ def test_two_batches_in_one_folder_and_foreign_folders_are_refused(tmp_path) -> 
         ({"tree": "wan"}, "line 2: prompt: missing"),
         ({**MINI, "tree": "sora"}, "line 2: tree"),
         ({**MINI, "seed": -1}, "line 2: seed"),
+        ({**MINI, "prompt": "  "}, "line 2: prompt: the prompt is empty"),
+        ('{"tree": "wan", "prompt": "a \\ud800 lamp"}', "line 2: "),
         ({**MINI, "name": "../x"}, "line 2: name: '../x' is no name of a file"),
         (MINI, "line 2: this is the job of line 1 once more"),
         ({**MINI, "size": "5*5"}, "line 2: .*5"),

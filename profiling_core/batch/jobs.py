@@ -45,6 +45,13 @@ class Job(Checked):
     dit_weight: str | None = None
     name: str | None = None
 
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty: say what is to be seen")
+        return prompt
+
     @field_validator("name")
     @classmethod
     def _names_a_file(cls, name: str | None) -> str | None:
