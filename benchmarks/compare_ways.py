@@ -25,7 +25,6 @@ from torch import Tensor
 from peers import Peer, Variant
 from pipelines import Inputs, Tree
 from profiling_core.cost import speedup_flops
-from profiling_core.guard import with_compute_step
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.report.write import write_whole
@@ -86,8 +85,6 @@ class Planned(Way):
         """ValueError when other blocks ran than the plan says."""
         latent, stats = tree.denoise(inputs, self.plan).cpu(), tree.last_run
         plan = self.plan
-        if stats.extra_step is not None:  # of its guard
-            plan = with_compute_step(plan, stats.extra_step)
         if stats.block_runs != plan.expected.block_runs:
             raise ValueError(
                 f"plan {plan.name!r}: {stats.block_runs} block runs, "
@@ -172,7 +169,7 @@ def measured(tree: Tree, way: Way, reference: Reference) -> dict[str, Any]:
 def plan_hash(plan: CachePlan) -> str:
     """Of what the plan does; its name and provenance do not count."""
     document = plan.model_dump(mode="json", exclude_none=True)
-    named = ("steps", "sigmas", "solver", "shift", "sites", "guard")
+    named = ("steps", "sigmas", "solver", "shift", "sites")
     kept = {name: document[name] for name in named if name in document}
     for site in kept["sites"]:  # fitted on one machine or another, weights differ in the last bits
         for name in {"weights", "given"} & site.keys():

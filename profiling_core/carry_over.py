@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from profiling_core.checked import PlanError, first_mistake
 from profiling_core.cost import expected_cost, speedup_flops
-from profiling_core.guard import carried_guard
 
 if TYPE_CHECKING:
     from profiling_core.plan import CachePlan, Site
@@ -72,7 +71,6 @@ def carry_over(
             f"{len(outside)} noise levels lie outside the planned range {plan.sigmas[-1]:.4f} to "
             f"{plan.sigmas[0]:.4f} and are computed"
         )
-    guard, guard_notes = carried_guard(plan, one_to_one)
     fields = {
         "format": plan.format,
         "name": plan.name,
@@ -84,9 +82,8 @@ def carry_over(
         "storage": plan.storage,
         "storage_place": plan.storage_place,
         "sites": sites,
-        "guard": guard,
         "provenance": plan.provenance,
-        "notes": (*plan.notes, *notes, *guard_notes),
+        "notes": (*plan.notes, *notes),
     }
     try:
         carried = type(plan).model_validate(fields)

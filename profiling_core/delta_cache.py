@@ -11,20 +11,18 @@ Two seams, both a change of class that is undone by `detach`:
 On a compute step that a later reuse needs, the first block of an interval remembers its input and
 the last stores output minus input (equation 9); on a reuse step the first adds the weighted deltas
 of the plan's anchors to its input, out of place (equations 13 and 14 for a weight of 1).
-Whether a step computes follows from the plan and the told position alone: no norm, no host read,
-no collective, the same on every rank. The one exception is the extra step of a plan's guard, off by
-default; see `drift`.
+Whether a step computes follows from the plan and the position given to `begin` alone: no norm, no
+host read, no collective, the same on every rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from profiling_core.anchors import forecast_prediction, keep, tensors_of
@@ -37,9 +35,7 @@ from profiling_core.block_walk import (
     walked_class,
 )
 from profiling_core.cost import block_runs_full, block_share, format_bytes
-from profiling_core.drift import Deviation, DriftGuard, drift_line
 from profiling_core.follow import Follower
-from profiling_core.guard import with_compute_step
 from profiling_core.interval import Interval, Schedule, Store
 from profiling_core.model_parts import block_list, hidden_width, unwrapped
 from profiling_core.plan import CachePlan, IntervalSite, PlanError
@@ -56,8 +52,6 @@ class Report:
     reused_intervals: int = 0
     peak_bytes: int = 0
     bytes_held: int = 0
-    extra_step: int | None = None  # computed because the guard wanted it
-    deviations: list[Deviation] = field(default_factory=list)  # what the guard measured
 
     def lines(self) -> list[str]:
         """For the log after the run."""
@@ -67,7 +61,6 @@ class Report:
             f"reused {self.reused_intervals} interval deltas and {self.reused_calls} predictions",
             f"anchors: at most {format_bytes(self.peak_bytes)}, "
             f"now {format_bytes(self.bytes_held)}",
-            *drift_line(self.deviations, self.extra_step),
         ]
 
 
@@ -81,26 +74,16 @@ class DeltaCache:
         cache.detach()
 
     `lists` maps block list names of the plan to attribute paths of the model where they differ.
-    `group`: the ranks that share the clip, for a plan whose guard has to ask them; see `drift`.
     Raises PlanError (a ValueError) when plan and model do not fit.
     """
 
-    def __init__(
-        self,
-        plan: CachePlan,
-        *,
-        lists: dict[str, str] | None = None,
-        group: dist.ProcessGroup | None = None,
-    ) -> None:
+    def __init__(self, plan: CachePlan, *, lists: dict[str, str] | None = None) -> None:
         self.plan = plan
-        self.running = plan  # of this video: with one more compute step where the guard wanted it
         self.report = Report()
         self._lists = dict(lists or {})
         self._model: nn.Module | None = None
         self._walks: list[BlockWalk] = []
         self._prediction: Store | None = None
-        self._schedules: list[dict[str, Schedule]] = []  # of every site
-        self._guard = DriftGuard(plan, group) if plan.guard is not None else None
         self._position: tuple[int, str] | None = None
         self._last_step = -1
         self._follower: Follower | None = None
@@ -137,7 +120,7 @@ class DeltaCache:
         for walk in self._walks:
             walk.blocks.__dict__.pop(WALK, None)
             give_class_back(walk.blocks, walked_class)
-        self._walks, self._prediction, self._schedules = [], None, []
+        self._walks, self._prediction = [], None
         if self._model is not None:
             self._model.__dict__.pop(CACHE, None)
             give_class_back(self._model, attached_class)
@@ -162,9 +145,6 @@ class DeltaCache:
         self._position = None
         self._last_step = -1
         self.report.bytes_held = 0
-        if self._guard is not None:
-            self._guard.clear()
-        self._run_by(self.plan)
         if self._follower is not None:
             self._follower.forget()
 
@@ -184,30 +164,15 @@ class DeltaCache:
             raise ValueError(f"plan {self.plan.name!r} has no branch {branch!r}: it has {known}")
         if step < self._last_step:
             self.clear()
-        visited = self.running.solver_steps
-        if self.plan.jumps and step < self.plan.steps and step not in visited:
+        if self.plan.jumps and step < self.plan.steps and step not in self.plan.solver_steps:
             raise ValueError(
                 f"plan {self.plan.name!r} jumps over step {step}: give the solver only the noise "
                 "levels of plan.solver_steps"
             )
         if self._last_step < 0:  # a new video
             self.report = Report(block_runs_full=block_runs_full(self.plan))
-        if self._guard is not None and not self.plan.jumps and self._guard.wants(step):
-            self._compute_too(step)
         self._position = (step, branch)
         self._last_step = step
-
-    def extra_step(self, step: int) -> int | None:
-        """The step that a solver about to jump from `step` should visit first; None: as planned.
-
-        For loops whose plan jumps and has a guard, between the model's calls and the solver's step.
-        """
-        if self._guard is None or not self.plan.jumps:
-            return None
-        extra = self._guard.wants_after(step)
-        if extra is not None:
-            self._compute_too(extra)
-        return extra
 
     def follow(self, owner: Any = None, call: str | None = None, **options: Any) -> DeltaCache:
         """Derive step and branch from the model calls of a loop that is not ours; see Follower.
@@ -232,7 +197,7 @@ class DeltaCache:
 
     def is_compute(self, step: int, branch: str = "cond") -> bool:
         """Do all blocks run at this step?"""
-        return step >= self.plan.steps or block_share(self.running, step, branch) == 1.0
+        return step >= self.plan.steps or block_share(self.plan, step, branch) == 1.0
 
     @property
     def bytes_held(self) -> int:
@@ -275,8 +240,6 @@ class DeltaCache:
             self.report.reused_calls += 1
             return forecast_prediction(needed)
         output = self._run(run, args, kwargs, step, branch)
-        if self._guard is not None and step < self.plan.steps:
-            self._watch(output, step, branch)
         given = output
         if store is not None and step in store.schedules[branch].corrections:
             given = self._corrected(output, _sizes(args, kwargs), step, branch)
@@ -287,29 +250,6 @@ class DeltaCache:
             sizes = _sizes(args, kwargs)
             store.anchors[branch, step] = keep(output, copies, storage, place, sizes)
         return given
-
-    def _watch(self, output: Any, step: int, branch: str) -> None:
-        """Let the guard see a new prediction."""
-        found = self._guard.see(output, step, branch)
-        if found is not None:
-            self.report.deviations.append(found)
-
-    def _compute_too(self, step: int) -> None:
-        """Run the rest of this video with one more compute step."""
-        self._run_by(with_compute_step(self.plan, step))
-        self._guard.follow(self.running)
-        self.report.extra_step = step
-        for store in self._stores():  # what the step was to be forecast from may have no use now
-            for branch in self.plan.branches:
-                store.drop_after(branch, step - 1)
-
-    def _run_by(self, plan: CachePlan) -> None:
-        """Let every site follow `plan`: the cache's own, or that with one more compute step."""
-        if plan is self.running:
-            return
-        self.running = plan
-        for schedules, site in zip(self._schedules, plan.sites, strict=True):
-            schedules.update({b: Schedule.of(plan, site, b) for b in plan.branches})
 
     def _corrected(self, output: Any, sizes: tuple[torch.Size, ...], step: int, branch: str) -> Any:
         """The new prediction and those before it, weighted by the plan's correction."""
@@ -350,10 +290,9 @@ class DeltaCache:
             yield from walk.intervals
 
     def _build_stores(self, found: dict[str, nn.ModuleList]) -> None:
-        self._walks, self._prediction, self._schedules = [], None, []
+        self._walks, self._prediction = [], None
         for site in self.plan.sites:
             schedules = {b: Schedule.of(self.plan, site, b) for b in self.plan.branches}
-            self._schedules.append(schedules)
             if not isinstance(site, IntervalSite):
                 self._prediction = Store("prediction", schedules)
                 continue

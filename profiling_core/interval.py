@@ -75,8 +75,8 @@ class Store:
 
     def drop_after(self, branch: str, step: int) -> None:
         """Free the anchors that no later step needs."""
-        last_use = self.schedules[branch].last_use  # an extra step may leave an anchor no use
-        for key in [k for k in self.anchors if k[0] == branch and last_use.get(k[1], 0) <= step]:
+        last_use = self.schedules[branch].last_use
+        for key in [k for k in self.anchors if k[0] == branch and last_use[k[1]] <= step]:
             del self.anchors[key]
 
 

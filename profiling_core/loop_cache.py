@@ -103,7 +103,6 @@ class LoopCache:
         self._detach()
         grid = grid_of(scheduler, told)
         plan = self._plan_for(grid).at(grid.sigmas, solver=grid.solver, shift=grid.shift)
-        _check(plan, self._found)
         for line in (*plan.notes, *plan.summary_lines()):
             self._tell(line)
         self.plan, visited = plan, on_visited_steps(for_both_branches(plan))
@@ -155,14 +154,6 @@ class LoopCache:
             self._caches.pop().detach()
 
 
-def _check(plan: CachePlan, found: LoopModels) -> None:
-    if plan.guard is not None and (plan.jumps or len(found.models) > 1):
-        raise PlanError(
-            f"plan {plan.name!r} has a drift guard, which needs the loop's help where the solver "
-            "jumps or the model changes: take the plan without it"
-        )
-
-
 def _summed(reports: Sequence[Report]) -> Report:
     """One report of several models: counts add up, of bytes the most counts."""
     total = Report()
@@ -171,8 +162,6 @@ def _summed(reports: Sequence[Report]) -> Report:
             mine, theirs = getattr(total, field.name), getattr(report, field.name)
             if field.name in ("peak_bytes", "bytes_held"):
                 setattr(total, field.name, max(mine, theirs))
-            elif isinstance(mine, int | list):
+            else:
                 setattr(total, field.name, mine + theirs)
-            elif theirs is not None:
-                setattr(total, field.name, theirs)
     return total

@@ -22,7 +22,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from profiling_core.carry_over import carry_over
 from profiling_core.checked import Checked, PlanError, first_mistake
 from profiling_core.cost import Expected, expected_cost, summary_lines
-from profiling_core.guard import Guard, check_guard, guard_line
 from profiling_core.plan_checks import check_combination, check_expected, check_grid, check_sites
 
 FORMAT = 1
@@ -139,7 +138,6 @@ class CachePlan(Checked):
     storage: Literal["stream", "bfloat16"] = "stream"
     storage_place: Literal["device", "host"] = "device"
     sites: tuple[Annotated[PredictionSite | IntervalSite, Field(discriminator="kind")], ...]
-    guard: Guard | None = None
     provenance: Provenance
     expected: Expected | None = None
     notes: Annotated[tuple[str, ...], Field(exclude=True)] = ()  # what a carry-over has to say
@@ -149,7 +147,6 @@ class CachePlan(Checked):
         check_grid(self)
         check_sites(self)
         check_combination(self)
-        check_guard(self)
         check_expected(self)
         return self
 
@@ -281,14 +278,7 @@ class CachePlan(Checked):
 
     def summary_lines(self, **sizes: int) -> list[str]:
         """What the plan computes, costs and holds; see `cost.summary_lines` for the sizes."""
-        return [*summary_lines(self, **sizes), *guard_line(self)]
-
-    def guarded(self, threshold: float | dict[int, float], **settings: Any) -> CachePlan:
-        """This plan with a drift guard (`guard.Guard`): threshold, and its other settings."""
-        guard = _plain({"threshold": threshold, **settings})
-        document = self.model_dump(mode="json", exclude_none=True)
-        guarded = self.from_dict({**document, "guard": guard}, f"plan {self.name!r}")
-        return guarded.model_copy(update={"notes": self.notes})
+        return summary_lines(self, **sizes)
 
     @classmethod
     def build(cls, **fields: Any) -> CachePlan:

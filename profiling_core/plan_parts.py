@@ -36,8 +36,7 @@ def for_both_branches(plan: CachePlan) -> CachePlan:
         return plan
     sites = [_for_both(site.model_dump(mode="json", exclude_none=True)) for site in plan.sites]
     error = plan.expected.predicted_error if plan.expected else None
-    same = {"guard": plan.guard, "predicted_error": error}
-    return _rebuilt(plan, range(plan.steps), sites, **same)
+    return _rebuilt(plan, range(plan.steps), sites, predicted_error=error)
 
 
 def _for_both(site: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.drift import largest, mean_share
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,6 @@ class RunStats:
     cache_peak_bytes: int
     denoise_seconds: float
     plan: str | None = None
-    extra_step: int | None = None  # computed in addition to the plan's: its guard wanted it
-    deviation: float | None = None  # the guard's largest: old forecast against new prediction
-    deviation_step: int | None = None
-    deviation_share: float | None = None  # of the threshold, on geometric average
     seed: int | None = None
     encode_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -37,8 +31,7 @@ def progress_marks(
 ) -> Iterator[tuple[int, str]]:
     """After every visited step: how many steps of the grid are done, and the reused share.
 
-    A step counts as reused when any block of it is; so do the steps that the solver jumps. `visit`
-    may grow behind the present step: a guard lets the solver visit one more.
+    A step counts as reused when any block of it is; so do the steps that the solver jumps.
     """
     computed = 0
     for number, step in enumerate(visit):
@@ -48,16 +41,3 @@ def progress_marks(
             continue
         computed += cache.is_compute(step)
         yield done, f"reused {1 - computed / done:.0%}"
-
-
-def guard_facts(cache: DeltaCache | None) -> dict[str, Any]:
-    """The fields of RunStats that a plan's guard fills, once the run is over."""
-    if cache is None:
-        return {}
-    worst = largest(cache.report.deviations)
-    return {
-        "extra_step": cache.report.extra_step,
-        "deviation": worst.value if worst else None,
-        "deviation_step": worst.step if worst else None,
-        "deviation_share": mean_share(cache.report.deviations),
-    }

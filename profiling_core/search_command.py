@@ -16,12 +16,6 @@ from profiling_core.grid_command import (
     carried_plan,
     refuse_with_carry,
 )
-from profiling_core.guard_command import (
-    GUARD_OPTIONS,
-    add_guard_options,
-    guard_lines,
-    guarded_plan,
-)
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile
 from profiling_core.refit_command import add_refit_option, check_refit, refit_plan
@@ -40,7 +34,6 @@ SEARCH_OPTIONS = (
     "ckpt_dir",
     "dit_weight",
     "frontier",
-    *GUARD_OPTIONS,
     *GRID_OPTIONS,
 )
 
@@ -80,7 +73,6 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
     )
-    add_guard_options(one)
     add_grid_options(one)
 
 
@@ -114,8 +106,6 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
     if chosen.part is not None:
         more.append(f"{chosen.part} left out at steps {', '.join(map(str, chosen.partial))}")
         more.append("")
-    plan = guarded_plan(profile, plan, args)
-    more += guard_lines(profile, plan)
     lines = [*more, *frontier_lines(points, chosen), ""]
     if drawn is not None:
         save_frontier(points, drawn, chosen)

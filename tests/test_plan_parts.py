@@ -52,7 +52,7 @@ def test_one_branch_becomes_two_with_the_same_steps() -> None:
 
 def test_what_goes_with_a_plan_stays() -> None:
     plan = toy_plan([prediction({"cond": COMPUTED})], predicted_error=0.01, storage="bfloat16")
-    plan = plan.guarded(0.2).model_copy(update={"notes": ("carried",)})
+    plan = plan.model_copy(update={"notes": ("carried",)})
     double = for_both_branches(plan)
-    assert double.expected.predicted_error == 0.01 and double.guard == plan.guard
+    assert double.expected.predicted_error == 0.01
     assert (double.storage, double.notes, double.name) == ("bfloat16", ("carried",), plan.name)

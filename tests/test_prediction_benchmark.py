@@ -57,7 +57,6 @@ class ToldTree:
             denoise_seconds=computed * STEP + visited * BESIDE,
             block_runs=plan.expected.block_runs if plan else 0,
             cache_peak_bytes=0,
-            extra_step=None,
         )
         latent = torch.ones(100)
         if plan is not None:

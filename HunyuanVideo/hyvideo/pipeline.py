@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from profiling_core.parallel.xdit import sequence_share
 from profiling_core.plan import CachePlan
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
-from profiling_core.run_stats import RunStats, guard_facts, progress_marks
+from profiling_core.run_stats import RunStats, progress_marks
 
 from .attention import attention, backend
 from .checkpoint import find_files
@@ -36,7 +35,7 @@ from .config import NEGATIVE_PROMPT, HunyuanConfig, check_video_length, round_si
 from .errors import InputError
 from .model import GUIDANCE_SCALE, no_autocast, text_lens
 from .rope import rope_tables
-from .scheduler import build_scheduler, take_levels
+from .scheduler import build_scheduler
 from .sigmas import SOLVER
 from .text_encoder import LanguageModel, PooledClip
 from .vae import VideoVAE
@@ -270,8 +269,7 @@ class HunyuanVideo:
         cache = DeltaCache(plan) if plan is not None else None
         watch = cache if recorder is None else recorder
         visit = list(plan.solver_steps if plan is not None else range(steps))
-        build = partial(build_scheduler, steps, shift, self.device, reverse=flow_reverse)
-        scheduler = build(visit)
+        scheduler = build_scheduler(steps, shift, self.device, visit, reverse=flow_reverse)
         latent = noise.to(self.device, torch.float32)
         if self.guided is not self.model:
             conditioning = conditioning.half(1 - self.ranks.cfg_rank)
@@ -297,9 +295,6 @@ class HunyuanVideo:
                 if len(flow) == 2 * len(latent):
                     uncond, cond = flow.chunk(2)
                     flow = uncond + cfg_scale * (cond - uncond)
-                if cache is not None and (extra := cache.extra_step(step)) is not None:
-                    visit.insert(number + 1, extra)
-                    take_levels(scheduler, build(visit))
                 latent = scheduler.step(flow.float(), t, latent, return_dict=False)[0]
                 done, note = next(marks)
                 bar.set_postfix_str(note, refresh=False)
@@ -418,7 +413,6 @@ class HunyuanVideo:
             cache_peak_bytes=report.peak_bytes if report else 0,
             denoise_seconds=seconds,
             plan=cache.plan.name if cache is not None else None,
-            **guard_facts(cache),
         )
 
     @contextmanager

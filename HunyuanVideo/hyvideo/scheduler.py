@@ -36,10 +36,3 @@ def build_scheduler(
     scheduler.timesteps = (scheduler.sigmas[:-1] * TRAIN_TIMESTEPS).to(device)
     scheduler.set_begin_index(0)  # else the first timestep is looked up by value, on the device
     return scheduler
-
-
-def take_levels(
-    scheduler: FlowMatchEulerDiscreteScheduler, other: FlowMatchEulerDiscreteScheduler
-) -> None:
-    """Visit the levels of `other` from here on; those behind must be the same."""
-    scheduler.sigmas, scheduler.timesteps = other.sigmas, other.timesteps

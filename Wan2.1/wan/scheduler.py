@@ -44,8 +44,3 @@ def build_scheduler(
     # two are equal, starts at the second: one level is skipped and the last step fails.
     scheduler.set_begin_index(0)
     return scheduler
-
-
-def take_levels(scheduler: Scheduler, other: Scheduler) -> None:
-    """Visit the levels of `other` from here on; those behind must be the same."""
-    scheduler.sigmas, scheduler.timesteps = other.sigmas, other.timesteps

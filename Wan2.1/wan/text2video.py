@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from profiling_core.parallel.xdit import sequence_share
 from profiling_core.plan import BRANCHES, CachePlan
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
-from profiling_core.run_stats import RunStats, guard_facts, progress_marks
+from profiling_core.run_stats import RunStats, progress_marks
 
 from .attention import attention, backend
 from .checkpoint import check_folder
@@ -30,7 +29,7 @@ from .checks import Shards, check_finite, check_memory, plan_for_run
 from .configs import WanConfig, check_frame_num
 from .errors import InputError
 from .model import bf16_autocast, emulates_bf16, no_autocast
-from .scheduler import build_scheduler, take_levels
+from .scheduler import build_scheduler
 from .t5 import TextEncoder
 from .vae import VideoVAE
 from .weights import load_transformer, model_kwargs
@@ -223,8 +222,7 @@ class WanT2V:
         cache = DeltaCache(plan) if plan is not None else None
         watch = cache if recorder is None else recorder
         visit = list(plan.solver_steps if plan is not None else range(sampling_steps))
-        build = partial(build_scheduler, sample_solver, sampling_steps, shift, self.device)
-        scheduler = build(visit)
+        scheduler = build_scheduler(sample_solver, sampling_steps, shift, self.device, visit)
         if not self.sharded:
             self.model.to(self.device)
         contexts = {"cond": context, "uncond": context_null}
@@ -239,9 +237,6 @@ class WanT2V:
                 timestep = t[None]  # one object for both calls of a step
                 cond, uncond = self._predictions(latent, timestep, contexts, seq_len, step, watch)
                 flow = uncond + guide_scale * (cond - uncond)
-                if cache is not None and (extra := cache.extra_step(step)) is not None:
-                    visit.insert(number + 1, extra)
-                    take_levels(scheduler, build(visit))
                 with no_autocast(self.device):
                     latent = scheduler.step(flow[None], t, latent[None], return_dict=False)[0][0]
                 done, note = next(marks)
@@ -337,7 +332,6 @@ class WanT2V:
             cache_peak_bytes=report.peak_bytes if report else 0,
             denoise_seconds=seconds,
             plan=cache.plan.name if cache is not None else None,
-            **guard_facts(cache),
         )
 
     @contextmanager
