@@ -106,11 +106,9 @@ class PaperPlans:
 
     def _side(self, parted: Parted) -> float:
         """Share of the block FLOPs that a reuse step skips; the mean of both where mixed."""
-        model = self.profile.recorded.model
-        total = sum(model.cost_of(name) * count for name, count in model.block_lists.items())
+        total = sum(self.profile.recorded.model.block_lists.values())
         skipped = [
-            sum(model.cost_of(name) * len(blocks) for name, blocks in side.items()) / total
-            for side in (parted.background, parted.foreground)
+            sum(map(len, side.values())) / total for side in (parted.background, parted.foreground)
         ]
         return {"background": skipped[0], "foreground": skipped[1]}.get(
             self.blocks, sum(skipped) / 2

@@ -69,10 +69,6 @@ class Given:
         """The profile's prompts, recorded in full: what a refit plays."""
         return clips_of(self.profile, self.tree, range(self.tree.steps), tell)
 
-    @property
-    def block_cost(self) -> dict[str, float]:
-        return self.profile.recorded.model.block_cost
-
     def steps_at(self, budget: float) -> int:
         """Computed steps that come nearest to the budget."""
         return max(1, round(self.tree.steps / budget))
@@ -153,7 +149,7 @@ def _peer(given: Given, build: type[Peer]) -> Callable[[float], Way]:
         if not made:
             path = given.tuning.path(f"calibration-{given.calibration}.json")
             made.append(calibrated(build(), given.tree, lambda: given.inputs, path))
-        return tuned(given.tuning, made[0], budget, given.block_cost)
+        return tuned(given.tuning, made[0], budget)
 
     return settle
 

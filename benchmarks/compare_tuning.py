@@ -111,14 +111,14 @@ class Tuning:
         return of_way[name]
 
 
-def tuned(tuning: Tuning, peer: Peer, budget: float, block_cost: dict[str, float]) -> Way:
+def tuned(tuning: Tuning, peer: Peer, budget: float) -> Way:
     """The peer at the budget: its best variant and threshold on the tuning prompts.
 
     UnreachableError when no variant comes near the budget.
     """
     ways = []
     for variant in peer.variants(tuning.tree):
-        make = _maker(peer, variant, block_cost)
+        make = _maker(peer, variant)
         low, high = peer.span(variant)
         quick = _quick(tuning, peer, variant, make)
         ways.append(make(bisect(quick, max(low, high * SMALLEST), high, budget)))
@@ -169,12 +169,10 @@ def tell(line: str) -> None:
     sys.stderr.flush()
 
 
-def _maker(
-    peer: Peer, variant: Variant, block_cost: dict[str, float]
-) -> Callable[[float], Thresholded]:
+def _maker(peer: Peer, variant: Variant) -> Callable[[float], Thresholded]:
     def make(threshold: float) -> Thresholded:
         digits = round(threshold) if peer.name in WHOLE else float(f"{threshold:.4g}")
-        return Thresholded(peer, variant, digits, block_cost)
+        return Thresholded(peer, variant, digits)
 
     return make
 
@@ -202,7 +200,7 @@ def _refined(tuning: Tuning, way: Thresholded, budget: float) -> Way:
     """The same variant, its threshold right for the mean over all tuning prompts."""
     if tuning.score(way).off(budget) <= TOLERANCE:
         return way
-    make = _maker(way.peer, way.variant, dict(way.block_cost))
+    make = _maker(way.peer, way.variant)
     low = way.threshold / AROUND
     high = min(way.threshold * AROUND, way.peer.span(way.variant)[1])
     found = make(bisect(lambda t: tuning.score(make(t)).speedup, low, high, budget))

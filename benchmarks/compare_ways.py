@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -90,7 +89,7 @@ class Planned(Way):
                 f"plan {plan.name!r}: {stats.block_runs} block runs, "
                 f"expected {plan.expected.block_runs}"
             )
-        share = 1 / speedup_flops(plan)  # of these block runs, weighted by list
+        share = 1 / speedup_flops(plan)  # of these block runs
         return Ran(latent, share, stats.cache_peak_bytes, stats.denoise_seconds)
 
 
@@ -99,7 +98,6 @@ class Thresholded(Way):
     peer: Peer
     variant: Variant
     threshold: float
-    block_cost: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -113,7 +111,7 @@ class Thresholded(Way):
         with self.peer.attached(tree, self.variant, self.threshold) as spent:
             latent = tree.denoise(inputs).cpu()
         seconds = tree.last_run.denoise_seconds
-        return Ran(latent, spent.share(self.block_cost), spent.bytes_held, seconds)
+        return Ran(latent, spent.share(), spent.bytes_held, seconds)
 
 
 @dataclass(frozen=True)

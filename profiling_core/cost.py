@@ -37,7 +37,13 @@ class HeldAnchors:
 
 def block_runs(plan: CachePlan) -> int:
     """Blocks that run in one clip, over all steps and branches."""
-    return sum(_runs_per_list(plan).values())
+    blocks, runs = sum(plan.model.block_lists.values()), 0
+    for branch in plan.branches:
+        prediction = plan.prediction
+        calls = plan.computes(prediction, branch) if prediction else range(plan.steps)
+        runs += blocks * len(calls)
+        runs -= sum(s.blocks * len(plan.forecasts(s, branch)) for s in plan.interval_sites)
+    return runs
 
 
 def block_runs_full(plan: CachePlan) -> int:
@@ -46,27 +52,18 @@ def block_runs_full(plan: CachePlan) -> int:
 
 
 def speedup_flops(plan: CachePlan) -> float:
-    """Block FLOPs of a full run over block FLOPs of the plan: the ideal speed-up of the blocks."""
-    cost = plan.model.cost_of
-    full = sum(cost(name) * length for name, length in plan.model.block_lists.items())
-    spent = sum(cost(name) * runs for name, runs in _runs_per_list(plan).items())
-    return plan.steps * len(plan.branches) * full / spent
+    """Block runs of a full run over those of the plan: the ideal speed-up of the blocks."""
+    return block_runs_full(plan) / block_runs(plan)
 
 
 def block_share(plan: CachePlan, step: int, branch: str) -> float:
-    """Share of one model call's block FLOPs that is computed at this step, 0 to 1."""
-    full = spent = 0.0
+    """Share of one model call's blocks that run at this step, 0 to 1."""
     prediction = plan.prediction
-    called = prediction is None or step in plan.computes(prediction, branch)
-    for name, length in plan.model.block_lists.items():
-        skipped = sum(
-            site.blocks
-            for site in plan.interval_sites
-            if site.block_list == name and step not in plan.computes(site, branch)
-        )
-        full += plan.model.cost_of(name) * length
-        spent += plan.model.cost_of(name) * (length - skipped if called else 0)
-    return spent / full
+    if prediction is not None and step not in plan.computes(prediction, branch):
+        return 0.0
+    reused = [site for site in plan.interval_sites if step not in plan.computes(site, branch)]
+    blocks = sum(plan.model.block_lists.values())
+    return (blocks - sum(site.blocks for site in reused)) / blocks
 
 
 def held_anchors(plan: CachePlan) -> HeldAnchors:
@@ -247,16 +244,3 @@ def format_bytes(count: int) -> str:
             break
         value, unit = value / 1024, larger
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-
-
-def _runs_per_list(plan: CachePlan) -> dict[str, int]:
-    runs = dict.fromkeys(plan.model.block_lists, 0)
-    for branch in plan.branches:
-        prediction = plan.prediction
-        calls = plan.computes(prediction, branch) if prediction else range(plan.steps)
-        for name, length in plan.model.block_lists.items():
-            runs[name] += length * len(calls)
-        for site in plan.interval_sites:
-            reused = len(plan.forecasts(site, branch))
-            runs[site.block_list] -= site.blocks * reused
-    return runs

@@ -120,7 +120,7 @@ def _wan(name: str, depth: int, width: int, clip: Clip) -> PlannedModel:
 
 
 def _hunyuan(name: str, double: int, single: int, width: int, clip: Clip) -> PlannedModel:
-    # No block_cost: per token a double and a single block cost the same, 24 width^2 FLOPs in
+    # Every block counts the same: per token a double and a single one cost 24 width^2 FLOPs in
     # linears (qkv 3, projection 1, MLP 4 + 4, fused or not) and one attention over all tokens.
     lists = {"double_blocks": double, "single_blocks": single}
     fingerprint = ModelFingerprint(

@@ -115,9 +115,8 @@ def parts_of(profile: Profile) -> dict[str, Part]:
 def _part(
     profile: Profile, name: str, blocks: dict[str, tuple[int, ...]], branches: tuple[str, ...]
 ) -> Part:
-    model = profile.recorded.model
-    full = sum(model.cost_of(key) * count for key, count in model.block_lists.items())
-    left = sum(model.cost_of(key) * len(own) for key, own in blocks.items())
+    full = sum(profile.recorded.model.block_lists.values())
+    left = sum(len(own) for own in blocks.values())
     share = left / full * len(branches) / len(profile.recorded.branches)
     return Part(name, {key: own for key, own in blocks.items() if own}, branches, share)
 

@@ -44,20 +44,19 @@ class ModelFingerprint(Checked):
     name: str  # "wan2.1-t2v-14B"
     block_lists: Annotated[dict[str, Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)]
     width: Annotated[int, Field(ge=1)]
-    # relative FLOPs of one block of a list; lists that are not named count 1
-    block_cost: dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]] = Field({})
 
-    @model_validator(mode="after")
-    def _costs_belong_to_lists(self) -> ModelFingerprint:
-        for name in self.block_cost:
-            if name not in self.block_lists:
-                raise ValueError(
-                    f"block_cost: {name!r} is not one of {', '.join(self.block_lists)}"
-                )
-        return self
-
-    def cost_of(self, block_list: str) -> float:
-        return self.block_cost.get(block_list, 1.0)
+    @model_validator(mode="before")
+    @classmethod
+    def _without_block_cost(cls, given: Any) -> Any:
+        """Files written before version 0.2 hold this key; it was always empty."""
+        if not isinstance(given, dict) or "block_cost" not in given:
+            return given
+        if given["block_cost"] != {}:
+            raise ValueError(
+                f"block_cost {json.dumps(given['block_cost'])[:60]}: every block counts the same; "
+                "leave the key out"
+            )
+        return {key: value for key, value in given.items() if key != "block_cost"}
 
 
 class Site(Checked):

@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_serializer
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -106,6 +106,11 @@ class Subject(Checked):
     grid: tuple[Positive, Positive, Positive]  # tokens along frames, rows and columns
     attention_steps: tuple[Annotated[int, Field(ge=0)], ...]
     map_steps: tuple[Annotated[int, Field(ge=0)], ...]
+
+    @field_serializer("model")
+    def _as_in_format_1(self, model: ModelFingerprint) -> dict[str, Any]:
+        """With an empty key that plans had too: plans name profiles by the hash of this text."""
+        return {**model.model_dump(mode="json"), "block_cost": {}}
 
     @property
     def plan_fields(self) -> dict[str, Any]:

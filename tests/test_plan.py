@@ -106,8 +106,12 @@ STEPS = "sites/0/compute_steps/cond"
         (change("sites/0/weights", {"cond": {}}), "'weights' go with skip 'weights'"),
         (change("model/width", 0), r"model\.width"),
         (change("model/block_lists", {}), r"model\.block_lists: .* at least 1 item"),
-        (change("model/block_cost", {"blocks": 1e300}), r"model\.block_cost\.blocks"),
-        (change("model/block_cost", {"heads": 2.0}), "block_cost: 'heads' is not one of blocks"),
+        (
+            change("model/block_cost", {"blocks": 2.0}),
+            r'model: block_cost {"blocks": 2.0}: every block counts the same',
+        ),
+        (change("model/block_cost", None), "model: block_cost null"),
+        (change("guard", {"threshold": 0.1}), "guard: unknown key"),
         (change("provenance/settings", {"a": float("inf")}), r"provenance\.settings\.a"),
         (change("expected/block_runs", 12), "the file says 12, its steps give 1984"),
     ],
@@ -117,6 +121,14 @@ def test_mistakes_are_refused_with_their_place(mistake, text):
     mistake(doc)
     with pytest.raises(PlanError, match=text):
         CachePlan.from_dict(doc)
+
+
+def test_an_empty_block_cost_of_older_files_loads_and_is_not_written_again():
+    doc = document()
+    plain = CachePlan.from_dict(doc)
+    doc["model"]["block_cost"] = {}
+    older = CachePlan.from_dict(doc)
+    assert older == plain and "block_cost" not in older.dumps()
 
 
 def test_overlapping_sites_and_two_predictions_are_refused():
