@@ -276,7 +276,7 @@ class CachePlan(Checked):
             )
 
     def at(self, sigmas: tuple[float, ...], *, solver: str, shift: float) -> CachePlan:
-        """This plan on another grid of noise levels; see `carry_over`."""
+        """This plan on another grid of noise levels; `carry_over` says what is kept."""
         return carry_over(self, tuple(float(s) for s in sigmas), solver=solver, shift=shift)
 
     def summary_lines(self, **sizes: int) -> list[str]:

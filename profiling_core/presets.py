@@ -22,6 +22,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+from profiling_core.carry_over import SPEEDUPS
 from profiling_core.models import MODELS, PlannedModel, Runs
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.schedule import RELEASED_STEPS, uniform
@@ -31,7 +32,6 @@ WARMUP = 6
 EVERY_SIXTH = uniform(STEPS, WARMUP, 6)
 SHRINKING = (*range(WARMUP), *RELEASED_STEPS)
 SHRINKING_SETTINGS = {"warmup": WARMUP, "longest_interval": 12, "shortest_interval": 2}
-SPEEDUPS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}
 ORDER = ("paper", "release", "foreground", *SPEEDUPS)
 
 Recipe = tuple[list[dict], str, dict]  # sites, source and settings of a plan

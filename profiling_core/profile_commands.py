@@ -13,13 +13,17 @@ from pydantic import ValidationError
 
 from profiling_core.checked import PlanError, first_mistake
 from profiling_core.cost import picture
-from profiling_core.grid_command import spelled
 from profiling_core.paper_plan import BLOCKS, ORDERS, PATTERNS, paper_plan
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile, ProfileError, Settings
 from profiling_core.profile_summary import settings_lines
 from profiling_core.profile_summary import summary_lines as profile_lines
-from profiling_core.search_command import SEARCH_OPTIONS, add_search_options, search_plan
+from profiling_core.search_command import (
+    SEARCH_OPTIONS,
+    add_search_options,
+    search_plan,
+    spelled,
+)
 
 WITH_SOURCE = {  # masks that read something, and what --mask_source has to be
     "sam2": "the folder of SAM2's weights (config.json and *.safetensors of transformers)",
