@@ -29,8 +29,9 @@ from profiling_core.cost import bytes_held, format_bytes
 from profiling_core.paths import Paths, paths_of
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.profile import Profile
-from profiling_core.segments import SKIPS, Segments, skips_of
+from profiling_core.segments import Segments
 from profiling_core.sensitivity import Sensitivity, sensitivity_of
+from profiling_core.solvers import SKIPS, skips_of
 from profiling_core.step_search import EASE, TOLD, USUAL, Aim, Choice, StepSearch
 
 SPEEDUP = 2.0

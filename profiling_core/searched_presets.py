@@ -19,8 +19,8 @@ from profiling_core.presets import SPEEDUPS, STEPS, build_preset
 from profiling_core.profile import Profile
 from profiling_core.published import LABEL, SCALE, changes, gram, published_ratios, step_search
 from profiling_core.search import Budget, PlanSearch
-from profiling_core.segments import skips_of
 from profiling_core.sensitivity import DEFAULT
+from profiling_core.solvers import skips_of
 from profiling_core.step_search import StepSearch
 
 PROFILES = {  # of the models that were profiled, in a clone of the repository
