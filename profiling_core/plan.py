@@ -6,6 +6,7 @@ without the model; the model itself is checked by `check_model` and again when a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -178,6 +179,11 @@ class CachePlan(Checked):
         if self.prediction is not None and self.jumps:
             return self.prediction.compute_steps[self.branches[0]]
         return tuple(range(self.steps))
+
+    @property
+    def label(self) -> str:
+        """Its name and a hash of all that it says."""
+        return f"{self.name} (sha256 {hashlib.sha256(self.dumps().encode()).hexdigest()[:12]})"
 
     def computes(self, site: Site, branch: str) -> frozenset[int]:
         """Steps at which `site` really runs: its own, where the prediction is computed."""

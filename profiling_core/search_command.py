@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiling_core.checked import PlanError
+from profiling_core.compare.registry import tree_class
 from profiling_core.guard_command import (
     GUARD_OPTIONS,
     add_guard_options,
@@ -18,7 +19,7 @@ from profiling_core.guard_command import (
 from profiling_core.other_grid import on_grid
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile
-from profiling_core.refit_command import add_refit_option, check_refit, refit_plan
+from profiling_core.refit_command import add_refit_option, asked_for, check_refit, refit_plan
 
 if TYPE_CHECKING:
     from profiling_core.search import Budget, PlanSearch, Point
@@ -119,8 +120,8 @@ def _validated(
     search: PlanSearch, budget: Budget, args: argparse.Namespace
 ) -> tuple[CachePlan, Point, list[str]]:
     """The best of the candidates by real runs on the profile's prompts, and how all fared."""
-    from profiling_core.compare.command import tree_class
-    from profiling_core.validation import asked_for, validate
+    # here: torch takes seconds to import
+    from profiling_core.validation import validate
 
     if args.validate < 1:
         raise PlanError(f"--validate {args.validate}: expected at least 1 candidate")
