@@ -357,7 +357,7 @@ def run(
     from hyvideo.checks import check_plan
     from hyvideo.memory import out_of_memory_as_input_error
     from hyvideo.pipeline import HunyuanVideo
-    from profiling_core.parallel.launch import fingerprint, from_first, joined, plan_label
+    from profiling_core.parallel.launch import fingerprint, from_first, joined
     from profiling_core.parallel.ranks import local_device
     from profiling_core.profiler import recorder_of
 
@@ -375,7 +375,7 @@ def run(
     files = find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
     facts = {
         **{flag(name): value for name, value in asked.items()},
-        "plan": plan_label(plan),
+        "plan": None if plan is None else plan.label,
         "checkpoint": fingerprint(*files.weights),
     }
     alike = joined(degrees_of(args), device, facts)

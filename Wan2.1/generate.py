@@ -217,7 +217,7 @@ def run(
     """Sample one clip and save it; asked: what all processes have to have been told alike."""
     # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
 
-    from profiling_core.parallel.launch import fingerprint, from_first, joined, plan_label
+    from profiling_core.parallel.launch import fingerprint, from_first, joined
     from profiling_core.parallel.ranks import local_device
     from profiling_core.profiler import recorder_of
     from wan.checks import check_plan
@@ -236,7 +236,7 @@ def run(
     what = f"task {args.task}, size {args.size}, frame_num {args.frame_num}"
     facts = {
         **{f"--{name}": value for name, value in asked.items()},
-        "plan": plan_label(plan),
+        "plan": None if plan is None else plan.label,
         "checkpoint": fingerprint(*checkpoint_files(folder, config)),
     }
     with joined(degrees, device, facts) as ranks, out_of_memory_as_input_error(device, what):

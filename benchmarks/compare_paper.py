@@ -15,9 +15,10 @@ from math import log
 from compare_tuning import TOLERANCE, UnreachableError
 from profiling_core import schedule
 from profiling_core.block_scores import Parted, default_lists, part_blocks
-from profiling_core.paper_plan import BLOCKS, PATTERNS, Intervals, paper_plan, shrinking_intervals
+from profiling_core.paper_plan import BLOCKS, PATTERNS, paper_plan
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.profile import Profile
+from profiling_core.step_change import Intervals, shrinking_intervals
 
 WARMUPS = (1, 2, 4, 6, 8, 10, 14, 20)  # beside the profile's own
 LONGEST = 24  # Tmax is searched up to here

@@ -24,7 +24,7 @@ from profiling_core.profile import Profile
 from profiling_core.refit import clips_of, forms, refit, with_facts
 from profiling_core.refit_command import PASSES
 from profiling_core.search import Budget, PlanSearch, Point
-from profiling_core.segments import SKIPS
+from profiling_core.solvers import SKIPS
 
 OURS = "search"  # what the others are compared with
 CANDIDATES = 4  # plans that calibration prompts choose from in "search validated"

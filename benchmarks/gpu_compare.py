@@ -30,7 +30,8 @@ from peers import PEERS, MagCache, Peer, Variant
 from profiling_core.importers import from_shrinking, from_steps
 from profiling_core.plan import CachePlan
 from profiling_core.presets import STEPS, build_preset
-from profiling_core.schedule import protected, stepwise
+from profiling_core.schedule import stepwise
+from schedules import protected
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)
 WARMUPS = (6, 4, 2, 1)  # of the paper's plan: the release's first

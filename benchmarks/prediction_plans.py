@@ -15,8 +15,8 @@ import numpy as np
 
 from compare_policies import uniform_steps
 from profiling_core.plan import CachePlan
-from profiling_core.schedule import protected
 from profiling_core.search import Budget, PlanSearch, Point
+from schedules import protected
 
 SPEEDUPS = (1.25, 1.5, 2.0, 3.0, 4.0)  # of the searched ones
 EXCHANGED = (2.0, 3.0)

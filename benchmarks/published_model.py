@@ -36,9 +36,9 @@ from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile
 from profiling_core.published import TURN, changes, gram, step_search
-from profiling_core.schedule import protected
 from profiling_core.search import PlanSearch
-from profiling_core.segments import skips_of
+from profiling_core.solvers import skips_of
+from schedules import protected
 
 SPEEDUPS = (1.3, 1.5, 1.7, 2.0, 2.5, 3.0)
 MEASURED = (1.5, 2.0, 3.0)

@@ -12,11 +12,11 @@ from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture
 from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan, PlanError
-from profiling_core.presets import available, build_preset, plans_folder, presets_of
-from profiling_core.profile import Profile
-from profiling_core.profile_commands import add_profile_commands, holds_profile, show_profile
+from profiling_core.presets import available, plans_folder, presets_of
+from profiling_core.profile import Profile, holds_profile
+from profiling_core.profile_commands import add_profile_commands, show_profile
 from profiling_core.report.command import add_report_command
-from profiling_core.searched_presets import missing_profiles, presets_from
+from profiling_core.searched_presets import make_preset, missing_profiles, presets_from
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -85,9 +85,7 @@ def _shipped() -> list[CachePlan]:
             f"no profile {missing[0]}: the miniatures' plans are searched on their profiles, which "
             "lie in a clone of the repository: install the package from there with pip install -e ."
         )
-    return [
-        build_preset(model, preset) for model in MODELS.values() for preset in presets_of(model)
-    ]
+    return [make_preset(model, preset) for model in MODELS.values() for preset in presets_of(model)]
 
 
 def _grid_line(plan: CachePlan) -> str:

@@ -67,16 +67,6 @@ def row_bytes(keys: int, head_dim: int) -> int:
     return 4 * (keys + 2 * head_dim + 4)
 
 
-def extra_bytes(tokens: int, head_dim: int, chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Peak memory of `attention_received` beside q and k, whatever the batch and the heads.
-
-    max(chunk_bytes, one row) + 4 tokens head_dim for one head's keys in fp32 + 48 tokens for the
-    sums and the drawn queries, where `tokens` are all keys of a sample. At 118,800 tokens of width
-    128 with chunks of 256 MiB: 319 MiB.
-    """
-    return max(chunk_bytes, row_bytes(tokens, head_dim)) + tokens * (4 * head_dim + 48)
-
-
 @torch.no_grad()
 def attention_received(
     q: Tensor,

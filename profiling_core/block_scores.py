@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiling_core.models import MODELS
-from profiling_core.presets import build_preset
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.schedule import round_half_up
 
@@ -75,7 +74,7 @@ def default_lists(profile: Profile) -> tuple[str, ...]:
     planned = MODELS.get(model.name)
     if planned is None or planned.fingerprint.block_lists != model.block_lists:
         return tuple(model.block_lists)
-    return tuple(site.block_list for site in build_preset(planned, "paper").interval_sites)
+    return planned.family.paper_lists
 
 
 def check_lists(profile: Profile, lists: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
 Two things can be kept. The levels: what was computed at sigma 0.83 is computed at the level nearest
 to it, so the error stays about the same; with fewer steps between, less is skipped. Or the speed:
 at every noise level the same share of the steps is computed as before; the compute steps then lie
-further apart in sigma and the error grows.
+further apart in sigma and the error grows. A plan that is named by its speed, one of SPEEDUPS,
+keeps the speed; every other plan keeps its levels.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from profiling_core.cost import expected_cost, speedup_flops
 if TYPE_CHECKING:
     from profiling_core.plan import CachePlan, Site
 
+SPEEDUPS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}  # names of plans that mean a speed
+
 
 def carry_over(
     plan: CachePlan,
@@ -28,9 +31,9 @@ def carry_over(
     *,
     solver: str,
     shift: float,
-    keep_speed: bool = False,
+    keep_speed: bool | None = None,
 ) -> CachePlan:
-    """The plan whose compute steps are those of `sigmas` nearest to the planned noise levels.
+    """The plan on the noise levels `sigmas` of a solver; None for keep_speed: as its name says.
 
     Steps are matched by sigma, never by index: a plan that computes at sigma 0.83 computes at the
     level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
@@ -38,8 +41,10 @@ def carry_over(
     compute steps are first thinned out, or filled up, to the planned share of the steps (`_spread`)
     and then matched, each with a step of its own. Fitted weights
     belong to their own levels and are refused on a grid where the steps do not match one to one.
-    `notes` of the result say what the user should know.
+    `notes` of the result say what the user should know, first what was kept.
     """
+    if keep_speed is None:
+        keep_speed = plan.name in SPEEDUPS
     site = plan.prediction
     bound = site is not None and (site.skip == "corrected" or site.given is not None)
     same_solver = solver == plan.solver or not bound
@@ -63,7 +68,8 @@ def carry_over(
         sites = carried_sites(plan, sigmas, outside)
     changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
     wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
-    notes = [f"plan {plan.name!r} was made for {changed}; carried over by sigma to {wanted}"]
+    kept = "speed is" if keep_speed else "noise levels are"
+    notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} its {kept} kept"]
     if plan.prediction is not None and not plan.interval_sites:
         notes.append(_search_note(plan, len(sigmas), solver, shift))
     if outside and not one_to_one:

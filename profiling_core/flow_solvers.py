@@ -31,8 +31,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from profiling_core.checked import PlanError
-
-SOLVERS = ("euler", "unipc", "dpm++")
+from profiling_core.solvers import SOLVERS
 
 Numbers = int | np.ndarray  # of levels
 Factor = float | np.ndarray

@@ -47,6 +47,7 @@ class Family:
     """What the models of one code base share: block lists, guidance branches, noise levels."""
 
     released: dict[str, ReleasedList]
+    paper_lists: tuple[str, ...]  # block lists that the paper's preset reuses
     branches: tuple[str, ...]
     solver: str
     shift: float
@@ -87,6 +88,7 @@ WAN = Family(
     released={
         "blocks": ReleasedList(40, ((0, 0), (2, 7), (10, 20), (25, 32), (37, 38))),
     },
+    paper_lists=("blocks",),
     branches=BRANCHES,
     solver="unipc",
     shift=5.0,
@@ -103,6 +105,7 @@ HUNYUAN = Family(
             40, ((0, 0), (2, 2), (4, 7), (10, 21), (23, 23), (25, 27), (31, 31), (33, 33))
         ),
     },
+    paper_lists=("single_blocks",),
     branches=("cond",),
     solver="euler",
     shift=7.0,

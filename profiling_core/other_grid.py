@@ -67,13 +67,11 @@ def on_grid(
     steps: int | None = None,
     shift: float | None = None,
     solver: str | None = None,
-    around: int = AROUND,
 ) -> Profile:
     """The profile on another grid; what is not given stays as recorded.
 
     The profile itself where that is its own grid. Arrays: gram, delta_gram, sensitivity (at the
-    levels nearest to the measured ones), and of every block its seconds, FLOPs and R_attn. around:
-    recorded levels that a prediction is interpolated from, 2 for a line.
+    levels nearest to the measured ones), and of every block its seconds, FLOPs and R_attn.
     ProfileError for a grid that the model's solver does not have, or a profile whose levels are no
     shifted line.
     """
@@ -91,7 +89,7 @@ def on_grid(
             "map_steps": (),
         }
     )
-    weights = interpolation(own, grid.sigmas, around)
+    weights = interpolation(own, grid.sigmas)
     arrays = {
         "gram": _grams(profile, grid, weights),
         "sensitivity": _sensitivity(profile, grid),

@@ -13,32 +13,22 @@ A segment runs from one compute step to the next and has at least one reuse step
 its first step, so that a reuse always has its anchor there; the side that a segment does not reuse
 runs at all of its steps.
 
-Steps (equations 12 and 15): a schedule of `schedule`. What is not given comes from the curve
-of relative L1 between consecutive predictions, mean over runs and branches (figure 4's U); its
-level is the median over the middle half of the steps:
-
-s0    up to the last change before that half which exceeds twice the level: the steps
-      before and after it are computed (with reading "walk"); at least 1
-Tmax  12 steps of 50, in proportion
-Tmin  Tmax x level / mean of the last tenth of the changes, rounded, 1 to Tmax: as often as the
-      predictions change faster at the end, as much shorter is the last interval
+Steps (equations 12 and 15): a schedule of `schedule`. What is not given of warm-up, Tmax and Tmin
+comes from the curve of relative L1 between consecutive predictions, see `step_change`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
-
-import numpy as np
 
 from profiling_core import schedule
 from profiling_core.block_scores import SCORES, Parted, part_blocks
 from profiling_core.models import consecutive
 from profiling_core.plan import CachePlan, PlanError
-from profiling_core.profile import Profile, ProfileError
-from profiling_core.schedule import round_half_up
+from profiling_core.profile import Profile
+from profiling_core.step_change import shrinking_intervals
 
 BLOCKS = ("background", "foreground", "split", "alternate")
 PATTERNS = {
@@ -47,7 +37,6 @@ PATTERNS = {
     "average": schedule.average,
 }
 ORDERS = ("hold", "linear")
-TMAX, OF_STEPS = 12, 50  # the paper's longest interval, at its step count
 
 # Rows of the paper's tables 3 and 4: blocks and pattern.
 ABLATIONS = {
@@ -64,54 +53,32 @@ ABLATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """Warm-up and intervals of equation 15, in steps, and which of them the L1 curve gave."""
-
-    warmup: int
-    tmax: int
-    tmin: int
-    derived: tuple[str, ...]
-
-    @property
-    def settings(self) -> dict[str, str | int]:
-        return {
-            "warmup": self.warmup,
-            "tmax": self.tmax,
-            "tmin": self.tmin,
-            "from_l1_curve": ", ".join(self.derived) or "none",
-        }
-
-
 def paper_plan(
     profile: Profile,
     *,
     tau: float | None = None,
     share: float | None = None,
     lists: Sequence[str] | None = None,
-    score: str = "share",
     blocks: str = "background",
     pattern: str = "stepwise",
     tmax: int | None = None,
     tmin: int | None = None,
     warmup: int | None = None,
     steps: Sequence[int] | None = None,
-    reading: str = "walk",
     order: str = "hold",
     name: str | None = None,
 ) -> CachePlan:
     """The paper's plan from a profile; this module's docstring says what is derived and how.
 
     tau or share (of background blocks) part the blocks, by default Otsu's threshold; lists: the
-    block lists to reuse; score: "share" (R_attn) or "lift"; steps: the compute steps themselves,
-    instead of pattern, tmax, tmin and warmup; reading: of equation 12, see `schedule`; order:
-    "hold" as published, or "linear" in sigma. PlanError names what does not fit.
+    block lists to reuse; steps: the compute steps themselves, instead of pattern, tmax, tmin and
+    warmup; order: "hold" as published, or "linear" in sigma. PlanError names what does not fit.
     """
     _check_choice("blocks", blocks, BLOCKS)
     _check_choice("order", order, ORDERS)
-    parted = part_blocks(profile, tau=tau, share=share, lists=lists, score=score)
+    parted = part_blocks(profile, tau=tau, share=share, lists=lists)
     computed, step_settings, step_words = _compute_steps(
-        profile, steps, pattern, reading, {"tmax": tmax, "tmin": tmin, "warmup": warmup}
+        profile, steps, pattern, {"tmax": tmax, "tmin": tmin, "warmup": warmup}
     )
     subject = profile.recorded
     return CachePlan.build(
@@ -123,7 +90,6 @@ def paper_plan(
             "source": _source(profile, parted, blocks, step_words),
             "profile_sha256": profile.sha256(),
             "settings": {
-                "score": score,
                 "tau": parted.tau,
                 "tau_from": parted.found_by,
                 **({} if share is None else {"share": share}),
@@ -149,44 +115,10 @@ def every_ablation(profile: Profile, **settings: Any) -> dict[str, CachePlan]:
     }
 
 
-def shrinking_intervals(
-    profile: Profile,
-    tmax: int | None = None,
-    tmin: int | None = None,
-    warmup: int | None = None,
-) -> Intervals:
-    """Warm-up, Tmax and Tmin: as given, else from the L1 curve by this module's rules."""
-    steps, curve = profile.recorded.steps, l1_curve(profile)
-    given = {"warm-up": warmup, "Tmax": tmax, "Tmin": tmin}
-    edge = curve.size // 4
-    level = float(np.median(curve[edge : curve.size - edge]))
-    if warmup is None:
-        large = np.flatnonzero(curve[:edge] > 2 * level)
-        warmup = int(large[-1]) + 1 if large.size else 1
-    if tmax is None:
-        tmax = max(1, round_half_up(TMAX * steps / OF_STEPS))
-    if tmin is None:
-        end = float(curve[-max(1, round_half_up(curve.size / 10)) :].mean())
-        tmin = min(tmax, max(1, round_half_up(tmax * level / end))) if end > 0 else tmax
-    derived = tuple(word for word, value in given.items() if value is None and word != "Tmax")
-    return Intervals(warmup, tmax, tmin, derived)
-
-
-def l1_curve(profile: Profile) -> np.ndarray:
-    """Relative L1 of consecutive predictions, mean over runs and branches; (S-1,) float64."""
-    changes = profile.recorded.steps - 1
-    curve = profile.arrays["l1_relative"].reshape(-1, changes).mean(axis=0, dtype=np.float64)
-    if not np.isfinite(curve).all():
-        step = int(np.argmin(np.isfinite(curve)))
-        raise ProfileError(f"l1_relative between steps {step} and {step + 1} is {curve[step]}")
-    return curve
-
-
 def _compute_steps(
     profile: Profile,
     steps: Sequence[int] | None,
     pattern: str,
-    reading: str,
     intervals: dict[str, int | None],
 ) -> tuple[tuple[int, ...], dict[str, str | int], str]:
     """Compute steps, the settings behind them, and both in words."""
@@ -198,7 +130,7 @@ def _compute_steps(
             listed = schedule.explicit(total, steps)
             return listed, {"steps": ",".join(map(str, listed))}, "compute steps as given"
         found = shrinking_intervals(profile, **intervals)
-        computed = PATTERNS[pattern](total, found.warmup, found.tmax, found.tmin, reading)
+        computed = PATTERNS[pattern](total, found.warmup, found.tmax, found.tmin)
     except PlanError:
         raise
     except ValueError as error:
@@ -208,7 +140,7 @@ def _compute_steps(
         f"warm-up {found.warmup}, {pattern} intervals with Tmax {found.tmax} and "
         f"Tmin {found.tmin}{derived}"
     )
-    return computed, {"pattern": pattern, "reading": reading, **found.settings}, words
+    return computed, {"pattern": pattern, **found.settings}, words
 
 
 def _check_alone(pattern: str, intervals: dict[str, int | None]) -> None:

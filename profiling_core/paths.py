@@ -15,6 +15,7 @@ import numpy as np
 from profiling_core import flow_solvers
 from profiling_core.flow_solvers import Levels
 from profiling_core.profile import Profile, ProfileError
+from profiling_core.solvers import SOLVERS
 
 SMALLEST = 1e-15  # of the largest eigenvalue: below it is rounding
 MISFIT = 0.02  # relative distance of the replayed final latent from the recorded one
@@ -37,15 +38,6 @@ class Paths:
     def runs(self) -> int:
         return self.latents.shape[1]
 
-    def only(self, runs: list[int]) -> Paths:
-        """Some of the runs."""
-        return Paths(
-            self.solver,
-            self.levels,
-            self.predictions[:, runs],
-            self.latents[:, runs],
-        )
-
 
 def paths_of(profile: Profile) -> Paths:
     """The runs of a profile as paths.
@@ -54,8 +46,8 @@ def paths_of(profile: Profile) -> Paths:
     latents are not what this solver makes of the recorded predictions.
     """
     subject = profile.recorded
-    if subject.solver not in flow_solvers.SOLVERS:
-        known = ", ".join(flow_solvers.SOLVERS)
+    if subject.solver not in SOLVERS:
+        known = ", ".join(SOLVERS)
         raise ProfileError(f"the profile's solver {subject.solver!r} is not one of {known}")
     scales, steps = guidance_scales(profile), subject.steps
     pairs = zip(profile.arrays["gram"], scales, strict=True)

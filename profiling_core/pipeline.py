@@ -22,7 +22,12 @@ from typing import Any
 from profiling_core.delta_cache import Report
 from profiling_core.loop_cache import LoopCache, Tell
 from profiling_core.loop_grid import Grid
-from profiling_core.pipeline_models import checked_name, fingerprint_of, loop_models, plan_on
+from profiling_core.pipeline_models import (
+    checked_name,
+    fingerprint_of,
+    loop_models,
+    plan_for_solver,
+)
 from profiling_core.pipeline_refusals import refuse_intervals, refuse_other_caches
 from profiling_core.plan import CachePlan, PlanError
 
@@ -37,7 +42,7 @@ def cache_pipeline(
     """Let `pipe`, a diffusers pipeline with a transformer of blocks, run by `plan` from now on.
 
     plan: a CachePlan, a plan file, or a preset: quality, balanced, fast; paper and release for the
-    models that have them. It is carried over by sigma to the steps, shift and solver of each call.
+    models that have them. It is regridded to the steps, shift and solver of each call.
     tell: gets a line at a time of what a run will compute and did; by default the log
     "profiling_core" of the standard library.
 
@@ -95,7 +100,7 @@ class PipelineCache:
         self._loop.use(found)
 
     def _plan_for(self, grid: Grid) -> CachePlan:
-        plan = plan_on(self._asked, self._model, grid)
+        plan = plan_for_solver(self._asked, self._model, grid.solver)
         if plan.interval_sites:
             refuse_intervals(plan, self._loop.models)
         return plan

@@ -13,15 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from profiling_core.carry_over import carry_over
-from profiling_core.flow_solvers import SOLVERS
 from profiling_core.loop_cache import LoopModels
-from profiling_core.loop_grid import Grid
 from profiling_core.model_parts import hidden_width, unwrapped
 from profiling_core.models import HUNYUAN, MINI, MODELS, WAN, Family, PlannedModel, known_model
 from profiling_core.plan import CachePlan, ModelFingerprint, PlanError
 from profiling_core.presets import ORDER, PRESETS, SPEEDUPS, available, build_preset, load_preset
-from profiling_core.segments import skips_of
+from profiling_core.solvers import SOLVERS, skips_of
 
 # families that presets are shipped for, by class: the plan's block lists and their attributes
 _FAMILIES = {
@@ -103,6 +100,11 @@ def named_plan(preset: str, model: ModelFingerprint, solver: str) -> CachePlan:
     return _skipping_as(plan, solver)
 
 
+def plan_for_solver(plan: CachePlan | str, model: ModelFingerprint, solver: str) -> CachePlan:
+    """A plan as it is, or the preset of that name for a model and solver."""
+    return plan if isinstance(plan, CachePlan) else named_plan(plan, model, solver)
+
+
 def _borrowed(preset: str, model: ModelFingerprint, solver: str) -> CachePlan:
     """The compute steps of an official model whose solver is of the same kind."""
     family = WAN if solver in ("unipc", "dpm++") else HUNYUAN
@@ -142,18 +144,6 @@ def _rebuilt(
         sites=list(sites),
         provenance=plan.provenance.model_copy(update={"source": source}),
     )
-
-
-def plan_on(plan: CachePlan | str, model: ModelFingerprint, grid: Grid) -> CachePlan:
-    """A checked plan or preset for a grid, for LoopCache.
-
-    A preset that is named by its speed keeps that where the grid is another than its own.
-    """
-    if isinstance(plan, CachePlan):
-        return plan
-    preset = named_plan(plan, model, grid.solver)
-    kept = {"solver": grid.solver, "shift": grid.shift, "keep_speed": plan in SPEEDUPS}
-    return carry_over(preset, grid.sigmas, **kept)
 
 
 def _family(name: str) -> Family:

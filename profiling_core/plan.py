@@ -6,6 +6,7 @@ without the model; the model itself is checked by `check_model` and again when a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -175,6 +176,11 @@ class CachePlan(Checked):
             return self.prediction.compute_steps[self.branches[0]]
         return tuple(range(self.steps))
 
+    @property
+    def label(self) -> str:
+        """Its name and a hash of all that it says."""
+        return f"{self.name} (sha256 {hashlib.sha256(self.dumps().encode()).hexdigest()[:12]})"
+
     def computes(self, site: Site, branch: str) -> frozenset[int]:
         """Steps at which `site` really runs: its own, where the prediction is computed."""
         own = frozenset(site.compute_steps[branch])
@@ -272,7 +278,7 @@ class CachePlan(Checked):
             )
 
     def at(self, sigmas: tuple[float, ...], *, solver: str, shift: float) -> CachePlan:
-        """This plan on another grid of noise levels; see `carry_over`."""
+        """This plan on another grid of noise levels; `carry_over` says what is kept."""
         return carry_over(self, tuple(float(s) for s in sigmas), solver=solver, shift=shift)
 
     def summary_lines(self, **sizes: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from profiling_core.plan import BRANCHES, CachePlan, Site
+from profiling_core.plan import BRANCHES, CachePlan, PlanError, Site
 
 
 def on_visited_steps(plan: CachePlan) -> CachePlan:
@@ -37,6 +37,28 @@ def for_both_branches(plan: CachePlan) -> CachePlan:
     sites = [_for_both(site.model_dump(mode="json", exclude_none=True)) for site in plan.sites]
     error = plan.expected.predicted_error if plan.expected else None
     return _rebuilt(plan, range(plan.steps), sites, predicted_error=error)
+
+
+def plan_of_both(plan: CachePlan) -> CachePlan:
+    """The plan with its branches as one; PlanError when they do not skip alike."""
+    if len(plan.branches) == 1:
+        return plan
+    document = plan.model_dump(mode="json", exclude_none=True)
+    for site in document["sites"]:
+        for name in ("compute_steps", "weights", "given"):
+            if name not in site:
+                continue
+            first, *others = (site[name][branch] for branch in plan.branches)
+            if any(other != first for other in others):
+                raise PlanError(
+                    f"plan {plan.name!r} treats cond and uncond differently ({name}): with its "
+                    "branches on different processes it would idle, leave --cfg_size out"
+                )
+            site[name] = {plan.branches[0]: first}
+    expected = document.pop("expected", {})
+    fields = {name: value for name, value in document.items() if name != "format"}
+    merged = CachePlan.build(**fields, predicted_error=expected.get("predicted_error"))
+    return merged.model_copy(update={"notes": plan.notes})
 
 
 def _for_both(site: dict[str, Any]) -> dict[str, Any]:

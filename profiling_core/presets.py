@@ -1,5 +1,6 @@
-"""The plans that are shipped: made here, written to plans/ by `python -m profiling_core presets`.
+"""The plans that are shipped, and the recipes of the published ones.
 
+`python -m profiling_core presets` writes all of them to plans/ (`searched_presets.make_preset`).
 Each preset of each model is a file `<model>.<preset>.json`:
 
 release     what the released code of the paper really runs. Wan: 6 warm-up steps, then every 6th,
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+from profiling_core.carry_over import SPEEDUPS
 from profiling_core.models import MODELS, PlannedModel, Runs
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.schedule import RELEASED_STEPS, uniform
@@ -31,7 +33,6 @@ WARMUP = 6
 EVERY_SIXTH = uniform(STEPS, WARMUP, 6)
 SHRINKING = (*range(WARMUP), *RELEASED_STEPS)
 SHRINKING_SETTINGS = {"warmup": WARMUP, "longest_interval": 12, "shortest_interval": 2}
-SPEEDUPS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}
 ORDER = ("paper", "release", "foreground", *SPEEDUPS)
 
 Recipe = tuple[list[dict], str, dict]  # sites, source and settings of a plan
@@ -66,19 +67,17 @@ def presets_of(model: PlannedModel) -> list[str]:
 
 
 def build_preset(planned: PlannedModel, preset: str) -> CachePlan:
-    """The plan behind a shipped file, or the same for another model of a known family.
+    """The preset of a model, or the same for another size of its family.
 
-    ProfileError where it is searched on a profile that is not there.
+    A published one by its recipe; of SPEEDUPS what is shipped, for another size the steps of the
+    family's first official model.
     """
     if preset not in SPEEDUPS:
         return _built(planned, preset, PRESETS[planned.fingerprint.family][preset](planned))
     shipped = MODELS.get(planned.fingerprint.name)
     if shipped is None or shipped.fingerprint != planned.fingerprint:
         return _as_official(planned, preset)
-    # here: a search can also plan by block scores, which need the paper's preset
-    from profiling_core.searched_presets import searched_preset
-
-    return searched_preset(planned, preset)
+    return load_preset(planned.fingerprint.name, preset)
 
 
 def _as_official(planned: PlannedModel, preset: str) -> CachePlan:
@@ -132,21 +131,12 @@ def _hunyuan_release(planned: PlannedModel) -> Recipe:
     return sites, f"{source}; {lists}", {"warmup": WARMUP, "interval": 6, **SHRINKING_SETTINGS}
 
 
-def _wan_paper(planned: PlannedModel) -> Recipe:
-    return _paper(planned, "blocks")
-
-
-def _hunyuan_paper(planned: PlannedModel) -> Recipe:
-    return _paper(planned, "single_blocks")
-
-
-def _paper(planned: PlannedModel, block_list: str) -> Recipe:
+def _paper(planned: PlannedModel) -> Recipe:
     source = "arXiv 2504.03140: background blocks, interval shrinking from 12 to 2 (released list)"
-    return (
-        [_background(planned, block_list, SHRINKING)],
-        f"{source}; {_its_list(planned, block_list)}",
-        SHRINKING_SETTINGS,
-    )
+    lists = planned.family.paper_lists
+    words = "; ".join(_its_list(planned, name) for name in lists)
+    sites = [_background(planned, name, SHRINKING) for name in lists]
+    return sites, f"{source}; {words}", SHRINKING_SETTINGS
 
 
 def _foreground(planned: PlannedModel) -> Recipe:
@@ -160,9 +150,9 @@ def _foreground(planned: PlannedModel) -> Recipe:
 
 
 PRESETS: dict[str, dict[str, Callable[[PlannedModel], Recipe]]] = {
-    "wan2.1": {"paper": _wan_paper, "release": _wan_release},
+    "wan2.1": {"paper": _paper, "release": _wan_release},
     "hunyuan-video": {
-        "paper": _hunyuan_paper,
+        "paper": _paper,
         "release": _hunyuan_release,
         "foreground": _foreground,
     },

@@ -376,6 +376,28 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
+def holds_profile(path: str | Path) -> bool:
+    """Does this file look like a profile, whatever its name?
+
+    A safetensors file begins with the length of its header in 8 bytes, the upper ones zero; a
+    plan is text and has no zero byte.
+    """
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return b"\0" in file.read(8)
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read a profile; ProfileError also says when the file is a text, as plans are."""
+    if os.path.isfile(path) and not holds_profile(path):
+        raise ProfileError(
+            f"profile {path}: no safetensors file, a plan perhaps; expected what "
+            "--delta_profile recorded"
+        )
+    return Profile.load(path)
+
+
 def dumps_json(value: Any) -> str:
     """JSON without NaN (null stands for it), for reports and summaries."""
     return json.dumps(_plain(value), allow_nan=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,40 +12,22 @@ from pydantic import ValidationError
 
 from profiling_core.checked import PlanError, first_mistake
 from profiling_core.cost import picture
-from profiling_core.grid_command import spelled
 from profiling_core.paper_plan import BLOCKS, ORDERS, PATTERNS, paper_plan
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.profile import Profile, ProfileError, Settings, holds_profile, load_profile
 from profiling_core.profile_summary import settings_lines
 from profiling_core.profile_summary import summary_lines as profile_lines
-from profiling_core.search_command import SEARCH_OPTIONS, add_search_options, search_plan
+from profiling_core.search_command import (
+    SEARCH_OPTIONS,
+    add_search_options,
+    search_plan,
+    spelled,
+)
 
 WITH_SOURCE = {  # masks that read something, and what --mask_source has to be
     "sam2": "the folder of SAM2's weights (config.json and *.safetensors of transformers)",
     "file": "the masks",
 }
-
-
-def holds_profile(path: str | Path) -> bool:
-    """Does this file look like a profile, whatever its name?
-
-    A safetensors file begins with the length of its header in 8 bytes, the upper ones zero; a
-    plan is text and has no zero byte.
-    """
-    if not os.path.isfile(path):
-        return False
-    with open(path, "rb") as file:
-        return b"\0" in file.read(8)
-
-
-def load_profile(path: str | Path) -> Profile:
-    """Read a profile; ProfileError also says when the file is a text, as plans are."""
-    if os.path.isfile(path) and not holds_profile(path):
-        raise ProfileError(
-            f"profile {path}: no safetensors file, a plan perhaps; expected what "
-            "--delta_profile recorded"
-        )
-    return Profile.load(path)
 
 
 def show_profile(path: str | Path) -> list[str]:

@@ -22,8 +22,8 @@ from profiling_core.block_scores import (
     part_blocks,
 )
 from profiling_core.models import consecutive
-from profiling_core.paper_plan import l1_curve, shrinking_intervals
 from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.step_change import l1_curve, shrinking_intervals
 
 NAN = float("nan")
 WIDEST_CURVE, CURVE_ROWS = 75, 6  # characters of the L1 picture

@@ -54,7 +54,7 @@ from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan, Forecast, PlanError
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.search import PREDICTION_ITEMSIZE, Budget, PlanSearch, Point
-from profiling_core.validation import Validated, check_size
+from profiling_core.step_search import QUANTILE, scores
 
 ANCHORS = (3, 2)
 RIDGE = 1e-6  # of the mean squared prediction
@@ -76,6 +76,23 @@ class Form:
     anchors: int
     words: str
     corrects: bool = True
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A plan and the relative errors of its final latents, (R,)."""
+
+    plan: CachePlan
+    errors: np.ndarray
+
+    @property
+    def score(self) -> float:
+        """(7) of step_search on measured errors."""
+        return float(scores(self.errors[None])[0])
+
+    @property
+    def error(self) -> float:
+        return float(np.quantile(self.errors, QUANTILE))
 
 
 @dataclass(frozen=True)
@@ -303,3 +320,13 @@ def _bytes(profile: Profile, form: Form) -> int:
         latent_numel=prod(profile.recorded.latent),
         prediction_itemsize=PREDICTION_ITEMSIZE,
     )
+
+
+def check_size(profile: Profile, latent: tuple[int, ...]) -> None:
+    """ProfileError unless a model's latent has the recorded size."""
+    recorded = profile.recorded.latent
+    if latent != recorded:
+        raise ProfileError(
+            f"the profile's latents are {recorded}, this model makes {latent}: name the checkpoint "
+            "that was profiled"
+        )

@@ -3,7 +3,7 @@
 Transformers' own preparation of images needs torchvision, so it is done here: every frame is
 resized to the model's square, normalised as ImageNet images are, and segmented on its own.
 
-The prompt of a frame comes from the saliency of `foreground.saliency`, which is positive on the
+The prompt of a frame comes from the saliency of `pca_mask.saliency`, which is positive on the
 side of the components' Otsu split that is the more compact: one positive point, the strongest
 token of the foreground after averaging over its 3 x 3 neighbours, so that a lone outlier does not
 win; and one negative point, of the quarter of the tokens with the least saliency the one farthest
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from profiling_core.foreground import saliency
+from profiling_core.pca_mask import saliency
 from profiling_core.profile import ProfileError
 
 MODEL_TYPES = ("sam2", "sam2_video")  # of the latter the image part is used

@@ -26,12 +26,12 @@ from math import floor, prod
 import numpy as np
 
 from profiling_core.cost import bytes_held, format_bytes
-from profiling_core.partial_steps import PartialSearch, part_named
 from profiling_core.paths import Paths, paths_of
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.profile import Profile
-from profiling_core.segments import SKIPS, Segments, skips_of
+from profiling_core.segments import Segments
 from profiling_core.sensitivity import Sensitivity, sensitivity_of
+from profiling_core.solvers import SKIPS, skips_of
 from profiling_core.step_search import EASE, TOLD, USUAL, Aim, Choice, StepSearch
 
 SPEEDUP = 2.0
@@ -61,39 +61,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class Point:
-    """What one number of compute steps buys with one way to skip.
-
-    At the steps of `partial`, some of `steps`, the part of the model is forecast as well.
-    """
+    """What one number of compute steps buys with one way to skip."""
 
     skip: str
     steps: tuple[int, ...]
     speedup: float
     error: float
-    part: str | None = None
-    partial: tuple[int, ...] = ()
-
-    @property
-    def words(self) -> str:
-        """How it skips."""
-        return self.skip if self.part is None else f"{self.skip}, {self.part} {len(self.partial)}x"
 
 
 class PlanSearch:
     """The plans that follow from one profile; tables are made on first use and kept.
 
-    skips: the ways to skip that are considered, by default all that differ for this solver;
-    parts: of the model that may be left out at some visited steps (partial_steps), considered
-    where a speed-up is asked for and bytes are not limited.
+    skips: the ways to skip that are considered, by default all that differ for this solver.
     ProfileError when the profile's runs do not follow their solver.
     """
 
-    def __init__(
-        self,
-        profile: Profile,
-        skips: tuple[str, ...] | None = None,
-        parts: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, profile: Profile, skips: tuple[str, ...] | None = None) -> None:
         self.profile = profile
         self.paths: Paths = paths_of(profile)
         self.sensitivity: Sensitivity = sensitivity_of(profile, self.paths)
@@ -103,7 +86,6 @@ class PlanSearch:
                 known = ", ".join(possible)
                 raise PlanError(f"{skip!r} is no way to skip with {self.paths.solver}: {known}")
         self.skips = skips or possible
-        self.parts = {name: part_named(profile, name) for name in parts}
         self.choice = cache(self._choice)
         self._searches: dict[tuple[str, Aim], StepSearch] = {}
 
@@ -116,8 +98,7 @@ class PlanSearch:
 
         PlanError says what is possible when nothing is.
         """
-        whole = self._whole(budget)
-        point = min([whole, *self._with_parts(budget, len(whole.steps))], key=lambda p: p.error)
+        point = self._chosen(budget)
         if budget.max_error is not None and point.error > budget.max_error:
             raise PlanError(
                 f"at {point.speedup:.2f}x the predicted error is {point.error:.4f} at best, above "
@@ -131,14 +112,13 @@ class PlanSearch:
         Of every way to skip that the budget allows, from searches that trust the sensitivity as
         much as usual, more and less; errors are always predicted in the usual way.
         """
-        best = self._whole(budget)
-        steps = len(best.steps)
-        found = [best, *self._with_parts(budget, steps)]
+        best = self._chosen(budget)
+        found, steps = [best], len(best.steps)
         for skip in self._within_bytes(budget.max_bytes):
             found += [self.point_of(skip, steps, Aim(ease)) for ease in (EASE, *OTHER_EASES)]
         most = float("inf") if budget.max_error is None else budget.max_error
         kept = [point for point in found if point.error <= most]
-        distinct = {(point.skip, point.steps, point.part): point for point in kept}
+        distinct = {(point.skip, point.steps): point for point in kept}
         return sorted(distinct.values(), key=lambda point: point.error)[:count]
 
     def plan_of(
@@ -175,27 +155,11 @@ class PlanSearch:
             )
         return self._search(site.skip).evaluate(site.compute_steps["cond"])
 
-    def _whole(self, budget: Budget) -> Point:
-        """The best without partial steps, whatever its error."""
+    def _chosen(self, budget: Budget) -> Point:
+        """The best point at the budget's speed-up, or the fastest below its error."""
         allowed = self._within_bytes(budget.max_bytes)
         point = self._cheapest(allowed, budget) if budget.speedup is None else None
         return point or self._at_speedup(allowed, budget.speedup or SPEEDUP)
-
-    def _with_parts(self, budget: Budget, count: int) -> list[Point]:
-        """The best of every part and way to skip with the FLOPs of `count` whole steps."""
-        if budget.max_bytes is not None:
-            return []
-        weights, found = self.sensitivity.values**EASE, []
-        for part in self.parts.values():
-            search = PartialSearch(self.profile, self.paths, part, weights)
-            for skip in self.skips:
-                if (best := search.best(self._search(skip), count)) is not None:
-                    spent = len(best.steps) - part.share * len(best.partial)
-                    speedup = self.paths.steps / spent
-                    found.append(
-                        Point(skip, best.steps, speedup, best.error, part.name, best.partial)
-                    )
-        return found
 
     def _at_speedup(self, skips: tuple[str, ...], speedup: float) -> Point:
         if speedup > self.paths.steps:
@@ -293,8 +257,6 @@ class PlanSearch:
             weights = dict(self._fitted(point.steps))
             site["weights"] = dict.fromkeys(subject.branches, weights)
         sites = [site] if len(point.steps) < subject.steps else []
-        if point.part is not None:
-            sites += self.parts[point.part].sites(point.steps, point.partial, subject.branches)
         return CachePlan.build(
             name=name,
             **subject.plan_fields,

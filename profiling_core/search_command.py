@@ -9,26 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiling_core.checked import PlanError
-from profiling_core.grid_command import (
-    GRID_OPTIONS,
-    add_grid_options,
-    asked_grid,
-    carried_plan,
-    refuse_with_carry,
-)
+from profiling_core.compare.registry import tree_class
+from profiling_core.other_grid import on_grid
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile
-from profiling_core.refit_command import add_refit_option, check_refit, refit_plan
+from profiling_core.refit_command import add_refit_option, asked_for, check_refit, refit_plan
 
 if TYPE_CHECKING:
     from profiling_core.search import Budget, PlanSearch, Point
 
+GRID_OPTIONS = ("for_steps", "for_shift", "for_solver")
 SEARCH_OPTIONS = (
     "speedup",
     "max_error",
     "max_bytes",
     "skips",
-    "parts",
     "validate",
     "refit",
     "ckpt_dir",
@@ -54,12 +49,6 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
         help="ways to skip, of hold,linear,weights,corrected,jump (default: all)",
     )
     search.add_argument(
-        "--parts",
-        metavar="LIST",
-        help="parts of the model that may be left out at some computed steps, of uncond, "
-        "background, front, back and the names of block lists; or all (default: none)",
-    )
-    search.add_argument(
         "--validate",
         type=int,
         metavar="N",
@@ -73,7 +62,19 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
     )
-    add_grid_options(one)
+    _add_grid_options(one)
+
+
+def _add_grid_options(one: argparse.ArgumentParser) -> None:
+    grid = one.add_argument_group("another grid than the profile's (search)")
+    grid.add_argument("--for-steps", type=int, metavar="N", help="plan for this step count")
+    grid.add_argument("--for-shift", type=float, metavar="X", help="plan for this shift")
+    grid.add_argument("--for-solver", metavar="NAME", help="plan for this solver: unipc, dpm++")
+
+
+def spelled(name: str) -> str:
+    """An option of `plan` as it is written on the command line, without its dashes."""
+    return name if name == "ckpt_dir" else name.replace("_", "-")
 
 
 def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
@@ -82,19 +83,14 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
     from profiling_core.frontier import check_frontier, frontier_lines, save_frontier
     from profiling_core.search import Budget, PlanSearch
 
-    profile = asked_grid(profile, args)
-    if args.carry is not None:
-        refuse_with_carry([name for name in SEARCH_OPTIONS if getattr(args, name) is not None])
-        return carried_plan(profile, args)
-    if args.keep is not None:
-        raise PlanError(f"--keep {args.keep} goes with --carry PLAN: a search keeps nothing")
+    profile = on_grid(profile, args.for_steps, args.for_shift, args.for_solver)
     drawn = None if args.frontier is None else Path(args.frontier)
     if drawn is not None:
         check_frontier(drawn)
     check_refit(args.refit)
     budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
     skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
-    search = PlanSearch(profile, skips, _parts(profile, args))
+    search = PlanSearch(profile, skips)
     if args.validate is None:
         plan, chosen, more = search.plan(budget, args.name), search.point(budget), []
     else:
@@ -103,9 +99,6 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
         plan, refitted = refit_plan(search, chosen, plan, budget, args)
         more += refitted
     points = _around(search, chosen)
-    if chosen.part is not None:
-        more.append(f"{chosen.part} left out at steps {', '.join(map(str, chosen.partial))}")
-        more.append("")
     lines = [*more, *frontier_lines(points, chosen), ""]
     if drawn is not None:
         save_frontier(points, drawn, chosen)
@@ -117,8 +110,8 @@ def _validated(
     search: PlanSearch, budget: Budget, args: argparse.Namespace
 ) -> tuple[CachePlan, Point, list[str]]:
     """The best of the candidates by real runs on the profile's prompts, and how all fared."""
-    from profiling_core.compare.command import tree_class
-    from profiling_core.validation import asked_for, validate
+    # here: torch takes seconds to import
+    from profiling_core.validation import validate
 
     if args.validate < 1:
         raise PlanError(f"--validate {args.validate}: expected at least 1 candidate")
@@ -130,12 +123,12 @@ def _validated(
     with model.at_work():
         model.load()
         found = validate(profile, plans, model, lambda line: sys.stderr.write(f"{line}\n"))
-    width = max(len("way to skip"), *(len(point.words) for point in points))
+    width = max(len("way to skip"), *(len(point.skip) for point in points))
     lines = [f"candidate  {'way to skip':<{width}}  predicted  measured  worst run"]
     for one in found:
         number = int(one.plan.name.removeprefix("candidate "))
         lines.append(
-            f"{number:>9}  {points[number].words:<{width}}  {points[number].error:>9.4f}  "
+            f"{number:>9}  {points[number].skip:<{width}}  {points[number].error:>9.4f}  "
             f"{one.error:>8.4f}  {one.errors.max():>9.4f}"
         )
     best = points[int(found[0].plan.name.removeprefix("candidate "))]
@@ -144,30 +137,12 @@ def _validated(
 
 
 def _around(search: PlanSearch, chosen: Point) -> list[Point]:
-    """The frontier, with the chosen point's own row where it has no partial steps."""
+    """The frontier, with the chosen point's own row."""
     points, count = search.frontier(), len(chosen.steps)
-    if chosen.part is not None:
-        return points
     if all(len(point.steps) != count for point in points):
         points += [search.point_of(skip, count) for skip in search.skips]
     same = (chosen.skip, count)
     return [chosen if (p.skip, len(p.steps)) == same else p for p in points]
-
-
-def _parts(profile: Profile, args: argparse.Namespace) -> tuple[str, ...]:
-    """Names of --parts; PlanError beside a budget of bytes, which deltas would break."""
-    from profiling_core.partial_steps import parts_of
-
-    if args.parts is None:
-        return ()
-    if args.max_bytes is not None:
-        raise PlanError(
-            f"--parts {args.parts}: their deltas are larger than predictions and are not searched "
-            "within --max-bytes: leave one of the two out"
-        )
-    if args.parts == "all":
-        return tuple(parts_of(profile))
-    return tuple(dict.fromkeys(name.strip() for name in args.parts.split(",")))
 
 
 def bytes_of(text: str | None) -> int | None:

@@ -1,4 +1,4 @@
-"""The presets that are searched: `quality`, `balanced` and `fast`, and what they are searched on.
+"""The shipped presets made anew: `quality`, `balanced` and `fast` are searched here.
 
 The miniatures' on the profiles that lie beside their weights, the official models' on published
 figures (`published`). A profile's presets are what `plan --speedup` finds on it, with the way to
@@ -15,12 +15,12 @@ from pathlib import Path
 from profiling_core.flow_solvers import Levels
 from profiling_core.models import MODELS, PlannedModel
 from profiling_core.plan import CachePlan
-from profiling_core.presets import SPEEDUPS, STEPS
+from profiling_core.presets import SPEEDUPS, STEPS, build_preset
 from profiling_core.profile import Profile
 from profiling_core.published import LABEL, SCALE, changes, gram, published_ratios, step_search
 from profiling_core.search import Budget, PlanSearch
-from profiling_core.segments import skips_of
 from profiling_core.sensitivity import DEFAULT
+from profiling_core.solvers import skips_of
 from profiling_core.step_search import StepSearch
 
 PROFILES = {  # of the models that were profiled, in a clone of the repository
@@ -30,9 +30,11 @@ PROFILES = {  # of the models that were profiled, in a clone of the repository
 DIGITS = 4  # of a predicted error: machines round differently
 
 
-def searched_preset(planned: PlannedModel, preset: str) -> CachePlan:
+def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
     """The plan behind a shipped model's file; ProfileError where its profile is not there."""
     name = planned.fingerprint.name
+    if preset not in SPEEDUPS:
+        return build_preset(planned, preset)
     if name in PROFILES:
         return _profiled(name).plan(preset)
     return _published(planned, preset)

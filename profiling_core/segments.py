@@ -46,14 +46,8 @@ from profiling_core import flow_solvers
 from profiling_core.flow_solvers import Levels
 from profiling_core.paths import Paths
 
-SKIPS = ("hold", "linear", "weights", "corrected", "jump")
 SEEN = 0.5  # a choice between none and all; `plan --validate` tries what the model says to it
 RIDGE = 1e-6  # of the mean squared prediction; keeps weights of nearly equal anchors small
-
-
-def skips_of(solver: str) -> tuple[str, ...]:
-    """The ways to skip that differ: Euler's jump is holding, and a jump has its own corrector."""
-    return tuple(s for s in SKIPS if s != ("jump" if solver == "euler" else "corrected"))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from profiling_core.loop_profile import GuidedRecorder, LoopProfile
 from profiling_core.model_parts import hidden_width, unwrapped
 from profiling_core.models import known_model
 from profiling_core.options import check_profile_target
-from profiling_core.pipeline_models import checked_name, named_plan
+from profiling_core.pipeline_models import checked_name, plan_for_solver
 from profiling_core.plan import Branch, CachePlan, ModelFingerprint
 from profiling_core.presets import ORDER
 from profiling_core.profile import ProfileError
@@ -148,7 +148,7 @@ def _cached(
     plan = checked_name(asked, model)
 
     def plan_for(grid: Grid) -> CachePlan:
-        return plan if isinstance(plan, CachePlan) else named_plan(plan, model, grid.solver)
+        return plan_for_solver(plan, model, grid.solver)
 
     found = LoopModels((loop.model(owner),), {name: name for name in loop.lists})
     shift = arguments.get(loop.shift) if loop.shift else None

@@ -12,7 +12,6 @@ from profiling_core.attention_share import (
     CHUNK_BYTES,
     Received,
     attention_received,
-    extra_bytes,
     foreground_share,
     high_attention,
     row_bytes,
@@ -150,10 +149,18 @@ def test_cross_attention_is_refused() -> None:
         attention_received(q, k[:, :20])
 
 
+def extra_bytes(tokens: int, head_dim: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Peak memory of `attention_received` beside q and k, whatever the batch and the heads.
+
+    A chunk, or one row where that is larger, one head's keys in fp32, the sums and drawn queries.
+    """
+    return max(chunk_bytes, row_bytes(tokens, head_dim)) + tokens * (4 * head_dim + 48)
+
+
 MEASURE = """
 import sys
 import torch
-from profiling_core.attention_share import attention_received, extra_bytes
+from profiling_core.attention_share import attention_received
 
 def held(name):  # VmRSS now, VmHWM at most; ru_maxrss would count the parent's memory too
     with open("/proc/self/status") as file:
@@ -165,7 +172,7 @@ q = torch.randn(1, tokens, 1, width).bfloat16()
 attention_received(q[:, :64], q[:, :64])  # loads what is loaded once
 before = held("VmRSS")
 attention_received(q, q, queries=queries or None, chunk_bytes=chunk)
-print(held("VmHWM") - before, extra_bytes(tokens, width, chunk))
+print(held("VmHWM") - before)
 """
 
 
@@ -181,7 +188,7 @@ def test_peak_memory_follows_the_formula(tokens: int, width: int, chunk: int, qu
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True
     )
-    measured, formula = map(int, run.stdout.split())
+    measured, formula = int(run.stdout), extra_bytes(tokens, width, chunk)
     assert 0.8 * formula < measured < formula + 24 * 2**20  # the matrix product's own buffers
 
 

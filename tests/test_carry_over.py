@@ -1,11 +1,11 @@
-"""Carry-over that keeps the speed, and what a carried-over plan tells."""
+"""Plans on other grids: whether the speed or the noise levels are kept, and what the log says."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from profiling_core.carry_over import carry_over
+from profiling_core.carry_over import SPEEDUPS, carry_over
 from profiling_core.cost import speedup_flops
 from profiling_core.importers import from_steps
 from profiling_core.models import MODELS
@@ -13,6 +13,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.presets import load_preset
 
 MINI = "wan2.1-t2v-mini"
+WAN = {"solver": "unipc", "shift": 5.0}
 DENSE_ENDS = (0, 1, 2, 3, 4, 5, 9, 13, 17, 18, 19)  # of 20
 
 
@@ -62,6 +63,27 @@ def test_another_shift_keeps_the_number_of_computed_steps():
 def test_levels_are_kept_unless_the_speed_is_asked_for():
     levels, speed = (carried(plan(), 10, speed=speed) for speed in (False, True))
     assert speedup_flops(levels) < speedup_flops(speed) == pytest.approx(10 / 6)
+
+
+@pytest.mark.parametrize("steps", [20, 30, 40])
+@pytest.mark.parametrize("name", SPEEDUPS)
+def test_presets_named_by_their_speed_keep_it(name, steps):
+    for model in ("wan2.1-t2v-14B", "hunyuan-video-t2v-720p"):
+        preset = load_preset(model, name)
+        one = preset.at(grid(steps, preset.shift), solver=preset.solver, shift=preset.shift)
+        count = round(preset.steps // SPEEDUPS[name] / preset.steps * steps)
+        assert len(one.prediction.compute_steps["cond"]) == count
+        assert one.notes[0].endswith("its speed is kept")
+
+
+@pytest.mark.parametrize("name", ["paper", "release", "toy", "2.00x"])
+def test_plans_of_explicit_steps_keep_their_noise_levels(name):
+    own = load_preset(MINI, name) if name in ("paper", "release") else plan()
+    own = own.model_copy(update={"name": name})
+    one = own.at(grid(30), solver="unipc", shift=5.0)
+    assert one.sites == carry_over(own, grid(30), **WAN, keep_speed=False).sites
+    assert one.sites != carry_over(own, grid(30), **WAN, keep_speed=True).sites
+    assert one.notes[0].endswith("its noise levels are kept")
 
 
 def test_one_computed_step_stays_one():

@@ -13,6 +13,7 @@ import torch
 from profiling_core import flow_solvers
 from profiling_core.flow_solvers import Levels
 from profiling_core.plan import PlanError
+from profiling_core.solvers import SOLVERS
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "Wan2.1"), str(ROOT / "HunyuanVideo")]
@@ -47,7 +48,7 @@ def on_unit_vectors(scheduler) -> np.ndarray:
 
 
 @pytest.mark.parametrize("visit", GRIDS.values(), ids=GRIDS)
-@pytest.mark.parametrize("solver", flow_solvers.SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_every_latent_is_the_schedulers(solver: str, visit: Sequence[int] | None) -> None:
     scheduler = scheduler_of(solver, visit)
     steps = len(scheduler.timesteps)

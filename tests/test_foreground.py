@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miniatures.clips import draw, parse
-from profiling_core.foreground import (
-    file_mask,
-    foreground_mask,
+from profiling_core.foreground import file_mask, foreground_mask, motion_mask
+from profiling_core.pca_mask import (
     looseness,
-    motion_mask,
     otsu,
     pca_mask,
     principal_components,

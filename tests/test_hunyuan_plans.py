@@ -25,12 +25,12 @@ from hunyuan_runs import (
     tiny_plan,
 )
 from hunyuan_toys import TINY, tiny_config
-from hyvideo.checks import check_plan
+from hyvideo.checks import check_plan, plan_for_run
 from hyvideo.config import CONFIGS
 from hyvideo.pipeline import HunyuanVideo
-from profiling_core.cost import bytes_held
+from profiling_core.cost import bytes_held, speedup_flops
 from profiling_core.plan import PlanError
-from profiling_core.presets import available, load_preset
+from profiling_core.presets import SPEEDUPS, available, load_preset
 from profiling_core.run_stats import progress_marks
 
 official_types = hunyuan_runs.official_types  # fixtures
@@ -211,3 +211,15 @@ def test_shipped_plans_fit_their_models_and_grids(model: str) -> None:
         plan = load_preset(config.plan_model, preset)
         checked = check_plan(plan, config, config.infer_steps, config.flow_shift)
         assert checked is plan and not plan.notes, preset  # on the grid it was made for
+
+
+@pytest.mark.parametrize("preset", ["quality", "balanced", "fast", "paper"])
+def test_presets_named_by_their_speed_keep_it_at_other_steps(preset: str) -> None:
+    plan = load_preset("hunyuan-video-t2v-mini", preset)
+    ran = plan_for_run(plan, 30, 5.0)
+    assert ran.steps == 30
+    if preset == "paper":
+        assert "its noise levels are kept" in ran.notes[0]
+    else:
+        assert "its speed is kept" in ran.notes[0]
+        assert speedup_flops(ran) == pytest.approx(SPEEDUPS[preset], rel=0.1)

@@ -14,9 +14,10 @@ from profiling_core.block_scores import (
 )
 from profiling_core.cost import block_runs, speedup_flops
 from profiling_core.models import consecutive
-from profiling_core.paper_plan import every_ablation, l1_curve, paper_plan, shrinking_intervals
+from profiling_core.paper_plan import every_ablation, paper_plan
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.step_change import l1_curve, shrinking_intervals
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
 PAPER_STEPS = (*range(6), 6, 18, 27, 34, 40, 44, 47)  # the walk of warm-up 6, Tmax 12, Tmin 2
@@ -277,8 +278,6 @@ def test_provenance_names_profile_and_settings():
         ({"blocks": "all"}, "blocks 'all' is unknown: take background, foreground"),
         ({"pattern": "steps"}, "pattern 'steps' is unknown: take stepwise"),
         ({"order": "cubic"}, "order 'cubic' is unknown"),
-        ({"score": "drift"}, "score 'drift' is unknown: take share, lift"),
-        ({"reading": "sum"}, "reading 'sum'"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings, message):
@@ -310,7 +309,9 @@ def test_masks_without_foreground_and_equal_scores_are_refused():
         paper_plan(equal, share=0.5)
     with pytest.raises(ProfileError, match="blocks 0 has no R_attn over chance"):
         chance = np.zeros_like(share)
-        paper_plan(with_array(profile, attention_chance=chance), score="lift")
+        part_blocks(with_array(profile, attention_chance=chance), score="lift")
+    with pytest.raises(ProfileError, match="score 'drift' is unknown: take share, lift"):
+        part_blocks(profile, score="drift")
 
 
 def test_a_curve_that_is_not_finite_is_named():

@@ -11,9 +11,10 @@ import torch
 from profiling_core.options import resolve_plan
 from profiling_core.parallel import endings
 from profiling_core.parallel.degrees import Degrees, ParallelError, check_heads, degrees_from
-from profiling_core.parallel.guidance import plan_of_both
 from profiling_core.parallel.launch import fingerprint
 from profiling_core.parallel.ranks import local_device
+from profiling_core.plan import PlanError
+from profiling_core.plan_parts import plan_of_both
 from profiling_core.presets import SPEEDUPS
 from test_parallel import ROOT, torchrun
 
@@ -91,7 +92,7 @@ def test_a_plan_that_treats_the_branches_apart_is_refused() -> None:
     document.pop("expected")
     document["sites"][0]["compute_steps"]["uncond"] = [0, 5]
     plan = type(resolve_plan("release", "wan2.1-t2v-mini")).from_dict(document)
-    with pytest.raises(ParallelError, match="treats cond and uncond differently"):
+    with pytest.raises(PlanError, match="treats cond and uncond differently"):
         plan_of_both(plan)
 
 

@@ -237,6 +237,11 @@ def grid(steps: int, shift: float) -> tuple[float, ...]:
     return tuple(shift * s / (1 + (shift - 1) * s) for s in levels)
 
 
+def renamed(plan: CachePlan) -> CachePlan:
+    """The steps of a preset as a plan that keeps its noise levels."""
+    return plan.model_copy(update={"name": "explicit"})
+
+
 def test_same_grid_gives_the_same_plan():
     plan = load_preset("wan2.1-t2v-14B", "paper")
     assert plan.at(plan.sigmas, solver="unipc", shift=5.0) is plan
@@ -246,12 +251,12 @@ def test_neighbouring_solver_grid_keeps_the_steps_and_says_so():
     plan = load_preset("wan2.1-t2v-14B", "release")
     carried = plan.at(grid(50, 5.0), solver="dpm++", shift=5.0)
     assert carried.sites == plan.sites
-    assert "carried over by sigma to 50 dpm++ steps" in carried.notes[0]
+    assert "made for 50 unipc steps, shift 5; on 50 dpm++ steps" in carried.notes[0]
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(25, 5.0), (100, 5.0), (50, 3.0), (50, 16.0)])
 def test_computed_noise_levels_are_the_nearest_ones_of_the_new_grid(steps, shift):
-    plan = load_preset("wan2.1-t2v-14B", "balanced")
+    plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
     sigmas = grid(steps, shift)
     carried = plan.at(sigmas, solver="unipc", shift=shift)
     computed = carried.prediction.compute_steps["cond"]
@@ -273,7 +278,7 @@ def test_levels_outside_the_planned_range_are_computed_with_a_warning():
 
 
 def test_changed_cost_and_an_idle_plan_are_told():
-    plan = load_preset("wan2.1-t2v-14B", "balanced")
+    plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
     fewer, ten = (plan.at(grid(n, 5.0), solver="unipc", shift=5.0) for n in (30, 10))
     assert "there instead of 2.00x" in fewer.notes[-1]
     assert "too few steps are left to skip" in ten.notes[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from made_profiles import made_profile
 from prediction_plans import MOST_MOVED, exchanged, hand, plans_of
 from profiling_core.plan import CachePlan
 from profiling_core.search import Budget, PlanSearch
+from schedules import protected
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
 STEPS = 20
@@ -167,3 +169,13 @@ def test_a_search_is_timed_in_a_process_of_its_own(tmp_path) -> None:
     made_profile(model=HUNYUAN, runs=1, steps=STEPS).save(path)
     wall, cpu, imports = prediction.timed_search(path, 1)
     assert 0 < cpu and 0 < wall and 0 < imports
+
+
+def test_protected_computes_both_ends_and_an_even_middle():
+    steps = protected(50, first=10, last=4, between=12)
+    assert len(steps) == 26
+    assert steps[:10] == tuple(range(10)) and steps[-4:] == (46, 47, 48, 49)
+    middle = [b - a for a, b in pairwise(steps[9:23])]
+    assert set(middle) <= {2, 3}
+    with pytest.raises(ValueError, match="cannot place 5 first, 1 middle and 5 last"):
+        protected(10, 5, 5, 1)

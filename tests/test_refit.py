@@ -248,7 +248,7 @@ def test_the_command_measures_before_and_after_and_says_so_in_the_plan(
         def load(self) -> None:
             pass
 
-    monkeypatch.setattr("profiling_core.compare.command.tree_class", lambda tree: Loaded)
+    monkeypatch.setattr("profiling_core.refit_command.tree_class", lambda tree: Loaded)
     command = ["plan", "--profile", str(tmp_path / "a.profile"), "-o", str(out), "--speedup", "2"]
     assert main([*command, "--refit", "3", "--name", "mine"]) == 0
     said, plan = capsys.readouterr(), CachePlan.load(out)

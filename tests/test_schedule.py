@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiling_core import schedule
-from profiling_core.schedule import RELEASED_STEPS, average, explicit, inverse, protected, stepwise
+from profiling_core.schedule import RELEASED_STEPS, average, explicit, inverse, stepwise
 
 WARMUP = tuple(range(6))
 
@@ -33,14 +33,6 @@ def test_inverse_grows_and_average_stays():
 
     assert gaps(inverse()) == sorted(gaps(inverse()))
     assert set(gaps(average())) == {7}
-
-
-def test_protected_computes_both_ends_and_an_even_middle():
-    steps = protected(50, first=10, last=4, between=12)
-    assert len(steps) == 26
-    assert steps[:10] == tuple(range(10)) and steps[-4:] == (46, 47, 48, 49)
-    middle = [b - a for a, b in pairwise(steps[9:23])]
-    assert set(middle) <= {2, 3}
 
 
 @given(
@@ -70,7 +62,6 @@ def test_every_schedule_computes_the_warmup_ascends_and_stays_inside(steps, data
         (lambda: explicit(5, [0, 2, 2]), "2 follows 2"),
         (lambda: explicit(5, [0, 5]), "step 5 lies outside 0..4"),
         (lambda: explicit(5, [0, 1.0]), "1.0 is not an integer"),
-        (lambda: protected(10, 5, 5, 1), "cannot place 5 first, 1 middle and 5 last"),
     ],
 )
 def test_bad_values_are_named(call, text):

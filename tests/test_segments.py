@@ -17,7 +17,8 @@ from profiling_core.models import MODELS
 from profiling_core.paths import Paths, paths_of, replay
 from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile, ProfileError
-from profiling_core.segments import SEEN, Segments, skips_of
+from profiling_core.segments import SEEN, Segments
+from profiling_core.solvers import SOLVERS, skips_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "Wan2.1"))
 
@@ -76,7 +77,7 @@ def test_two_branches_without_a_guidance_scale_are_refused() -> None:
         paths_of(Profile(profile.settings, profile.subject, (run,), profile.arrays))
 
 
-@pytest.mark.parametrize("solver", flow_solvers.SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_nothing_skipped_is_no_error(solver: str) -> None:
     paths = made_paths(solver)
     for skip in skips_of(solver):
@@ -88,7 +89,7 @@ def test_nothing_skipped_is_no_error(solver: str) -> None:
 
 
 @pytest.mark.parametrize("skip", ["hold", "linear", "weights"])
-@pytest.mark.parametrize("solver", flow_solvers.SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_forecasts_are_fed_to_the_solver(solver: str, skip: str) -> None:
     paths = made_paths(solver)
     segments, sigma, v = Segments(paths, skip), paths.levels.sigma, paths.predictions

@@ -11,8 +11,9 @@ import torch
 from made_profiles import made_profile
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.profile import Profile, ProfileError
+from profiling_core.refit_command import asked_for
 from profiling_core.search import Budget, PlanSearch
-from profiling_core.validation import asked_for, validate
+from profiling_core.validation import validate
 
 HUNYUAN = "hunyuan-video-t2v-mini"
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 import wan.text2video
 from conftest import TINY_DIT
+from profiling_core.cost import speedup_flops
 from profiling_core.plan import CachePlan, PlanError
+from profiling_core.presets import SPEEDUPS, load_preset
 from profiling_core.run_stats import progress_marks
-from wan.checks import check_memory, check_plan
+from wan.checks import check_memory, check_plan, plan_for_run
 from wan.configs import CONFIGS
 from wan.errors import InputError
 from wan.sigmas import sigmas_fp32
@@ -260,6 +262,18 @@ def test_plans_that_do_not_fit_are_refused_before_loading(checkpoint: Path) -> N
     deeper = fitting.model.model_copy(update={"block_lists": {"blocks": 30}})
     with pytest.raises(PlanError, match="has 30 blocks, this model 3"):
         check_plan(fitting.model_copy(update={"model": deeper}), checkpoint, **grid)
+
+
+@pytest.mark.parametrize("preset", ["quality", "balanced", "fast", "paper"])
+def test_presets_named_by_their_speed_keep_it_at_other_steps(preset: str) -> None:
+    plan = load_preset("wan2.1-t2v-mini", preset)
+    ran = plan_for_run(plan, "dpm++", 30, 3.0)
+    assert ran.steps == 30
+    if preset == "paper":
+        assert "its noise levels are kept" in ran.notes[0]
+    else:
+        assert "its speed is kept" in ran.notes[0]
+        assert speedup_flops(ran) == pytest.approx(SPEEDUPS[preset], rel=0.1)
 
 
 def test_numbers_that_are_not_finite_are_no_clip(

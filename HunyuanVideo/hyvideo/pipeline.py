@@ -12,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.parallel.guidance import BranchPair, plan_of_both
+from profiling_core.parallel.guidance import BranchPair
 from profiling_core.parallel.ranks import Ranks, one_noise
 from profiling_core.parallel.xdit import sequence_share
 from profiling_core.plan import CachePlan
+from profiling_core.plan_parts import plan_of_both
 from profiling_core.profiler import Recorder
 from profiling_core.replay import Replay
 from profiling_core.run_stats import RunStats, progress_marks

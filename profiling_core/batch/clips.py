@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.batch.jobs import Job
-from profiling_core.compare.command import tree_class
 from profiling_core.compare.model import Asked, TreeModel
+from profiling_core.compare.registry import tree_class
 from profiling_core.options import resolve_plan
 
 if TYPE_CHECKING:

@@ -9,19 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiling_core.compare.model import Asked, TreeModel
-from profiling_core.compare.prompts import (
-    CompareError,
-    pairs_of,
-    read_prompts,
-    read_seeds,
-)
+from profiling_core.compare.model import Asked, CompareError, TreeModel
+from profiling_core.compare.prompts import pairs_of, read_prompts, read_seeds
+from profiling_core.compare.registry import TREES, tree_class
 
 if TYPE_CHECKING:
     from profiling_core.compare.runs import Comparison
     from profiling_core.lpips import Lpips
 
-TREES = ("wan", "hunyuan")
 INTERRUPTED = 130
 DESCRIPTION = """\
 Runs your model in full and with every plan, for every prompt and seed, and measures how far the
@@ -92,17 +87,6 @@ def run(work: Comparison, settings: dict[str, Any]) -> list[str]:
     return closing_lines(work)
 
 
-def tree_class(name: str) -> type[TreeModel]:
-    """The tree's model behind the comparison's face."""
-    if name == "wan":
-        from profiling_core.compare.wan import WanModel
-
-        return WanModel
-    from profiling_core.compare.hunyuan import HunyuanModel
-
-    return HunyuanModel
-
-
 def _asked(args: argparse.Namespace) -> Asked:
     try:
         further = tuple(shlex.split(args.tree_options))
@@ -144,7 +128,7 @@ def _say(line: str) -> None:
 
 def _add_model(group: Any) -> None:
     add = group.add_argument
-    add("--tree", choices=TREES, required=True, help="whose model")
+    add("--tree", choices=tuple(TREES), required=True, help="whose model")
     add("--model", "--task", metavar="NAME", help="t2v-14B, t2v-1.3B, HYVideo-T/2-cfgdistill, ...")
     add("--ckpt_dir", metavar="DIR", help="Wan2.1: checkpoint folder; HunyuanVideo: model base")
     add("--dit-weight", metavar="PATH", help="HunyuanVideo: the transformer's file or folder")

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiling_core.compare.model import TreeModel
-from profiling_core.compare.prompts import CompareError
+from profiling_core.compare.model import CompareError, TreeModel
 from profiling_core.compare.rows import FULL
 from profiling_core.cost import speedup_flops
 from profiling_core.options import resolve_plan

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from profiling_core.compare.prompts import CompareError
+from profiling_core.checked import PlanError
 from profiling_core.plan import CachePlan
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from profiling_core.run_stats import RunStats
 
 PACKAGE = Path(__file__).resolve().parents[2]  # the folder that holds profiling_core
+
+
+class CompareError(PlanError):
+    """A model or a comparison that cannot be run, with the value and the way out."""
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,12 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiling_core.checked import PlanError
+from profiling_core.compare.model import CompareError
 
 MOST_BYTES = 16 * 2**20
 MOST_SEEDS = 10_000
 LARGEST_SEED = 2**63 - 1
 NOT_IN_A_LINE = ("Cc", "Zl", "Zp")  # control characters, line and paragraph separators
-
-
-class CompareError(PlanError):
-    """A comparison that cannot be run, with the value and the way out."""
 
 
 @dataclass(frozen=True)

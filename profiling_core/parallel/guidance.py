@@ -13,9 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from profiling_core.parallel.degrees import ParallelError
 from profiling_core.parallel.ranks import Ranks, all_gather
-from profiling_core.plan import CachePlan
 
 
 class BranchPair(nn.Module):
@@ -33,25 +31,3 @@ class BranchPair(nn.Module):
         both = own.new_empty((2, *own.shape))
         all_gather(both.flatten(0, 1), own, self._ranks.cfg)
         return both
-
-
-def plan_of_both(plan: CachePlan) -> CachePlan:
-    """The plan with its branches as one; ParallelError when they do not skip alike."""
-    if len(plan.branches) == 1:
-        return plan
-    document = plan.model_dump(mode="json", exclude_none=True)
-    for site in document["sites"]:
-        for name in ("compute_steps", "weights", "given"):
-            if name not in site:
-                continue
-            first, *others = (site[name][branch] for branch in plan.branches)
-            if any(other != first for other in others):
-                raise ParallelError(
-                    f"plan {plan.name!r} treats cond and uncond differently ({name}): with its "
-                    "branches on different processes it would idle, leave --cfg_size out"
-                )
-            site[name] = {plan.branches[0]: first}
-    expected = document.pop("expected", {})
-    fields = {name: value for name, value in document.items() if name != "format"}
-    merged = CachePlan.build(**fields, predicted_error=expected.get("predicted_error"))
-    return merged.model_copy(update={"notes": plan.notes})

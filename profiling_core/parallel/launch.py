@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from profiling_core.parallel.degrees import Degrees, DisagreementError
 from profiling_core.parallel.ranks import Ranks, finish, start
-from profiling_core.plan import CachePlan
 
 
 @contextmanager
@@ -50,13 +49,6 @@ def from_first(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def plan_label(plan: CachePlan | None) -> str | None:
-    """A plan's name and a hash of all that it says."""
-    if plan is None:
-        return None
-    return f"{plan.name} (sha256 {hashlib.sha256(plan.dumps().encode()).hexdigest()[:12]})"
 
 
 def fingerprint(*paths: Path) -> str:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from profiling_core.paper_plan import shrinking_intervals
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.report.axes import block_axis, change_axis, step_axis
 from profiling_core.report.figures import (
@@ -21,6 +20,7 @@ from profiling_core.report.figures import (
     mean_over,
     series,
 )
+from profiling_core.step_change import shrinking_intervals
 
 OVER_RUNS = "Line: mean over runs; band: from the smallest to the largest run."
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling_core.options import resolve_plan
-from profiling_core.profile import ProfileError
-from profiling_core.profile_commands import holds_profile, load_profile
+from profiling_core.profile import ProfileError, holds_profile, load_profile
 from profiling_core.report import write_pngs, write_report
 
 

@@ -1,0 +1,11 @@
+"""The flow solvers that plans are made for, and how each of them can skip. No torch."""
+
+from __future__ import annotations
+
+SOLVERS = ("euler", "unipc", "dpm++")
+SKIPS = ("hold", "linear", "weights", "corrected", "jump")
+
+
+def skips_of(solver: str) -> tuple[str, ...]:
+    """The reuse modes that differ: Euler's jump is holding, and a jump has its own corrector."""
+    return tuple(s for s in SKIPS if s != ("jump" if solver == "euler" else "corrected"))
