@@ -12,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test test-browser lint clean
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python benchmarks/demo.py --out out/demo
+	$(VENV)/bin/python examples/demo.py --out out/demo
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest

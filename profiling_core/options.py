@@ -6,9 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
+from profiling_core.carry_over import SPEEDUPS
 from profiling_core.cost import speedup_flops
 from profiling_core.plan import CachePlan, PlanError
-from profiling_core.presets import SPEEDUPS, available, load_preset
+from profiling_core.presets import available, load_preset
 from profiling_core.profile import Profile
 
 DEFAULT_PRESET = "paper"

@@ -12,10 +12,11 @@ from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
+from profiling_core.carry_over import SPEEDUPS
 from profiling_core.flow_solvers import Levels
 from profiling_core.models import MODELS, PlannedModel
 from profiling_core.plan import CachePlan
-from profiling_core.presets import SPEEDUPS, STEPS, build_preset
+from profiling_core.presets import STEPS, build_preset
 from profiling_core.profile import Profile
 from profiling_core.published import LABEL, SCALE, changes, gram, published_ratios, step_search
 from profiling_core.search import Budget, PlanSearch

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import gpu_step
+from benchmarks.speed import gpu_step
 
 TOY_WAN, TOY_HUNYUAN = "wan2.1-t2v-1.3B", "hunyuan-video-540p"
 TOYS = {

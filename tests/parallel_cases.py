@@ -28,8 +28,9 @@ from hyvideo.config import CONFIGS as HUNYUAN  # noqa: E402
 from hyvideo.pipeline import HunyuanVideo  # noqa: E402
 from hyvideo.sigmas import sigmas_fp32 as hunyuan_sigmas  # noqa: E402
 from profiling_core.options import resolve_plan  # noqa: E402
+from profiling_core.parallel.degrees import Degrees  # noqa: E402
 from profiling_core.parallel.launch import from_first  # noqa: E402
-from profiling_core.parallel.ranks import Degrees, Ranks, ranks_of  # noqa: E402
+from profiling_core.parallel.ranks import Ranks, ranks_of  # noqa: E402
 from profiling_core.parallel.sequence import SequenceShare  # noqa: E402
 from profiling_core.parallel.xdit import LayerShare  # noqa: E402
 from profiling_core.plan import CachePlan  # noqa: E402

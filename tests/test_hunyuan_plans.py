@@ -28,9 +28,10 @@ from hunyuan_toys import TINY, tiny_config
 from hyvideo.checks import check_plan, plan_for_run
 from hyvideo.config import CONFIGS
 from hyvideo.pipeline import HunyuanVideo
+from profiling_core.carry_over import SPEEDUPS
 from profiling_core.cost import bytes_held, speedup_flops
 from profiling_core.plan import PlanError
-from profiling_core.presets import SPEEDUPS, available, load_preset
+from profiling_core.presets import available, load_preset
 from profiling_core.run_stats import progress_marks
 
 official_types = hunyuan_runs.official_types  # fixtures

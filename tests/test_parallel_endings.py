@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from profiling_core.carry_over import SPEEDUPS
 from profiling_core.options import resolve_plan
 from profiling_core.parallel import endings
 from profiling_core.parallel.degrees import Degrees, ParallelError, check_heads, degrees_from
@@ -15,7 +16,6 @@ from profiling_core.parallel.launch import fingerprint
 from profiling_core.parallel.ranks import local_device
 from profiling_core.plan import PlanError
 from profiling_core.plan_parts import plan_of_both
-from profiling_core.presets import SPEEDUPS
 from test_parallel import ROOT, torchrun
 
 SAYS = {

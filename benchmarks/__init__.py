@@ -1,0 +1,1 @@
+"""What we measure: one folder per kind of question, rows in results/."""

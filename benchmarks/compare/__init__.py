@@ -1,0 +1,1 @@
+"""Every policy at equal compute."""

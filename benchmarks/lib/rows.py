@@ -1,0 +1,92 @@
+"""The rows of results/: reading, appending, the environment of a row; plain tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.lib import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+TREES = ("wan", "hunyuan")
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Has the device bf16 instructions? A CPU without them emulates bf16, far slower than fp32."""
+    if device.type != "cpu":
+        return True
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and supported()
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    return (
+        f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a row needs to be repeated: commit, versions, device, time, load."""
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "utc": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def load_rows(name: str) -> list[dict[str, Any]]:
+    """All rows of results/<name>.jsonl, oldest first; ValueError names a line that is none."""
+    path, rows = RESULTS / f"{name}.jsonl", []
+    if not path.exists():
+        return rows
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: not JSON; remove the line") from None
+    return rows
+
+
+def append_row(name: str, row: dict[str, Any]) -> None:
+    """Append one row to results/<name>.jsonl."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Plain text columns."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _git(*arguments: str) -> str:
+    try:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,1 @@
+"""What the search predicts, and how far its plans carry."""

@@ -1,0 +1,1 @@
+"""What the engine and several ranks cost."""

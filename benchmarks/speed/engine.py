@@ -1,0 +1,189 @@
+"""What the engine costs: attached without reuse, achieved over ideal speed-up, bytes, attach.
+
+On both bundled miniatures and on models of middle size with random weights: Wan (12 blocks) and
+HunyuanVideo (4 double and 8 single blocks), both of width 768 with 12 heads and 2,048 image tokens.
+Rows go to results/engine.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from statistics import median
+
+import torch
+
+from benchmarks.lib.rows import TREES, append_row, default_device, environment, has_bf16, table
+from benchmarks.lib.subjects import hunyuan_subject, random_model, wan_subject
+from benchmarks.lib.timing import Subject, measure, measured_bytes
+from profiling_core.delta_cache import DeltaCache
+from profiling_core.plan import CachePlan
+
+MID_LATENT = (16, 8, 32, 32)  # 8 x 16 x 16 = 2,048 tokens
+MID_TEXT = 64
+MID_WAN = {
+    "dim": 768,
+    "num_heads": 12,
+    "num_layers": 12,
+    "ffn_dim": 3072,
+    "text_dim": 256,
+    "text_len": MID_TEXT,
+}
+MID_HUNYUAN = {
+    "hidden_size": 768,
+    "heads_num": 12,
+    "mm_double_blocks_depth": 4,
+    "mm_single_blocks_depth": 8,
+    "rope_dim_list": (16, 24, 24),
+    "text_states_dim": 256,
+    "text_states_dim_2": 64,
+    "guidance_embed": True,
+}
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    torch.set_num_threads(args.threads)
+    device = default_device()
+    lines = []
+    for tree in args.trees:
+        for subject in subjects(tree, args.models, device):
+            for preset in subject.presets:
+                row = {"tree": tree, **one_row(subject, preset, args.rounds, device)}
+                append_row("engine", {**row, **environment(device)})
+                sys.stderr.write(f"{tree} {subject.name} {preset} done\n")
+                lines.append(cells(row))
+    header = ["tree", "model", "plan", "attached/bare", "ideal", "achieved", "achieved/ideal"]
+    sys.stdout.write(table([*header, "bytes", "formula", "attach+detach"], lines) + "\n")
+    return 0
+
+
+def subjects(tree: str, wanted: list[str], device: torch.device) -> Iterator[Subject]:
+    """The tree's models, one after another; in bf16 only where the device computes in it."""
+    bf16 = has_bf16(device)
+    if "mini" in wanted:
+        yield MINIATURES[tree](device, bf16)
+    if "mid" not in wanted:
+        return
+    yield MID_SIZE[tree](torch.float32, device)
+    if bf16:
+        yield MID_SIZE[tree](torch.bfloat16, device)
+    else:
+        sys.stderr.write(f"{tree} mid-size, bfloat16 left out: no bf16 instructions here\n")
+
+
+def wan_miniature(device: torch.device, bf16: bool) -> Subject:
+    """As its pipeline runs it: fp32 weights, bf16 autocast where that is not emulated."""
+    from wan.configs import CONFIGS, parse_size
+    from wan.weights import load_transformer
+
+    config = CONFIGS["t2v-mini"]
+    latent = config.latent_shape(parse_size(config.default_size), config.frame_num)
+    model = load_transformer(config.ckpt_dir, device, torch.float32)
+    return wan_subject(miniature_name(bf16), model, latent, autocast=bf16)
+
+
+def hunyuan_miniature(device: torch.device, bf16: bool) -> Subject:
+    """As its pipeline runs it: bf16 weights and autocast, fp32 where bf16 is emulated."""
+    from hyvideo.checkpoint import find_files
+    from hyvideo.config import CONFIGS
+    from hyvideo.weights import load_transformer
+
+    config = replace(CONFIGS["HYVideo-mini"], precision="bf16" if bf16 else "fp32")
+    latent = config.latent_shape(config.video_size, config.video_length)
+    model = load_transformer(find_files(config.model_base).dit, config, device)
+    name = miniature_name(bf16)
+    return hunyuan_subject(name, model, latent, config.text_len, autocast=bf16)
+
+
+def miniature_name(bf16: bool) -> str:
+    return f"miniature, {'bf16 autocast' if bf16 else 'float32'}"
+
+
+def mid_wan(dtype: torch.dtype, device: torch.device) -> Subject:
+    from wan.model import WanModel
+
+    model = random_model(lambda: WanModel(**MID_WAN), dtype, device)
+    half = dtype == torch.bfloat16
+    return wan_subject(mid_name(dtype), model, MID_LATENT, autocast=half)
+
+
+def mid_hunyuan(dtype: torch.dtype, device: torch.device) -> Subject:
+    from hyvideo.model import HYVideoDiffusionTransformer
+
+    model = random_model(lambda: HYVideoDiffusionTransformer(**MID_HUNYUAN), dtype, device)
+    half = dtype == torch.bfloat16
+    return hunyuan_subject(mid_name(dtype), model, MID_LATENT, MID_TEXT, autocast=half)
+
+
+def mid_name(dtype: torch.dtype) -> str:
+    return f"mid-size, {str(dtype).removeprefix('torch.')}"
+
+
+MINIATURES: dict[str, Callable[[torch.device, bool], Subject]] = {
+    "wan": wan_miniature,
+    "hunyuan": hunyuan_miniature,
+}
+MID_SIZE: dict[str, Callable[[torch.dtype, torch.device], Subject]] = {
+    "wan": mid_wan,
+    "hunyuan": mid_hunyuan,
+}
+
+
+def one_row(subject: Subject, preset: str, rounds: int, device: torch.device) -> dict:
+    plan = subject.plan(preset)
+    costs = measure(subject, plan, rounds, device)
+    held, formula = measured_bytes(subject, plan, device)
+    return {
+        "model": subject.name,
+        "plan": preset,
+        "tokens": subject.planned.clip.tokens,
+        "rounds": rounds,
+        **costs.as_row(),
+        "bytes": held,
+        "bytes_formula": formula,
+        "attach_detach_seconds": round(attach_seconds(subject, plan), 6),
+    }
+
+
+def cells(row: dict) -> list[str]:
+    """The row's line of the table."""
+    return [
+        row["tree"],
+        row["model"],
+        row["plan"],
+        f"{row['attached_over_bare']:.4f}",
+        f"{row['ideal']:.3f}x",
+        f"{row['achieved']:.3f}x",
+        f"{row['achieved_over_ideal']:.3f}",
+        f"{row['bytes']:,}",
+        f"{row['bytes_formula']:,}",
+        f"{1000 * row['attach_detach_seconds']:.2f} ms",
+    ]
+
+
+def attach_seconds(subject: Subject, plan: CachePlan) -> float:
+    """Median seconds to attach and detach."""
+    taken = []
+    for _ in range(20):
+        start = time.perf_counter()
+        DeltaCache(plan).attach(subject.model).detach()
+        taken.append(time.perf_counter() - start)
+    return median(taken)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
+    parser.add_argument("--models", nargs="+", choices=("mini", "mid"), default=["mini", "mid"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""The benchmarks run: at toy sizes on the CPU, so that the GPU scripts do not rot unseen."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.compare import shipped_plans
+from benchmarks.lib import ROOT, calibrate, clips, timing
+from benchmarks.lib import rows as row_files
+from benchmarks.lib.subjects import random_model
+from benchmarks.speed import demo as demo_rows
+from benchmarks.speed import engine, gpu_step
+from examples import demo
+from gpu_toys import TOY_HUNYUAN, TOY_WAN, TOYS
+from hunyuan_toys import TINY as TINY_HUNYUAN
+from profiling_core.models import HUNYUAN, MODELS, WAN, Clip, PlannedModel
+from profiling_core.plan import CachePlan, ModelFingerprint
+from profiling_core.presets import ORDER, build_preset, load_preset, presets_of
+from profiling_core.profile import Profile, Settings
+from tiny_trees import tiny_configs
+
+CPU = torch.device("cpu")
+PRESETS = {TOY_WAN: ["release", "paper", "balanced"], TOY_HUNYUAN: list(timing.PLANS)}
+
+
+def toy(name: str) -> timing.Subject:
+    return TOYS[name].subject(name, CPU)
+
+
+@pytest.fixture
+def rows(monkeypatch, tmp_path):
+    """Reads what a benchmark appended."""
+    monkeypatch.setattr(row_files, "RESULTS", tmp_path)
+    return lambda name: [
+        json.loads(s) for s in (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a benchmark's main with arguments."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+        return script.main()
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "preset"), [(n, p) for n in PRESETS for p in PRESETS[n]])
+def test_full_size_benchmark_counts_what_the_plan_says(name, preset):
+    subject = toy(name)
+    assert subject.presets == PRESETS[name]
+    row = gpu_step.one_row(subject, TOYS[name].dtype, preset, 1, CPU)
+    assert row["bytes"] == row["bytes_formula"]
+    assert (row["bytes"] == 0) == (name == TOY_WAN and preset == "balanced")
+    assert row["ideal"] == pytest.approx(subject.plan(preset).expected.speedup_flops, rel=1e-4)
+    assert row["bare"] > 0 and row["achieved"] > 0
+    plan = subject.plan(preset)
+    planned_calls = len(plan.solver_steps) * len(plan.branches)
+    assert sum(kind["calls"] for kind in row["kinds"].values()) == planned_calls
+    assert len(gpu_step.cells(row)) == 10
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_full_size_benchmark_runs_the_whole_loop(name):
+    assert gpu_step.whole_loop(toy(name), "paper", CPU)["ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("wan2.1-t2v-1.3B", "wan2.1-t2v-1.3B"),
+        ("wan2.1-t2v-14B", "wan2.1-t2v-14B"),
+        ("hunyuan-video-720p", "hunyuan-video-t2v-720p"),
+    ],
+)
+def test_full_sizes_are_those_that_plans_are_shipped_for(name, official, monkeypatch):
+    def on_meta(build, dtype, device):
+        with torch.device("meta"):
+            return build().to(dtype)
+
+    monkeypatch.setattr(gpu_step, "random_model", on_meta)
+    subject, shipped = gpu_step.MODELS[name].subject(name, CPU), MODELS[official]
+    assert subject.planned.clip.tokens == shipped.clip.tokens
+    assert subject.planned.clip.latent == shipped.clip.latent
+    for preset in subject.presets:
+        assert subject.plan(preset).sites == load_preset(official, preset).sites
+    assert subject.planned.fingerprint.width == shipped.fingerprint.width
+
+
+def test_full_size_benchmark_needs_torch_numpy_and_pydantic_alone():
+    others = ("transformers", "diffusers", "loguru", "safetensors", "tqdm", "matplotlib", "skimage")
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({others!r}))"
+    command = f"{blocked}; import benchmarks.speed.gpu_step"
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT)
+
+
+def test_gpu_benchmark_without_a_gpu_says_so(monkeypatch, capsys, run):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run(gpu_step) == 2
+    assert capsys.readouterr().err == "error: no CUDA device: this benchmark measures a GPU\n"
+
+
+def test_release_of_hunyuan_has_calls_that_reuse_one_list_and_keep_the_other():
+    plan = load_preset("hunyuan-video-t2v-720p", "release")
+    kinds = timing.kinds(plan, "cond")
+    assert (kinds[0], kinds[6], kinds[7]) == ("run", "keep", "reuse")
+    assert (kinds[12], kinds[26]) == ("keep+reuse", "reuse+keep")
+    assert [kinds[step] for step in (18, 42, 48, 49)] == ["keep"] * 3 + ["reuse"]
+    steps = timing.visit(plan, "cond", set(kinds.values()) - {"run"})
+    assert steps == [6, 7, 12, 18, 24, 26]
+
+
+def test_loop_is_put_together_from_the_plans_own_counts():
+    costs = timing.CallCosts(
+        bare=4.0,
+        seconds={"keep": 5.0, "reuse": 1.0},
+        counts={"run": 2, "keep": 2, "reuse": 6},
+        calls=10,
+        attached_over_bare=1.0,
+        ideal=2.0,
+    )
+    assert costs.achieved == pytest.approx(10 * 4.0 / (2 * 4 + 2 * 5 + 6 * 1))
+    assert costs.as_row()["kinds"]["run"] == {"calls": 2, "seconds": 4.0}
+    assert (costs.keeping, costs.reusing) == (5.0, 1.0)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_linear_plan_is_measured_with_both_of_its_anchors(name):
+    subject = toy(name)
+    base = subject.plan("paper").model_dump(mode="json", exclude_none=True)
+    base["sites"][0]["skip"] = "linear"
+    fields = {k: v for k, v in base.items() if k not in ("format", "expected")}
+    plan = CachePlan.build(**fields)
+    held, formula = timing.measured_bytes(subject, plan, CPU)
+    runs, itemsize = len(plan.sites[0].intervals), timing.formula_sizes(subject)["stream_itemsize"]
+    tokens = subject.planned.clip.tokens
+    assert held == formula == 2 * runs * len(plan.branches) * tokens * 48 * itemsize
+    assert timing.measure(subject, plan, 1, CPU).reusing > 0
+
+
+@pytest.mark.parametrize("tree", row_files.TREES)
+def test_engine_benchmark_measures_the_mid_sizes(tree, monkeypatch, rows, run, capsys):
+    """At a toy width; in bf16 only where the processor has it."""
+    small = {"dim": 48, "num_heads": 2, "ffn_dim": 64}
+    monkeypatch.setattr(engine, "MID_WAN", {**engine.MID_WAN, **small})
+    small = {"hidden_size": 48, "heads_num": 2, "rope_dim_list": (8, 8, 8)}
+    monkeypatch.setattr(engine, "MID_HUNYUAN", {**engine.MID_HUNYUAN, **small})
+    monkeypatch.setattr(engine, "MID_LATENT", (16, 2, 4, 4))
+    monkeypatch.setattr(engine, "has_bf16", lambda device: False)
+    assert run(engine, "--trees", tree, "--models", "mid", "--rounds", 1) == 0
+    found = rows("engine")
+    assert [row["plan"] for row in found] == PRESETS[{"wan": TOY_WAN, "hunyuan": TOY_HUNYUAN}[tree]]
+    assert {(row["tree"], row["model"]) for row in found} == {(tree, "mid-size, float32")}
+    assert all(row["bytes"] == row["bytes_formula"] for row in found)
+    assert "mid-size, bfloat16 left out: no bf16 instructions here" in capsys.readouterr().err
+
+
+def test_engine_benchmark_measures_bf16_where_there_is_any(monkeypatch):
+    made = lambda dtype, device: dtype  # noqa: E731
+    monkeypatch.setattr(engine, "MID_SIZE", {"wan": made})
+    monkeypatch.setattr(engine, "has_bf16", lambda device: True)
+    assert list(engine.subjects("wan", ["mid"], CPU)) == [torch.float32, torch.bfloat16]
+
+
+def test_engine_benchmark_measures_the_wan_miniature_as_its_pipeline_runs_it():
+    subject = engine.wan_miniature(CPU, bf16=False)
+    assert subject.plan("paper").sites == load_preset("wan2.1-t2v-mini", "paper").sites
+    assert subject.planned.clip.tokens == MODELS["wan2.1-t2v-mini"].clip.tokens
+
+
+def test_engine_benchmark_measures_the_hunyuan_miniature_as_its_pipeline_runs_it(
+    hunyuan_checkpoint, monkeypatch
+):
+    config = replace(TINY_HUNYUAN, model_base=hunyuan_checkpoint)
+    monkeypatch.setitem(clips.HUNYUAN_CONFIGS, "HYVideo-mini", config)
+    subject = engine.hunyuan_miniature(CPU, bf16=False)
+    assert {p.dtype for p in subject.model.parameters()} == {torch.float32}
+    assert subject.planned.clip.tokens == 2 * 2 * 2 + 12
+    assert timing.formula_sizes(subject)["stream_itemsize"] == 4
+
+
+@pytest.fixture
+def tiny_trees(checkpoint, hunyuan_checkpoint, monkeypatch):
+    """Both trees on tiny random checkpoints, with the presets of their sizes."""
+    wan, hunyuan = tiny_configs(checkpoint, hunyuan_checkpoint, 50)
+    planned = {
+        wan.plan_model: _planned(WAN, "wan2.1", {"blocks": 3}),
+        hunyuan.plan_model: _planned(
+            HUNYUAN, "hunyuan-video", {"double_blocks": 2, "single_blocks": 3}
+        ),
+    }
+    monkeypatch.setitem(clips.WAN_CONFIGS, "t2v-mini", wan)
+    monkeypatch.setitem(clips.HUNYUAN_CONFIGS, "HYVideo-mini", hunyuan)
+    monkeypatch.setattr(clips, "available", lambda model: presets_of(planned[model]))
+    monkeypatch.setattr(
+        clips,
+        "resolve_plan",
+        lambda value, model: build_preset(planned[model], value) if value else None,
+    )
+    return planned
+
+
+def _planned(family, name, lists):
+    fingerprint = ModelFingerprint(family=name, name="tiny", block_lists=lists, width=48)
+    return PlannedModel(family, fingerprint, Clip("tiny", 8, 512))
+
+
+@pytest.fixture
+def tiny_demo(tiny_trees, monkeypatch):
+    build = lambda value, model: build_preset(tiny_trees[model], value) if value else None  # noqa: E731
+    monkeypatch.setattr(demo, "resolve_plan", build)
+
+
+def test_demo_writes_clips_and_a_sheet_of_both_trees(tiny_demo, tmp_path, run, capsys):
+    out = tmp_path / "demo"
+    assert run(demo, "--out", out) == 0
+    names = [f"{tree}_{what}.mp4" for tree in row_files.TREES for what in demo.RUNS]
+    sheets = [f"{tree}_contact_sheet.png" for tree in row_files.TREES]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names + sheets)
+    said = capsys.readouterr()
+    assert all(repr(prompt) in said.out for prompt in demo.PROMPTS.values())
+    assert said.out.count("\nwan ") == said.out.count("\nhunyuan ") == 3
+    lines = said.err.splitlines()
+    assert sum(line.startswith("hunyuan paper, 1/1: ") for line in lines) == 1
+
+
+def test_demo_runs_one_tree_with_a_prompt_of_the_users(tiny_demo, tmp_path, run, capsys):
+    prompt = "green square moving up over noise"
+    assert run(demo, "--trees", "hunyuan", "--prompt", prompt, "--out", tmp_path / "demo") == 0
+    text = capsys.readouterr().out
+    assert repr(prompt) in text and "wan" not in text
+
+
+def test_demo_marks_a_ratio_above_the_ideal_as_noise(made_runs):
+    full, quick, slow = made_runs(10.0, 4.0, 5.1)
+    lines = [demo.cells("wan", one, full) for one in (full, quick, slow)]
+    assert [line[3] for line in lines] == ["1.00x", "2.50x*", "1.96x"]
+    assert demo.NOISE in demo.table(lines)
+    assert demo.NOISE not in demo.table([lines[0], lines[2]])
+
+
+@pytest.fixture
+def made_runs():
+    """Runs of so many seconds; all but the first skip half of the blocks."""
+
+    def make(*seconds):
+        video = torch.zeros(3, 1, 8, 8)
+        stats = [
+            SimpleNamespace(
+                denoise_seconds=s,
+                block_runs=50 if n else 100,
+                block_runs_full=100,
+                cache_peak_bytes=0,
+            )
+            for n, s in enumerate(seconds)
+        ]
+        return [demo.Run("run", video, one) for one in stats]
+
+    return make
+
+
+def test_rows_of_the_demo_are_recorded_by_a_benchmark(tiny_demo, rows, run):
+    assert run(demo_rows, "--rounds", 1) == 0
+    found = rows("demo")
+    assert [(row["tree"], row["run"]) for row in found] == [
+        (tree, run) for tree in row_files.TREES for run in demo.RUNS
+    ]
+    assert [row["solver"] for row in found] == ["unipc"] * 3 + ["euler"] * 3
+    assert found[2]["ideal"] == found[5]["ideal"] == 2.0
+    assert all(0 < row["psnr_frames"] <= 100 for row in found if row["run"] != "full")
+
+
+def test_videos_of_both_trees_have_one_range(tiny_trees, tmp_path):
+    for build in clips.BUILD.values():
+        tree = build(CPU)
+        latent = tree.denoise(tree.inputs(tree.prompt, 0), steps=2)
+        video = tree.decode(latent)
+        assert video.shape == (3, 5, 32, 32) and video.device == CPU
+        assert -1 <= video.min() < 0 and video.max() <= 1
+        assert clips.to_frames(video).shape == (5, 32, 32, 3)
+
+
+def test_policies_put_as_many_plain_steps_beside_each_plan(tiny_trees, rows, run, capsys):
+    assert run(shipped_plans, "--prompts", 1, "--solvers", "unipc", "euler") == 0
+    found = rows("policies")
+    assert {(row["tree"], row["solver"]) for row in found} == {
+        ("wan", "unipc"),
+        ("hunyuan", "euler"),
+    }
+    for tree in row_files.TREES:
+        shares = {row["policy"]: row["block_share"] for row in found if row["tree"] == tree}
+        plans = [policy for policy in shares if policy in ORDER]
+        plain = [share for policy, share in shares.items() if policy not in ORDER]
+        assert len(plans) == {"wan": 5, "hunyuan": 6}[tree]
+        assert all(min(abs(shares[plan] - share) for share in plain) <= 0.0101 for plan in plans)
+    assert capsys.readouterr().out.count("\nhunyuan ") == len(
+        {row["policy"] for row in found if row["tree"] == "hunyuan"}
+    )
+
+
+def test_parts_of_a_calibration_make_one_profile(tiny_trees, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(calibrate, "PROMPTS", 3)
+    monkeypatch.setattr(calibrate, "SETTINGS", Settings(attention_every=0))
+    monkeypatch.setattr(clips, "MODELS", tiny_trees)
+    for part in range(2):
+        options = ("--trees", "hunyuan", "--out", tmp_path, "--parts", 2, "--part", part)
+        assert run(calibrate, *options) == 0
+    found = Profile.load(tmp_path / "hunyuan.profile")
+    assert {run.prompt for run in found.runs} == set(calibrate.calibration_prompts(3))
+    assert sorted(run.seed for run in found.runs) == [7, 8, 9]
+
+
+def test_hunyuan_has_one_solver(tiny_trees):
+    tree = clips.HunyuanTree(CPU)
+    with pytest.raises(ValueError, match="HunyuanVideo has the solver euler alone, not unipc"):
+        tree.denoise(tree.inputs(tree.prompt, 0), steps=2, solver="unipc")
+
+
+def test_alternating_rounds_turn_their_order_and_drop_the_first():
+    order = []
+    variants = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    seconds = timing.alternate(variants, 3, CPU)
+    assert "".join(order) == "baabbaab" and {len(s) for s in seconds.values()} == {3}
+    assert timing.paired_ratio([2.0, 9.0, 4.0], [1.0, 3.0, 2.0]) == 2.0
+
+
+def test_environment_names_commit_device_and_load():
+    assert {"commit", "device", "torch", "load_1min", "utc"} <= row_files.environment(CPU).keys()
+
+
+def test_table_aligns_its_columns():
+    assert row_files.table(["a", "bb"], [["ccc", "d"]]) == "a    bb\n---  --\nccc  d"
+
+
+def test_random_weights_are_the_same_for_every_type():
+    build = lambda: torch.nn.Linear(4, 4)  # noqa: E731
+    one, other = (random_model(build, dtype, CPU) for dtype in (torch.float32, torch.bfloat16))
+    assert torch.equal(one.weight.to(torch.bfloat16), other.weight)

@@ -1,0 +1,132 @@
+"""Step costs of the policies on full-size models: the script runs at toy sizes on the CPU."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.lib import ROOT
+from benchmarks.lib.timing import Subject
+from benchmarks.speed import gpu_compare, gpu_policies
+from gpu_toys import TOY_HUNYUAN as HUNYUAN
+from gpu_toys import TOY_WAN as WAN
+from gpu_toys import TOYS
+from profiling_core.cost import speedup_flops
+
+CPU = torch.device("cpu")
+CALLS = {WAN: 100, HUNYUAN: 50}
+PEERS = ["TeaCache", "MagCache", "EasyCache", "DiCache"]
+UNIFORM, PUBLISHED = ("uniform hold", "uniform linear"), ("paper", "release")
+PLANS = {
+    WAN: [*UNIFORM, "ours jump", "ours linear", *PUBLISHED],
+    HUNYUAN: [*UNIFORM, "ours linear", "ours corrected", *PUBLISHED],
+}
+
+
+@pytest.fixture(scope="module", params=list(TOYS))
+def subject(request) -> Subject:
+    return TOYS[request.param].subject(request.param, CPU)
+
+
+@pytest.fixture(scope="module")
+def rows(subject) -> list[dict]:
+    return gpu_compare.compare(subject, (1.9, 3.0), gpu_compare.NAMES, 1, CPU)
+
+
+def policy(subject: Subject, name: str) -> gpu_policies.Policy:
+    return next(each for each in gpu_compare.policies(subject) if each.name == name)
+
+
+def test_every_policy_has_a_row_for_every_budget(subject, rows) -> None:
+    found = {(row["policy"], row["budget"]) for row in rows}
+    named = ["fewer steps", *PLANS[subject.name], *PEERS]
+    budgets = {name: [None] if name == "release" else [1.9, 3.0] for name in named}
+    assert found == {(name, budget) for name in named for budget in budgets[name]}
+    assert list(dict.fromkeys(row["policy"] for row in rows)) == named
+    assert len(gpu_compare.shown(rows).splitlines()) == 2 + len(rows)
+
+
+def test_calls_are_those_of_a_clip_and_meet_the_budget(subject, rows) -> None:
+    for row in rows:
+        calls = sum(row["calls"].values())
+        skips = row["policy"] in ("fewer steps", "ours jump")
+        assert calls < CALLS[subject.name] if skips else calls == CALLS[subject.name]
+        assert all(row["seconds"][kind] > 0 for kind in row["calls"])
+        if row["policy"] not in ("paper", "release"):
+            assert row["ideal"] == pytest.approx(row["budget"], rel=0.03)
+        loop = sum(count * row["seconds"][kind] for kind, count in row["calls"].items())
+        assert row["loop_seconds"] == pytest.approx(loop, abs=1e-3)
+
+
+def test_decisions_are_paid_for_by_peers_alone(rows) -> None:
+    for row in rows:
+        assert ("decision" in row["parts"]) == (row["policy"] in PEERS)
+
+
+def test_bytes_held_are_those_of_all_branches(subject, rows) -> None:
+    held = {row["policy"]: row["bytes_held"] for row in rows}
+    clip, branches = subject.planned.clip, CALLS[subject.name] // 50
+    wide = subject.model.patch_embedding.weight if subject.name == WAN else None
+    latent = clip.latent * (4 if subject.name == WAN else 2)
+    assert held["uniform hold"] == branches * latent
+    assert held["ours linear"] == 2 * branches * latent
+    assert held["fewer steps"] == 0
+    image = 2 * 2 * 2 * 48 * (2 if wide is None else 4)
+    assert held["MagCache"] == branches * image
+    assert held["DiCache"] >= 5 * branches * image
+
+
+def test_the_papers_plan_comes_as_near_to_the_budget_as_it_can(subject) -> None:
+    for budget in (1.5, 1.9):
+        plan = gpu_compare.paper(subject, budget)
+        assert speedup_flops(plan) == pytest.approx(budget, rel=0.03)
+        lists = {site.block_list for site in plan.interval_sites}
+        assert lists == set(subject.planned.fingerprint.block_lists)
+
+
+def test_a_correcting_call_is_a_kind_of_its_own() -> None:
+    subject = TOYS[HUNYUAN].subject(HUNYUAN, CPU)
+    plan = gpu_compare.whole(subject, "corrected", False, 3.0)
+    kinds = gpu_policies.kinds_of(plan, "cond")
+    steps = gpu_policies.walked(plan, "cond")
+    assert [kinds[step] for step in steps][-3:] == ["reuse", "reuse", "correct"]
+    costs = policy(subject, "ours corrected").costs(1, CPU)
+    assert {"run", "keep", "reuse", "correct"} <= costs.seconds.keys()
+
+
+def test_a_forced_rule_reuses_when_it_is_told(subject) -> None:
+    """On a reused call the blocks behind the decision do not run."""
+    runs = []
+    hooks = [
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
+        for name in subject.planned.fingerprint.block_lists
+        for block in getattr(subject.model, name)
+    ]
+    depth, before = len(hooks), subject.model.__dict__.copy()
+    for name in PEERS:
+        one = policy(subject, name)
+        rule = gpu_policies.forced_rule(one, gpu_policies.Clock(CPU))
+        driven, counts = gpu_policies.Driven(subject, rule), []
+        for step, reusing in ((0, False), (1, False), (20, True), (21, False)):
+            runs.clear()
+            driven.call(step, "cond", reusing=reusing)
+            counts.append(len(runs))
+        assert counts == [depth, depth, 1 if name == "DiCache" else 0, depth], name
+    for hook in hooks:
+        hook.remove()
+    assert subject.model.__dict__.keys() == before.keys()
+
+
+def test_torch_numpy_and_pydantic_alone_are_needed() -> None:
+    others = ("transformers", "diffusers", "loguru", "safetensors", "tqdm", "matplotlib", "skimage")
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({others!r}))"
+    command = f"{blocked}; import benchmarks.speed.gpu_compare"
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT)
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_compare"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_compare.main() == 2
+    assert capsys.readouterr().err == "error: no CUDA device: this benchmark measures a GPU\n"
