@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from profiling_core.checked import PlanError
 from profiling_core.grid_command import (
@@ -16,13 +16,14 @@ from profiling_core.grid_command import (
     carried_plan,
     refuse_with_carry,
 )
-from profiling_core.plan import CachePlan
+from profiling_core.plan import CachePlan, Storage, StoragePlace
 from profiling_core.profile import Profile
 from profiling_core.refit_command import add_refit_option, check_refit, refit_plan
 
 if TYPE_CHECKING:
     from profiling_core.search import Budget, PlanSearch, Point
 
+STORE_OPTIONS = {"store": "storage", "store_on": "storage_place"}  # and the plan's fields
 SEARCH_OPTIONS = (
     "speedup",
     "max_error",
@@ -76,6 +77,27 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
     add_grid_options(one)
 
 
+def add_store_options(one: argparse.ArgumentParser) -> None:
+    """Add STORE_OPTIONS, which every method has, to the parser of `plan`."""
+    store = one.add_argument_group("anchors: what a reuse step needs of earlier ones (any method)")
+    store.add_argument(
+        "--store",
+        choices=get_args(Storage),
+        help="their type: the stream's own (default), or bfloat16, half the bytes of fp32",
+    )
+    store.add_argument(
+        "--store-on",
+        choices=get_args(StoragePlace),
+        help="their memory: the device's (default), or the host's, pinned",
+    )
+
+
+def stored(args: argparse.Namespace) -> dict[str, str]:
+    """The fields of a plan that STORE_OPTIONS ask for."""
+    asked = {field: getattr(args, name) for name, field in STORE_OPTIONS.items()}
+    return {field: value for field, value in asked.items() if value is not None}
+
+
 def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
     """A searched plan, and the frontier that it lies on."""
     # here: matplotlib takes a second to import
@@ -84,7 +106,9 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
 
     profile = asked_grid(profile, args)
     if args.carry is not None:
-        refuse_with_carry([name for name in SEARCH_OPTIONS if getattr(args, name) is not None])
+        refuse_with_carry(
+            [name for name in (*SEARCH_OPTIONS, *STORE_OPTIONS) if getattr(args, name) is not None]
+        )
         return carried_plan(profile, args)
     if args.keep is not None:
         raise PlanError(f"--keep {args.keep} goes with --carry PLAN: a search keeps nothing")
@@ -94,7 +118,7 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
     check_refit(args.refit)
     budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
     skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
-    search = PlanSearch(profile, skips, _parts(profile, args))
+    search = PlanSearch(profile, skips, _parts(profile, args), **stored(args))
     if args.validate is None:
         plan, chosen, more = search.plan(budget, args.name), search.point(budget), []
     else:
