@@ -8,7 +8,7 @@ from pathlib import Path
 
 from profiling_core.batch.command import add_batch_command
 from profiling_core.compare.command import add_compare_command
-from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture
+from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture, storage_words
 from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan, PlanError
@@ -111,7 +111,8 @@ def _memory_lines(plan: CachePlan, args: argparse.Namespace) -> list[str]:
     )
     return [
         f"memory: {held_anchors(plan).formula(plan.model.width)} = {format_bytes(held)} at "
-        f"{tokens} tokens, {latent} latent elements{usual}, residual stream in {stream}"
+        f"{tokens} tokens, {latent} latent elements{usual}, residual stream in {stream}, "
+        f"anchors in {storage_words(plan)}"
     ]
 
 

@@ -117,6 +117,7 @@ def bytes_held(
 
     tokens: of the residual stream, all samples of a batch together. HunyuanVideo's double blocks
     update image and text apart, its single blocks one joint stream: both are image + text tokens.
+    With the plan's `storage_place` "host" they lie in host memory and take none of the device's.
     """
     half = plan.storage == "bfloat16"
     delta = tokens * plan.model.width * (2 if half else stream_itemsize)
@@ -166,12 +167,19 @@ def summary_lines(
             prediction_itemsize=prediction_itemsize,
         )
         lines.append(
-            f"holds at most {format_bytes(held)} of anchors in {plan.storage_place} memory "
+            f"holds at most {format_bytes(held)} of anchors in {storage_words(plan)} "
             f"({held_anchors(plan).formula(plan.model.width)})"
         )
     else:
-        lines.append(f"holds at most {held_anchors(plan).formula(plan.model.width)} elements")
+        formula = held_anchors(plan).formula(plan.model.width)
+        lines.append(f"holds at most {formula} elements in {storage_words(plan)}")
     return lines
+
+
+def storage_words(plan: CachePlan) -> str:
+    """Where the anchors lie, and their type where it is not the stream's."""
+    stored = ", as bfloat16" if plan.storage == "bfloat16" else ""
+    return f"{plan.storage_place} memory{stored}"
 
 
 def site_lines(plan: CachePlan) -> list[str]:

@@ -38,7 +38,7 @@ from profiling_core.cost import block_runs_full, block_share, format_bytes
 from profiling_core.follow import Follower
 from profiling_core.interval import Interval, Schedule, Store
 from profiling_core.model_parts import block_list, hidden_width, unwrapped
-from profiling_core.plan import CachePlan, IntervalSite, PlanError
+from profiling_core.plan import CachePlan, IntervalSite, PlanError, StoragePlace
 
 
 @dataclass
@@ -50,8 +50,9 @@ class Report:
     model_calls: int = 0
     reused_calls: int = 0  # model calls answered without running the model
     reused_intervals: int = 0
-    peak_bytes: int = 0
+    peak_bytes: int = 0  # of anchors
     bytes_held: int = 0
+    place: StoragePlace = "device"  # the memory that they lie in
 
     def lines(self) -> list[str]:
         """For the log after the run."""
@@ -59,7 +60,7 @@ class Report:
         return [
             f"ran {self.block_runs} of {self.block_runs_full} blocks ({share:.1f} %), "
             f"reused {self.reused_intervals} interval deltas and {self.reused_calls} predictions",
-            f"anchors: at most {format_bytes(self.peak_bytes)}, "
+            f"anchors: at most {format_bytes(self.peak_bytes)} of {self.place} memory, "
             f"now {format_bytes(self.bytes_held)}",
         ]
 
@@ -79,7 +80,7 @@ class DeltaCache:
 
     def __init__(self, plan: CachePlan, *, lists: dict[str, str] | None = None) -> None:
         self.plan = plan
-        self.report = Report()
+        self.report = Report(place=plan.storage_place)
         self._lists = dict(lists or {})
         self._model: nn.Module | None = None
         self._walks: list[BlockWalk] = []
@@ -170,7 +171,8 @@ class DeltaCache:
                 "levels of plan.solver_steps"
             )
         if self._last_step < 0:  # a new video
-            self.report = Report(block_runs_full=block_runs_full(self.plan))
+            full = block_runs_full(self.plan)
+            self.report = Report(block_runs_full=full, place=self.plan.storage_place)
         self._position = (step, branch)
         self._last_step = step
 

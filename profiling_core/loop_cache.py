@@ -160,7 +160,9 @@ def _summed(reports: Sequence[Report]) -> Report:
     for report in reports:
         for field in fields(Report):
             mine, theirs = getattr(total, field.name), getattr(report, field.name)
-            if field.name in ("peak_bytes", "bytes_held"):
+            if field.name == "place":
+                total.place = theirs
+            elif field.name in ("peak_bytes", "bytes_held"):
                 setattr(total, field.name, max(mine, theirs))
             else:
                 setattr(total, field.name, mine + theirs)

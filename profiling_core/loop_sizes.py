@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from profiling_core.anchors import tensors_of
-from profiling_core.cost import bytes_held, format_bytes
+from profiling_core.cost import bytes_held, format_bytes, storage_words
 from profiling_core.plan import CachePlan
 
 
@@ -51,5 +51,5 @@ class FirstCall:
         self.close()
         self._tell(
             f"holds at most {format_bytes(held // len(plan.branches))} of anchors in "
-            f"{plan.storage_place} memory for every model call of a step"
+            f"{storage_words(plan)}, for every model call of a step"
         )

@@ -26,7 +26,7 @@ from typing import Any
 from profiling_core import schedule
 from profiling_core.block_scores import SCORES, Parted, part_blocks
 from profiling_core.models import consecutive
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan, PlanError, Storage, StoragePlace
 from profiling_core.profile import Profile
 from profiling_core.step_change import shrinking_intervals
 
@@ -66,13 +66,16 @@ def paper_plan(
     warmup: int | None = None,
     steps: Sequence[int] | None = None,
     order: str = "hold",
+    storage: Storage = "stream",
+    storage_place: StoragePlace = "device",
     name: str | None = None,
 ) -> CachePlan:
     """The paper's plan from a profile; this module's docstring says what is derived and how.
 
     tau or share (of background blocks) part the blocks, by default Otsu's threshold; lists: the
     block lists to reuse; steps: the compute steps themselves, instead of pattern, tmax, tmin and
-    warmup; order: "hold" as published, or "linear" in sigma. PlanError names what does not fit.
+    warmup; order: "hold" as published, or "linear" in sigma; storage, storage_place: of the
+    deltas, see `anchors`. PlanError names what does not fit.
     """
     _check_choice("blocks", blocks, BLOCKS)
     _check_choice("order", order, ORDERS)
@@ -84,6 +87,8 @@ def paper_plan(
     return CachePlan.build(
         name=name or f"paper-{blocks}-{'steps' if steps is not None else pattern}",
         **subject.plan_fields,
+        storage=storage,
+        storage_place=storage_place,
         sites=_sites(parted, blocks, _segments(subject.steps, computed), profile, order),
         provenance={
             "made_by": "profiling_core.paper_plan",

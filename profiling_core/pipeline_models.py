@@ -142,6 +142,8 @@ def _rebuilt(
         sigmas=plan.sigmas,
         solver=solver,
         shift=plan.shift,
+        storage=plan.storage,
+        storage_place=plan.storage_place,
         sites=list(sites),
         provenance=plan.provenance.model_copy(update={"source": source}),
     )

@@ -31,6 +31,8 @@ LARGEST_FILE = 16 * 2**20  # bytes; a plan of 1,000 steps is below one megabyte
 MOST_STEPS = 10_000
 
 Branch = Literal["cond", "uncond"]
+Storage = Literal["stream", "bfloat16"]
+StoragePlace = Literal["device", "host"]
 Step = Annotated[int, Field(ge=0, lt=MOST_STEPS)]
 Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -135,8 +137,8 @@ class CachePlan(Checked):
     sigmas: tuple[Sigma, ...]
     solver: str
     shift: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    storage: Literal["stream", "bfloat16"] = "stream"
-    storage_place: Literal["device", "host"] = "device"
+    storage: Storage = "stream"
+    storage_place: StoragePlace = "device"
     sites: tuple[Annotated[PredictionSite | IntervalSite, Field(discriminator="kind")], ...]
     provenance: Provenance
     expected: Expected | None = None

@@ -20,8 +20,10 @@ from profiling_core.profile_summary import summary_lines as profile_lines
 from profiling_core.search_command import (
     SEARCH_OPTIONS,
     add_search_options,
+    add_store_options,
     search_plan,
     spelled,
+    stored,
 )
 
 WITH_SOURCE = {  # masks that read something, and what --mask_source has to be
@@ -88,7 +90,7 @@ def _paper(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     steps = None if args.steps is None else _integers(args.steps, "--steps")
     lists = None if args.lists is None else [name.strip() for name in args.lists.split(",")]
-    return paper_plan(profile, **given, steps=steps, lists=lists), []
+    return paper_plan(profile, **given, **stored(args), steps=steps, lists=lists), []
 
 
 Method = Callable[[Profile, argparse.Namespace], tuple[CachePlan, list[str]]]
@@ -182,6 +184,7 @@ def _add_plan(one: argparse.ArgumentParser) -> None:
     one.add_argument("-o", "--out", required=True, metavar="PLAN", help="plan file to write")
     one.add_argument("--name", help="name of the plan (default: from its settings)")
     add_search_options(one)
+    add_store_options(one)
     parts = one.add_argument_group("blocks (paper, equations 6 to 9)")
     tau = parts.add_mutually_exclusive_group()
     tau.add_argument("--tau", type=float, help="threshold of R_attn (default: by Otsu's method)")

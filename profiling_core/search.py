@@ -27,7 +27,7 @@ import numpy as np
 
 from profiling_core.cost import bytes_held, format_bytes
 from profiling_core.paths import Paths, paths_of
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan, PlanError, Storage, StoragePlace
 from profiling_core.profile import Profile
 from profiling_core.segments import Segments
 from profiling_core.sensitivity import Sensitivity, sensitivity_of
@@ -37,7 +37,7 @@ from profiling_core.step_search import EASE, TOLD, USUAL, Aim, Choice, StepSearc
 SPEEDUP = 2.0
 OTHER_EASES = (1.0, 0.5, 0.25)  # for candidates: the sensitivity trusted more, and less
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
-PREDICTION_ITEMSIZE = 4  # bytes of a number of a stored prediction, in fp32
+PREDICTION_ITEMSIZE = 4  # bytes of a number of a prediction, in fp32
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,20 @@ class Point:
 class PlanSearch:
     """The plans that follow from one profile; tables are made on first use and kept.
 
-    skips: the ways to skip that are considered, by default all that differ for this solver.
-    ProfileError when the profile's runs do not follow their solver.
+    skips: the reuse modes that are considered, by default all that differ for this solver;
+    storage, storage_place: of the plans. ProfileError when the profile's runs do not follow their solver.
     """
 
-    def __init__(self, profile: Profile, skips: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        skips: tuple[str, ...] | None = None,
+        *,
+        storage: Storage = "stream",
+        storage_place: StoragePlace = "device",
+    ) -> None:
         self.profile = profile
+        self._stored = {"storage": storage, "storage_place": storage_place}
         self.paths: Paths = paths_of(profile)
         self.sensitivity: Sensitivity = sensitivity_of(profile, self.paths)
         possible = skips_of(self.paths.solver)
@@ -260,6 +268,7 @@ class PlanSearch:
         return CachePlan.build(
             name=name,
             **subject.plan_fields,
+            **self._stored,
             sites=sites,
             provenance={
                 "made_by": f"profiling-dit {version('profiling-dit')}",

@@ -6,12 +6,12 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from profiling_core.checked import PlanError
 from profiling_core.compare.registry import tree_class
 from profiling_core.other_grid import on_grid
-from profiling_core.plan import CachePlan
+from profiling_core.plan import CachePlan, Storage, StoragePlace
 from profiling_core.profile import Profile
 from profiling_core.refit_command import add_refit_option, asked_for, check_refit, refit_plan
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from profiling_core.search import Budget, PlanSearch, Point
 
 GRID_OPTIONS = ("for_steps", "for_shift", "for_solver")
+STORE_OPTIONS = {"store": "storage", "store_on": "storage_place"}  # and the plan's fields
 SEARCH_OPTIONS = (
     "speedup",
     "max_error",
@@ -77,6 +78,27 @@ def spelled(name: str) -> str:
     return name if name == "ckpt_dir" else name.replace("_", "-")
 
 
+def add_store_options(one: argparse.ArgumentParser) -> None:
+    """Add STORE_OPTIONS, which every method has, to the parser of `plan`."""
+    store = one.add_argument_group("anchors: what a reuse step needs of earlier ones (any method)")
+    store.add_argument(
+        "--store",
+        choices=get_args(Storage),
+        help="their type: the stream's own (default), or bfloat16, half the bytes of fp32",
+    )
+    store.add_argument(
+        "--store-on",
+        choices=get_args(StoragePlace),
+        help="their memory: the device's (default), or the host's, pinned",
+    )
+
+
+def stored(args: argparse.Namespace) -> dict[str, str]:
+    """The fields of a plan that STORE_OPTIONS ask for."""
+    asked = {field: getattr(args, name) for name, field in STORE_OPTIONS.items()}
+    return {field: value for field, value in asked.items() if value is not None}
+
+
 def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
     """A searched plan, and the frontier that it lies on."""
     # here: matplotlib takes a second to import
@@ -90,7 +112,7 @@ def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, 
     check_refit(args.refit)
     budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
     skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
-    search = PlanSearch(profile, skips)
+    search = PlanSearch(profile, skips, **stored(args))
     if args.validate is None:
         plan, chosen, more = search.plan(budget, args.name), search.point(budget), []
     else:

@@ -223,3 +223,15 @@ def test_model_without_guidance_is_cached_the_same_way():
     inputs = CASES["two prompts of different length"]
     outputs, _ = cached(model, plan, inputs)
     assert equal(outputs, clip(model, plan, inputs, NaiveWalk(model, plan), bf16=True))
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "linear"])
+def test_storing_a_bf16_stream_as_bfloat16_changes_no_bit_and_no_byte(model, name):
+    plan, inputs = plan_named(name), CASES["one prompt"]
+    outputs, report = cached(model, plan, inputs, bf16=True)
+    half = plan.model_copy(update={"storage": "bfloat16"})
+    same, same_report = cached(model, half, inputs, bf16=True)
+    assert equal(same, outputs) and same_report.peak_bytes == report.peak_bytes > 0
+    full, fp32_report = cached(model, plan, inputs, bf16=False)
+    rounded, halved = cached(model, half, inputs, bf16=False)
+    assert not equal(rounded, full) and 2 * halved.peak_bytes == fp32_report.peak_bytes

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.lib.rows import TREES, append_row, default_device, environment, has_bf16, table
 from benchmarks.lib.subjects import hunyuan_subject, random_model, wan_subject
-from benchmarks.lib.timing import Subject, measure, measured_bytes
+from benchmarks.lib.timing import PLANS, Subject, measure, measured_bytes
 from profiling_core.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 
@@ -52,8 +52,8 @@ def main() -> int:
     lines = []
     for tree in args.trees:
         for subject in subjects(tree, args.models, device):
-            for preset in subject.presets:
-                row = {"tree": tree, **one_row(subject, preset, args.rounds, device)}
+            for preset in args.plans or subject.presets:
+                row = {"tree": tree, **one_row(subject, preset, args.rounds, device, args.store)}
                 append_row("engine", {**row, **environment(device)})
                 sys.stderr.write(f"{tree} {subject.name} {preset} done\n")
                 lines.append(cells(row))
@@ -134,13 +134,14 @@ MID_SIZE: dict[str, Callable[[torch.dtype, torch.device], Subject]] = {
 }
 
 
-def one_row(subject: Subject, preset: str, rounds: int, device: torch.device) -> dict:
-    plan = subject.plan(preset)
+def one_row(subject: Subject, preset: str, rounds: int, device: torch.device, storage: str) -> dict:
+    plan = subject.plan(preset).model_copy(update={"storage": storage})
     costs = measure(subject, plan, rounds, device)
     held, formula = measured_bytes(subject, plan, device)
     return {
         "model": subject.name,
         "plan": preset,
+        "storage": storage,
         "tokens": subject.planned.clip.tokens,
         "rounds": rounds,
         **costs.as_row(),
@@ -180,6 +181,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
     parser.add_argument("--models", nargs="+", choices=("mini", "mid"), default=["mini", "mid"])
+    parser.add_argument("--plans", nargs="+", choices=PLANS, help="default: all of the model's")
+    parser.add_argument("--store", choices=("stream", "bfloat16"), default="stream")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser

@@ -14,6 +14,7 @@ from profiling_core.cost import (
     held_anchors,
     site_lines,
     speedup_flops,
+    storage_words,
 )
 from profiling_core.models import MODELS
 from profiling_core.plan import CachePlan, ModelFingerprint, Site
@@ -123,7 +124,8 @@ def _held(profile: Profile, plan: CachePlan) -> str:
         latent_numel=math.prod(subject.latent),
         prediction_itemsize=ITEMSIZE[planned.family.prediction if planned else dtype],
     )
-    return f"{formula}; {format_bytes(held)} at {tokens} video tokens with a {dtype} stream"
+    size = f"{format_bytes(held)} at {tokens} video tokens with a {dtype} stream"
+    return f"{formula}; {size}, in {storage_words(plan)}"
 
 
 def _shape(model: ModelFingerprint) -> str:

@@ -161,6 +161,12 @@ def test_engine_benchmark_measures_the_mid_sizes(tree, monkeypatch, rows, run, c
     assert {(row["tree"], row["model"]) for row in found} == {(tree, "mid-size, float32")}
     assert all(row["bytes"] == row["bytes_formula"] for row in found)
     assert "mid-size, bfloat16 left out: no bf16 instructions here" in capsys.readouterr().err
+    options = ("--rounds", 1, "--plans", "release", "--store", "bfloat16")
+    assert run(engine, "--trees", tree, "--models", "mid", *options) == 0
+    *_, half = rows("engine")
+    (full,) = [row for row in found if row["plan"] == "release"]
+    assert (half["plan"], half["storage"], full["storage"]) == ("release", "bfloat16", "stream")
+    assert half["bytes"] == half["bytes_formula"] == full["bytes"] / 2
 
 
 def test_engine_benchmark_measures_bf16_where_there_is_any(monkeypatch):
