@@ -16,6 +16,7 @@ from profiling_core.compare.prompts import (
     read_prompts,
     read_seeds,
 )
+from profiling_core.report.drawing import check_packages
 
 if TYPE_CHECKING:
     from profiling_core.compare.runs import Comparison
@@ -63,6 +64,7 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     from profiling_core.compare.runs import Comparison
     from profiling_core.compare.session import facts_of
 
+    check_packages("matplotlib", "skimage")
     methods = methods_of(args.plans, model)
     lpips = _lpips(args.lpips_weights, model)
     facts = facts_of(model.device)
