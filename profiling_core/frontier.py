@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from profiling_core.plan import PlanError
+from profiling_core.report.drawing import check_packages, files_of
+from profiling_core.report.figures import Points, Scatter
 from profiling_core.report.write import write_whole
 from profiling_core.search import Point
 
 FORMATS = (".svg", ".png")
-LOOKS = {  # told apart by colour, dash and mark
-    "hold": ("#7a7a7a", ":", "o"),
-    "linear": ("#1f6fb4", "--", "s"),
-    "weights": ("#c2571a", "-.", "^"),
-    "corrected": ("#7b3fa0", "-", "v"),
-    "jump": ("#1b7a4b", "-", "D"),
-}
 
 
 def frontier_lines(points: list[Point], chosen: Point | None = None) -> list[str]:
-    """Predicted error of every way to skip, a row per speed-up; '<' marks the chosen one."""
+    """Predicted error of every reuse mode, a row per speed-up; '<' marks the chosen one."""
     skips = list(dict.fromkeys(point.skip for point in points))
     rows: dict[float, dict[str, Point]] = {}
     for point in points:
@@ -42,9 +33,8 @@ def _cell(point: Point, chosen: Point | None) -> str:
 
 def save_frontier(points: list[Point], path: Path, chosen: Point | None = None) -> None:
     """Write the plot, SVG or PNG by the file's name, whole or not at all."""
-    buffer = BytesIO()
-    _drawing(points, chosen).savefig(buffer, format=path.suffix[1:], dpi=150)
-    write_whole(path, buffer.getvalue())
+    ((_, content),) = files_of(frontier_figure(points, chosen), path.suffix[1:])
+    write_whole(path, content)
 
 
 def check_frontier(path: Path) -> None:
@@ -53,24 +43,21 @@ def check_frontier(path: Path) -> None:
         raise PlanError(f"--frontier {path}: expected a name that ends with {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise PlanError(f"--frontier {path}: no folder {path.parent}, make it first")
+    check_packages()
 
 
-def _drawing(points: list[Point], chosen: Point | None) -> Figure:
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+def frontier_figure(points: list[Point], chosen: Point | None) -> Scatter:
+    """A line a reuse mode, and a ring around the chosen point."""
+    sets = []
     for skip in dict.fromkeys(point.skip for point in points):
         own = sorted((p for p in points if p.skip == skip), key=lambda p: p.speedup)
-        colour, dash, mark = LOOKS[skip]
-        x, y = [p.speedup for p in own], [p.error for p in own]
-        axes.plot(x, y, color=colour, linestyle=dash, marker=mark, markersize=4, label=skip)
-    if chosen is not None:
-        place = {"xy": (chosen.speedup, chosen.error), "xytext": (8, -14)}
-        axes.annotate("chosen", **place, textcoords="offset points")
-        axes.plot(chosen.speedup, chosen.error, "o", markersize=11, fillstyle="none", color="black")
-    axes.set_yscale("log")
-    axes.set_xlabel("ideal speed-up, block FLOPs of the full run over those spent")
-    axes.set_ylabel("predicted relative error of the final latent")
-    axes.grid(which="both", color="#dddddd", linewidth=0.6)
-    axes.legend(frameon=False)
-    return figure
+        sets.append(Points(skip, tuple(p.speedup for p in own), tuple(p.error for p in own)))
+    return Scatter(
+        "frontier",
+        "Predicted error against speed-up",
+        "ideal speed-up, block FLOPs of the full run over those spent",
+        "predicted relative error of the final latent",
+        tuple(sets),
+        log_y=True,
+        ring=None if chosen is None else (chosen.speedup, chosen.error),
+    )

@@ -63,8 +63,11 @@ def psnr_pooled(video: np.ndarray, reference: np.ndarray) -> float:
 
 def ssim(video: np.ndarray, reference: np.ndarray) -> float:
     """Mean SSIM over frames; arrays (3, F, H, W) in [0, 1], at least 11 pixels a side."""
-    from skimage.metrics import structural_similarity
-
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError as error:
+        install = 'pip install "profiling-dit[report]"'
+        raise ImportError(f"SSIM needs scikit-image: {install}") from error
     values = [
         structural_similarity(
             video[:, frame],

@@ -73,7 +73,8 @@ class PlanSearch:
     """The plans that follow from one profile; tables are made on first use and kept.
 
     skips: the reuse modes that are considered, by default all that differ for this solver;
-    storage, storage_place: of the plans. ProfileError when the profile's runs do not follow their solver.
+    storage, storage_place: of the plans. ProfileError when the profile's runs do not follow their
+    solver.
     """
 
     def __init__(

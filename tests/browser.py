@@ -21,8 +21,6 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60.0  # seconds for one answer: the machine may be busy
-KEYS = {"Tab": 9, "Escape": 27, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
-KEYS |= {"ArrowUp": 38, "ArrowDown": 40}
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -79,17 +77,11 @@ class Browser:
             else:
                 return answer["result"]
 
-    def open(
-        self,
-        path: Path,
-        width: int = 1280,
-        height: int = 900,
-        dark: bool = False,
-        touch: bool = False,
-    ) -> None:
+    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Open a local file at this size and wait until it is drawn."""
         self.problems, self.requests, self._loaded = [], [], False
-        self.size(width, height, touch)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Page.navigate", url=path.absolute().as_uri())
@@ -97,18 +89,8 @@ class Browser:
             self._note(self._read())
         self.settle()
 
-    def size(self, width: int, height: int, touch: bool = False) -> None:
-        self.send(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=touch,
-        )
-        self.send("Emulation.setTouchEmulationEnabled", enabled=touch)
-
     def settle(self) -> None:
-        """Wait for two animation frames: sizes are observed, figures drawn."""
+        """Wait for two animation frames: what was asked for is drawn."""
         frame = "new Promise(requestAnimationFrame)"
         self.run(f"{frame}.then(() => {frame}).then(() => null)")
 
@@ -125,32 +107,9 @@ class Browser:
         """kind: mouseMoved, mousePressed or mouseReleased, at a point of the viewport."""
         self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
-    def touch(self, x: float, y: float) -> None:
-        self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
-        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
-
-    def click(self, x: float, y: float) -> None:
-        for kind in ("mousePressed", "mouseReleased"):
-            self.mouse(kind, x, y, button="left", buttons=1, clickCount=1)
-
-    def key(self, name: str) -> None:
-        for kind in ("keyDown", "keyUp"):
-            self.send(
-                "Input.dispatchKeyEvent",
-                type=kind,
-                key=name,
-                code=name,
-                windowsVirtualKeyCode=KEYS[name],
-            )
-
-    def screenshot(self, path: Path, whole: bool = False) -> Path:
-        """What is seen now, or the whole page, as a PNG."""
-        more = {}
-        if whole:
-            size = self.send("Page.getLayoutMetrics")["cssContentSize"]
-            more["clip"] = {**size, "scale": 1}
-        shot = self.send("Page.captureScreenshot", captureBeyondViewport=whole, **more)
-        path.write_bytes(base64.b64decode(shot["data"]))
+    def screenshot(self, path: Path) -> Path:
+        """What is seen now, as a PNG."""
+        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
         return path
 
     def _read(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ search  a fresh process that loads the profile and plans for 2x, with one and wi
 Rows go to results/prediction.jsonl; the figures in docs/prediction.md are made of them:
 
     python -m benchmarks.search.prediction --threads 1
-    python -m benchmarks.search.prediction --parts errors --table      # from the rows alone, no runs
+    python -m benchmarks.search.prediction --parts errors --table   # from the rows alone, no runs
 """
 
 from __future__ import annotations

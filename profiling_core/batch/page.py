@@ -7,46 +7,23 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from profiling_core.report.markup import Markup, joined, table, tag, terms
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --muted: #7a7a7a; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 24px; max-width: 1240px; }
-h1 { font-size: 22px; margin: 0 0 8px; } h2 { font-size: 17px; margin: 28px 0 10px; }
-dl.summary { display: flex; flex-wrap: wrap; gap: 4px 28px; margin: 0; }
-dl.summary div { display: flex; gap: 8px; } dt { color: var(--muted); } dd { margin: 0; }
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 18px; }
-figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
-video { display: block; width: 100%; background: #000; aspect-ratio: 16 / 10; }
-figcaption { padding: 8px 12px 10px; overflow-wrap: anywhere; }
-figcaption p { margin: 0; } figcaption .facts { color: var(--muted); font-size: 13px; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; }
-caption { text-align: left; color: var(--muted); padding-bottom: 6px; }
-th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); }
-td { overflow-wrap: anywhere; }
-"""
+from profiling_core.report.document import document
+from profiling_core.report.markup import Markup, table, tag
 
 
 def index_page(rows: Sequence[dict[str, Any]]) -> str:
     """The HTML document; it plays the clips beside it and loads nothing else."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", "Clips"),
-        tag("style", Markup(STYLE)),
-    )
     done = [row for row in rows if row["state"] == "done"]
     others = [row for row in rows if row["state"] != "done"]
-    parts = [tag("h1", "Clips"), terms(_facts(rows), class_="summary")]
+    sections = {}
     if done:
-        parts += [tag("h2", "Clips"), tag("div", *map(_figure, done), class_="clips")]
+        sections["Made"] = [tag("div", *map(_figure, done), class_="made")]
     if others:
         cells = [[r["name"], r["state"], str(r["attempts"]), r["error"]] for r in others]
         heads = ["clip", "state", "attempts", "last error"]
-        parts += [tag("h2", "Not made"), table("Errors in full: failed/", heads, cells)]
-    body = tag("body", *parts)
-    return joined([Markup("<!doctype html>"), tag("html", head, body, lang="en")])
+        content = table("Errors in full: failed/", heads, cells)
+        sections["Not made"] = [tag("div", content, class_="wide runs", tabindex="0")]
+    return document("Clips", (), _facts(rows), sections, plays_files=True)
 
 
 def _facts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -66,5 +43,5 @@ def _figure(row: dict[str, Any]) -> Markup:
     facts += [f"{row['denoise_seconds']:.2f} s", f"{100 * share:.0f} % of the blocks"]
     if "psnr" in row:
         facts.append(f"PSNR {row['psnr']:.1f} dB")
-    caption = tag("p", row["prompt"]), tag("p", " · ".join(facts), class_="facts")
+    caption = tag("b", row["prompt"]), tag("p", " · ".join(facts))
     return tag("figure", video, tag("figcaption", *caption))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from profiling_core.compare.model import Asked, CompareError, TreeModel
 from profiling_core.compare.prompts import pairs_of, read_prompts, read_seeds
 from profiling_core.compare.registry import TREES, tree_class
+from profiling_core.report.drawing import check_packages
 
 if TYPE_CHECKING:
     from profiling_core.compare.runs import Comparison
@@ -58,6 +59,7 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     from profiling_core.compare.runs import Comparison
     from profiling_core.compare.session import facts_of
 
+    check_packages("matplotlib", "skimage")
     methods = methods_of(args.plans, model)
     lpips = _lpips(args.lpips_weights, model)
     facts = facts_of(model.device)

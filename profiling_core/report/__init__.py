@@ -10,13 +10,14 @@ from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.report.attention import maps_figure, share_figure
 from profiling_core.report.change import (
+    cost_figure,
     direction_figure,
     drift_figure,
     hold_figure,
     l1_figure,
     sensitivity_figure,
 )
-from profiling_core.report.costs import cost_figure
+from profiling_core.report.drawing import files_of
 from profiling_core.report.figures import Figure
 from profiling_core.report.page import page
 from profiling_core.report.plan_picture import plan_figures
@@ -58,7 +59,7 @@ def write_report(
     """
     path = Path(path)
     _check_folder(path.parent)
-    text = page(profile, report_figures(profile, plans), read_videos(videos), title)
+    text = page(profile, plans, report_figures(profile, plans), read_videos(videos), title)
     write_whole(path, text.encode())
     return path
 
@@ -66,18 +67,16 @@ def write_report(
 def write_pngs(
     profile: Profile, folder: str | os.PathLike[str], *, plans: Sequence[CachePlan] = ()
 ) -> list[Path]:
-    """The same figures by matplotlib at 150 dpi, one file per layer, view or branch.
+    """The same figures as PNG files, one per layer, view or branch.
 
     The folder is made when it is missing. Figures that the profile cannot fill are left out.
     """
-    from profiling_core.report.png import drawings  # matplotlib loads slowly and serves PNGs alone
-
     folder = Path(folder)
     _check_folder(folder.parent)
     figures = report_figures(profile, plans)
     folder.mkdir(exist_ok=True)
     written = []
-    for name, content in drawings(figures):
+    for name, content in (one for figure in figures for one in files_of(figure)):
         path = folder / f"{name}.png"
         write_whole(path, content)
         written.append(path)

@@ -7,7 +7,6 @@ import numpy as np
 from profiling_core.block_scores import Parted, attention, block_scores, part_blocks
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.profile_summary import agreement, stability
-from profiling_core.report.axes import block_axis, step_axis
 from profiling_core.report.figures import (
     Absent,
     AttentionMaps,
@@ -15,13 +14,14 @@ from profiling_core.report.figures import (
     Figure,
     HeatMap,
     Layer,
+    block_axis,
     mean_over,
+    step_axis,
 )
 
 SHARE_ID, SHARE_TITLE = "fig-attention", "Which blocks look at the foreground"
 MAPS_ID, MAPS_TITLE = "fig-maps", "Where the attention goes"
 OF_EACH_SIDE = 3  # blocks whose maps are shown
-MOST_RUNS = 8  # whose maps are shown
 SCORES = {"share": "R_attn", "lift": "R_attn over chance"}
 NO_ATTENTION = "no attention was recorded (attention_every is 0)"
 
@@ -39,7 +39,7 @@ def share_figure(profile: Profile) -> Figure:
         SHARE_ID,
         SHARE_TITLE,
         _share_caption(profile),
-        step_axis(profile, profile.recorded.attention_steps),
+        step_axis(profile.recorded.attention_steps),
         block_axis(profile.recorded.model),
         (_layer(profile, "share", share.T), _layer(profile, "lift", lift.T)),
     )
@@ -53,18 +53,16 @@ def maps_figure(profile: Profile) -> Figure:
     maps = profile.arrays["attention_maps"][:, :, chosen].astype(np.float64)
     maps = maps.transpose(0, 2, 1, 3, 4, 5)  # (R, blocks, M, f, h, w)
     masks = np.stack([pooled(mask, maps.shape[3:]) for mask in profile.arrays["mask"]])
-    everything = block_axis(profile.recorded.model)
-    runs = min(len(profile.runs), MOST_RUNS)
+    everything, frame = block_axis(profile.recorded.model), maps.shape[3] // 2
     return AttentionMaps(
         MAPS_ID,
         MAPS_TITLE,
-        _maps_caption(profile, runs),
-        step_axis(profile, profile.recorded.map_steps),
+        _maps_caption(profile, frame),
+        step_axis(profile.recorded.map_steps),
         Axis("block", "block", tuple(everything.full_name(block) for block in chosen)),
         sides,
-        tuple(f"{n}: {run.prompt}" for n, run in enumerate(profile.runs[:runs], start=1)),
-        maps[:runs],
-        masks[:runs],
+        maps[0, :, :, frame],
+        masks[0, frame],
         _on_foreground(maps, masks),
     )
 
@@ -149,15 +147,14 @@ def _correlations(profile: Profile) -> str:
     return f" Rank correlation of the blocks: {', '.join(said)}." if said else ""
 
 
-def _maps_caption(profile: Profile, runs: int) -> str:
-    size = " x ".join(map(str, profile.arrays["attention_maps"].shape[3:]))
-    more = len(profile.runs) - runs
-    left_out = f" The first {runs} of {len(profile.runs)} runs." if more else ""
+def _maps_caption(profile: Profile, frame: int) -> str:
+    frames, *size = profile.arrays["attention_maps"].shape[3:]
     return (
-        "Attention that the tokens of one frame receive, over its mean of 1 (first branch, pooled "
-        f"to {size}): the blocks with the largest R_attn above, those with the smallest below. "
-        f"The outline is the foreground by the mask {profile.settings.mask!r} at half of the "
-        f"attention steps or more.{left_out}"
+        f"Attention that the tokens of latent frame {frame} of {frames} receive in the first run, "
+        f"over its mean of 1 (first branch, pooled to {' x '.join(map(str, size))}): the blocks "
+        "with the largest R_attn above, those with the smallest below. The outline is the "
+        f"foreground by the mask {profile.settings.mask!r} at half of the attention steps or more. "
+        "The table has the mean over runs."
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures of change: predictions and block deltas from step to step, what holding one costs."""
+"""Figures of change from step to step, of what holding a result costs, and of the blocks' cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from profiling_core.profile import Profile, ProfileError
-from profiling_core.report.axes import block_axis, change_axis, step_axis
 from profiling_core.report.figures import (
     Absent,
     Axis,
@@ -17,11 +16,15 @@ from profiling_core.report.figures import (
     Layer,
     Panel,
     View,
+    block_axis,
+    change_axis,
     mean_over,
     series,
+    step_axis,
 )
 from profiling_core.step_change import shrinking_intervals
 
+SCALES = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 OVER_RUNS = "Line: mean over runs; band: from the smallest to the largest run."
 
 
@@ -93,7 +96,7 @@ def hold_figure(profile: Profile) -> Figure:
         "prediction for g steps; the plan search sums such errors over a run."
     )
     steps = change_axis(profile)
-    steps = Axis("denoising step n", steps.word, steps.names, (), steps.notes, steps.at)
+    steps = Axis("denoising step n", steps.word, steps.names, at=steps.at)
     gaps = Axis("gap g in steps", "gap", tuple(str(gap) for gap in range(1, len(errors) + 1)))
     layer = Layer("relative error", errors, True, missing="there is no step so early")
     return HeatMap("fig-hold", title, caption, steps, gaps, (layer,))
@@ -128,7 +131,7 @@ def sensitivity_figure(profile: Profile) -> Figure:
     )
     all_runs = series("all runs", values[:, measured])
     middle = np.exp(mean_over(np.log(values[:, measured]), (0,)))  # one run may be 100 x another
-    axis = step_axis(profile, measured, "step before which the error is injected")
+    axis = step_axis(measured, "step before which the error is injected")
     panel = Panel(
         "error at the end over error injected",
         axis,
@@ -137,6 +140,30 @@ def sensitivity_figure(profile: Profile) -> Figure:
         points=True,
     )
     return Curves("fig-sensitivity", title, caption, (View("", (panel,)),))
+
+
+def cost_figure(profile: Profile) -> Figure:
+    """Time and FLOPs of a run of every block, as bars."""
+    title = "What each block costs"
+    seconds = profile.arrays["block_seconds"].astype(np.float64)  # (R, B)
+    flops = profile.arrays["block_flops"].astype(np.float64)  # (B,)
+    if not (np.isfinite(seconds).any() or np.isfinite(flops).any()):
+        return Absent("fig-cost", title, "no block time and no FLOPs were recorded")
+    blocks = block_axis(profile.recorded.model)
+    largest = np.nanmax(flops, initial=0.0)
+    scale, unit = next((one for one in SCALES if largest >= one[0]), (1.0, "FLOP"))
+    time, work = series("time", seconds * 1e3), series("FLOPs", flops[None] / scale)
+    panels = (
+        Panel("milliseconds a run", blocks, (time,), bars=True, from_zero=True),
+        Panel(f"{unit} a run", blocks, (work,), bars=True, from_zero=True),
+    )
+    several = "; bar: mean over runs, whisker: from the smallest to the largest run"
+    caption = (
+        "Above: mean time of one run of the block, without the steps at which attention was "
+        f"measured{several if len(profile.runs) > 1 else ''}. Below: floating-point operations of "
+        "one run."
+    )
+    return Curves("fig-cost", title, caption, (View("", panels),))
 
 
 def _curve(profile: Profile, array: str, label: str, from_zero: bool = False) -> Panel:

@@ -9,6 +9,7 @@ from typing import Any
 from profiling_core.options import resolve_plan
 from profiling_core.profile import ProfileError, holds_profile, load_profile
 from profiling_core.report import write_pngs, write_report
+from profiling_core.report.drawing import check_packages
 
 
 def add_report_command(commands: Any) -> None:
@@ -36,6 +37,7 @@ def add_report_command(commands: Any) -> None:
 
 def report(args: argparse.Namespace) -> list[str]:
     """Write the page, and PNG files when asked for; one line per thing written."""
+    check_packages()
     out = Path(args.out)
     _check_out(out, args)
     profile = load_profile(args.profile)

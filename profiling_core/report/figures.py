@@ -1,10 +1,14 @@
-"""What a figure says, apart from how it is drawn: page, table and PNG all start from these."""
+"""The content of figures, apart from how they are drawn: picture and table start from these."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from profiling_core.plan import ModelFingerprint
+from profiling_core.profile import Profile
 
 NOT_MEASURED = "not measured"
 
@@ -17,7 +21,6 @@ class Axis:
     word: str  # what one element is called: "step"
     names: tuple[str, ...]
     groups: tuple[tuple[str, int], ...] = ()  # named runs of neighbours, and how many each has
-    notes: tuple[str, ...] = ()  # one per element, said on hover
     at: tuple[float, ...] = ()  # where the elements lie; empty: one after the other
 
     def full_name(self, index: int) -> str:
@@ -46,7 +49,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Rows by columns in colour, in one or more layers to switch between."""
+    """Rows by columns in colour, in one or more layers."""
 
     id: str
     title: str
@@ -88,7 +91,7 @@ class View:
 
 @dataclass(frozen=True)
 class Curves:
-    """Panels of curves or bars, in one or more views to switch between."""
+    """Panels of curves or bars, in one or more views."""
 
     id: str
     title: str
@@ -106,9 +109,8 @@ class AttentionMaps:
     steps: Axis
     blocks: Axis
     sides: tuple[str, ...]  # of every block
-    runs: tuple[str, ...]
-    maps: np.ndarray  # (runs, blocks, steps, f, h, w), attention over its mean
-    masks: np.ndarray  # (runs, f, h, w), 0 to 1
+    maps: np.ndarray  # (blocks, steps, h, w), attention of one frame over its mean
+    mask: np.ndarray  # (h, w), 0 to 1
     foreground: np.ndarray  # (blocks, steps), attention of foreground tokens over the mean
 
 
@@ -123,6 +125,30 @@ class PlanPicture:
     blocks: Axis
     branches: tuple[tuple[str, tuple[str, ...]], ...]  # name, one string of states per block
     facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of one name: joined by a line, or a cloud around a middle."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    middle: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Sets of points over two numeric axes."""
+
+    id: str
+    title: str
+    x_label: str
+    y_label: str
+    sets: tuple[Points, ...]
+    log_y: bool = False
+    line_at: float | None = None  # x of the full run
+    ring: tuple[float, float] | None = None  # around the chosen point
 
 
 STATES = {
@@ -142,7 +168,23 @@ class Absent:
     reason: str
 
 
-Figure = HeatMap | Curves | AttentionMaps | PlanPicture | Absent
+Figure = HeatMap | Curves | AttentionMaps | PlanPicture | Scatter | Absent
+
+
+def step_axis(steps: Sequence[int], label: str = "denoising step") -> Axis:
+    return Axis(label, "step", tuple(map(str, steps)), at=tuple(map(float, steps)))
+
+
+def change_axis(profile: Profile) -> Axis:
+    """Steps 1 to S - 1: what changed since the step before."""
+    return step_axis(range(1, profile.recorded.steps))
+
+
+def block_axis(model: ModelFingerprint) -> Axis:
+    """All blocks, list by list."""
+    lists = model.block_lists
+    names = tuple(str(block) for count in lists.values() for block in range(count))
+    return Axis("block", "block", names, groups=tuple(lists.items()))
 
 
 def mean_over(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-EMPTY = frozenset({"meta", "input", "br"})
+EMPTY = frozenset({"meta", "input", "br", "img"})
 
 
 class Markup(str):

@@ -1,100 +1,46 @@
-"""The page: figures, tables, facts and scripts in one HTML document that loads nothing."""
+"""The report as a page: answer, figures with their tables, videos, and what was recorded."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 
 from profiling_core.models import consecutive
+from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.profile_summary import settings_lines
 from profiling_core.report.attention import parted_by
-from profiling_core.report.data import page_json
-from profiling_core.report.figures import Absent, Figure
+from profiling_core.report.document import document, figure_of
+from profiling_core.report.drawing import svgs
+from profiling_core.report.figures import Absent, Figure, HeatMap
 from profiling_core.report.markup import Markup, table, tag, terms
+from profiling_core.report.plan_picture import answer
 from profiling_core.report.tables import number, tables_of
 from profiling_core.report.videos import Video
 
-SCRIPTS = ("base.js", "scales.js", "pointing.js", "heat.js", "curves.js", "maps.js", "video.js")
-SCRIPTS += ("start.js",)
 SECTIONS = (  # heading, how the ids of its figures begin
+    ("Plans", ("fig-plan",)),
     ("Attention", ("fig-attention", "fig-maps")),
     ("Change over the steps", ("fig-l1", "fig-direction", "fig-drift")),
     ("Cost of reuse", ("fig-hold", "fig-sensitivity", "fig-cost")),
-    ("Plans", ("fig-plan",)),
 )
 
 
 def page(
-    profile: Profile, figures: Sequence[Figure], videos: Sequence[Video], title: str | None
+    profile: Profile,
+    plans: Sequence[CachePlan],
+    figures: Sequence[Figure],
+    videos: Sequence[Video],
+    title: str | None,
 ) -> str:
     """The whole HTML document."""
-    title = title or f"Profile of {profile.recorded.model.name}"
-    style = Markup(_asset("page.css"))
-    script = Markup("\n".join(_asset(name) for name in SCRIPTS))
-    data = Markup(page_json(figures, videos))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", style),
-    )
-    body = tag(
-        "body",
-        _header(profile, title),
-        tag("main", *_sections(figures, videos), _recorded(profile)),
-        tag("div", id="tip", role="status", aria_live="polite", hidden=True),
-        tag("script", data, id="data", type="application/json"),
-        *(
-            tag("script", Markup(video.base64), id=f"video-{n}", type="text/plain")
-            for n, video in enumerate(videos)
-        ),
-        tag("script", script),
-    )
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _asset(name: str) -> str:
-    return files("profiling_core.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    """Nothing from the network; only the page's own style and script run."""
-    return (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "media-src blob:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _header(profile: Profile, title: str) -> Markup:
-    links = [*(heading for heading, _ in SECTIONS), "Recorded"]
-    return tag(
-        "header",
-        tag(
-            "div",
-            tag("h1", title),
-            tag("button", "Dark", id="theme", type="button", hidden=True),
-            class_="top",
-        ),
-        terms(_summary(profile), class_="summary"),
-        tag(
-            "nav",
-            *(tag("a", heading, href=f"#{_anchor(heading)}") for heading in links),
-            aria_label="Sections",
-        ),
-        tag(
-            "noscript",
-            tag("p", "The figures are drawn by a script; the tables below hold their numbers."),
-        ),
+    script = files("profiling_core.report").joinpath("assets", "video.js").read_text("utf-8")
+    return document(
+        title or f"Profile of {profile.recorded.model.name}",
+        [f"{plan.name}: {answer(profile, plan)}" for plan in plans],
+        _summary(profile),
+        {**_sections(figures, videos), "Recorded": _recorded(profile)},
+        script=script if videos else "",
     )
 
 
@@ -126,80 +72,98 @@ def _runs(name: str, blocks: tuple[int, ...]) -> str:
     return f"{name} {runs or 'none'}"
 
 
-def _sections(figures: Sequence[Figure], videos: Sequence[Video]) -> list[Markup]:
-    found = []
+def _sections(figures: Sequence[Figure], videos: Sequence[Video]) -> dict[str, list[Markup]]:
+    found = {}
     for heading, ids in SECTIONS:
-        own = [_figure(figure) for figure in figures if figure.id.startswith(ids)]
-        if heading == "Plans":
-            own = own or [tag("p", "No plan was given (--plan).", class_="absent")]
-            own += [_videos(videos)] if videos else []
-        found.append(_section(heading, own))
+        found[heading] = [_figure(figure) for figure in figures if figure.id.startswith(ids)]
+    found["Plans"] = found["Plans"] or [tag("p", "No plan was given (--plan).", class_="absent")]
+    found["Plans"] += [_videos(videos)] if videos else []
     return found
-
-
-def _section(heading: str, content: Sequence[Markup]) -> Markup:
-    return tag("section", tag("h2", heading), *content, id=_anchor(heading))
 
 
 def _figure(figure: Figure) -> Markup:
     if isinstance(figure, Absent):
-        return tag(
-            "figure",
-            tag("h3", figure.title),
-            tag("p", f"Not shown: {figure.reason}.", class_="absent"),
-            id=figure.id,
-        )
+        reason = tag("p", f"Not shown: {figure.reason}.", class_="absent")
+        return tag("figure", tag("h3", figure.title), reason, id=figure.id)
+    notes = [one.note for one in figure.layers if one.note] if isinstance(figure, HeatMap) else []
     facts = getattr(figure, "facts", ())
-    return tag(
-        "figure",
-        tag("h3", figure.title),
-        *([terms(facts, class_="facts")] if facts else []),
-        tag("div", class_="controls"),
-        tag("div", class_="chart"),
-        tag("figcaption", figure.caption),
-        _details(tables_of(figure)),
-        id=figure.id,
+    return figure_of(
+        figure.id,
+        figure.title,
+        svgs(figure),
+        " ".join([figure.caption, *notes]),
+        before=[terms(facts, class_="facts")] if facts else [],
+        tables=tables_of(figure),
     )
-
-
-def _details(tables: Sequence[Markup]) -> Markup:
-    boxes = [tag("div", one, class_="wide", tabindex="0") for one in tables]
-    return tag("details", tag("summary", "Numbers as a table"), *boxes)
 
 
 def _videos(videos: Sequence[Video]) -> Markup:
+    """Players without a source: the page's script hands each the content that lies beside it."""
     rows = [
         [v.name, v.mime, str(v.frames), f"{v.fps:g}", f"{v.frames / v.fps:.2f}"] for v in videos
     ]
-    caption = (
-        "Left of the line the first video, right of it the other, at the same time. Drag the line, "
-        "or use the sliders."
-        if len(videos) > 1
-        else "One video was given; with a second one a line parts the two."
-    )
-    return tag(
-        "figure",
-        tag("h3", "Full and cached, frame by frame"),
-        tag("div", class_="controls"),
-        tag("div", class_="chart"),
-        tag("figcaption", caption),
-        _details([table("Videos", ["video", "type", "frames", "fps", "seconds"], rows)]),
-        id="fig-videos",
+    players = [
+        tag(
+            "video",
+            aria_label=v.name,
+            playsinline=True,
+            muted=True,
+            data_frames=str(v.frames),
+            data_fps=repr(v.fps),
+            data_mime=v.mime,
+        )
+        for v in videos
+    ]
+    content = [tag("script", Markup(v.base64), type="text/plain", class_="clip") for v in videos]
+    longest = max(videos, key=lambda v: v.frames / v.fps)
+    controls = [
+        tag("button", "Play", type="button"),
+        _slider("Frame", "frame", longest.frames - 1, 0),
+    ]
+    marks = []
+    caption = "One video was given; with a second one a line parts the two."
+    if len(videos) > 1:
+        controls.append(_slider("Line", "line", 100, 50))
+        marks = [tag("div", class_="cut")]
+        marks += [tag("div", class_=f"name {side}") for side in ("left", "right")]
+        caption = (
+            "Left of the line the first video, right of it the other, at the same time. Drag the "
+            "line, or use the sliders."
+        )
+    if len(videos) > 2:
+        controls += [_choice(side, n, videos) for n, side in enumerate(("Left", "Right"))]
+    return figure_of(
+        "fig-videos",
+        "Full and cached, frame by frame",
+        [tag("div", *players, *marks, class_="stage"), tag("div", *controls, class_="controls")],
+        caption,
+        tables=[table("Videos", ["video", "type", "frames", "fps", "seconds"], rows)],
+        after=content,
     )
 
 
-def _recorded(profile: Profile) -> Markup:
-    return _section(
-        "Recorded",
-        [
-            tag("div", _run_table(profile), class_="wide runs", tabindex="0"),
-            tag("h3", "Subject"),
-            terms(_subject(profile), class_="facts"),
-            tag("h3", "Settings"),
-            tag("ul", *(tag("li", line.strip()) for line in settings_lines(profile.settings)[1:])),
-            tag("p", f"Profile sha256 {profile.sha256()}", class_="hash"),
-        ],
-    )
+def _slider(label: str, name: str, most: int, value: int) -> Markup:
+    field = {"type": "range", "name": name, "min": "0", "max": str(most), "value": str(value)}
+    return tag("label", label, tag("input", **field), tag("output", str(value)), class_="field")
+
+
+def _choice(label: str, chosen: int, videos: Sequence[Video]) -> Markup:
+    options = [
+        tag("option", video.name, value=str(n), selected=n == chosen)
+        for n, video in enumerate(videos)
+    ]
+    return tag("label", label, tag("select", *options), class_="field")
+
+
+def _recorded(profile: Profile) -> list[Markup]:
+    return [
+        tag("div", _run_table(profile), class_="wide runs", tabindex="0"),
+        tag("h3", "Subject"),
+        terms(_subject(profile), class_="facts"),
+        tag("h3", "Settings"),
+        tag("ul", *(tag("li", line.strip()) for line in settings_lines(profile.settings)[1:])),
+        tag("p", f"Profile sha256 {profile.sha256()}", class_="hash"),
+    ]
 
 
 RUN_HEAD = ("run", "prompt", "seed", "guidance", "foreground", "attention", "seconds")
@@ -252,7 +216,3 @@ def _subject(profile: Profile) -> list[tuple[str, str]]:
         ("Attention steps", ", ".join(map(str, subject.attention_steps)) or "none"),
         ("Map steps", ", ".join(map(str, subject.map_steps)) or "none"),
     ]
-
-
-def _anchor(heading: str) -> str:
-    return heading.lower().replace(" ", "-")

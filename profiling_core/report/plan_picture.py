@@ -19,8 +19,7 @@ from profiling_core.cost import (
 from profiling_core.models import MODELS
 from profiling_core.plan import CachePlan, ModelFingerprint, Site
 from profiling_core.profile import Profile, ProfileError
-from profiling_core.report.axes import block_axis
-from profiling_core.report.figures import Axis, PlanPicture
+from profiling_core.report.figures import PlanPicture, block_axis, step_axis
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -47,14 +46,7 @@ def plan_figure(profile: Profile, plan: CachePlan, figure_id: str) -> PlanPictur
     branches = tuple((branch, block_states(plan, branch)) for branch in plan.branches)
     if len({states for _, states in branches}) == 1:
         branches = ((" and ".join(plan.branches), branches[0][1]),)
-    steps = range(plan.steps)
-    axis = Axis(
-        "denoising step",
-        "step",
-        tuple(map(str, steps)),
-        notes=tuple(f"sigma {sigma:.4f}" for sigma in plan.sigmas),
-        at=tuple(map(float, steps)),
-    )
+    axis = step_axis(range(plan.steps))
     caption = (
         "Each cell is one block at one step. A kept result is stored for later steps, a reused "
         "one is read or forecast from the store, and the block does not run."
@@ -94,14 +86,23 @@ def _under(whole: str, own: str) -> str:
     return "".join(w if w in ".>" else o for w, o in zip(whole, own, strict=True))
 
 
+def answer(profile: Profile, plan: CachePlan) -> str:
+    """What the plan brings and costs, in one line."""
+    held, error = _extra_bytes(profile, plan), _predicted(plan)
+    memory = _formula(plan) if held is None else format_bytes(held)
+    return (
+        f"{speedup_flops(plan):.2f}x faster (ideal, by block FLOPs), {memory} of extra memory, "
+        f"predicted error {error or 'not in the plan'}"
+    )
+
+
 def _facts(profile: Profile, plan: CachePlan) -> tuple[tuple[str, str], ...]:
     runs, full = block_runs(plan), block_runs_full(plan)
-    error = plan.expected.predicted_error if plan.expected else None
     facts = [
         ("Block runs", f"{runs} of {full} ({runs / full:.1%})"),
-        ("Ideal speed-up of the blocks", f"{speedup_flops(plan):.2f}x by FLOPs"),
-        ("Holds at most", _held(profile, plan)),
-        ("Predicted error", "not in the plan" if error is None else f"{error:.4g}"),
+        ("Ideal speed-up", f"{speedup_flops(plan):.2f}x by block FLOPs"),
+        ("Extra memory", _memory(profile, plan)),
+        ("Predicted error", _predicted(plan) or "not in the plan"),
         ("Sites", "; ".join(site_lines(plan))),
         ("Made from", plan.provenance.source),
     ]
@@ -110,22 +111,41 @@ def _facts(profile: Profile, plan: CachePlan) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-def _held(profile: Profile, plan: CachePlan) -> str:
-    formula = held_anchors(plan).formula(plan.model.width) + " elements"
-    planned, subject = MODELS.get(plan.model.name), profile.recorded
-    dtype = planned.family.stream if planned else profile.runs[0].dtype
+def _predicted(plan: CachePlan) -> str | None:
+    error = plan.expected.predicted_error if plan.expected else None
+    return None if error is None else f"{error:.4g}"
+
+
+def _memory(profile: Profile, plan: CachePlan) -> str:
+    held = _extra_bytes(profile, plan)
+    if held is None:
+        return _formula(plan)
+    tokens, dtype = math.prod(profile.recorded.grid), _dtype(profile, plan)
+    size = f"{format_bytes(held)} at {tokens} video tokens with a {dtype} stream"
+    return f"{_formula(plan)}; {size}, in {storage_words(plan)}"
+
+
+def _formula(plan: CachePlan) -> str:
+    return held_anchors(plan).formula(plan.model.width) + " elements"
+
+
+def _dtype(profile: Profile, plan: CachePlan) -> str:
+    planned = MODELS.get(plan.model.name)
+    return planned.family.stream if planned else profile.runs[0].dtype
+
+
+def _extra_bytes(profile: Profile, plan: CachePlan) -> int | None:
+    """Bytes at the profile's clip size; None for a dtype of unknown size."""
+    planned, dtype = MODELS.get(plan.model.name), _dtype(profile, plan)
     if dtype not in ITEMSIZE:
-        return formula
-    tokens = math.prod(subject.grid)
-    held = bytes_held(
+        return None
+    return bytes_held(
         plan,
-        tokens=tokens,
+        tokens=math.prod(profile.recorded.grid),
         stream_itemsize=ITEMSIZE[dtype],
-        latent_numel=math.prod(subject.latent),
+        latent_numel=math.prod(profile.recorded.latent),
         prediction_itemsize=ITEMSIZE[planned.family.prediction if planned else dtype],
     )
-    size = f"{format_bytes(held)} at {tokens} video tokens with a {dtype} stream"
-    return f"{formula}; {size}, in {storage_words(plan)}"
 
 
 def _shape(model: ModelFingerprint) -> str:

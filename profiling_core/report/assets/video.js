@@ -1,134 +1,76 @@
-// Videos in step with each other, and a line that parts two of them.
+"use strict";
+// Two videos in step with each other, and a line that parts them.
 
-function startVideos() {
-  const root = document.getElementById("fig-videos");
-  if (!root) return;
-  const state = { pair: [0, Math.min(1, data.videos.length - 1)], cut: 50, playing: false };
-  const players = data.videos.map(player);
-  const longest = data.videos.reduce((a, b) => (b.frames / b.fps > a.frames / a.fps ? b : a));
-  const parts = stageOf(players, state);
-  const clock = clockOf(players, longest, state);
-  root.querySelector(".chart").replaceChildren(parts.stage);
-  root.querySelector(".controls").append(...clock.nodes, ...parts.nodes);
-  parts.show();
-  clock.seek(0);
+const root = document.getElementById("fig-videos");
+const stage = root.querySelector(".stage");
+const videos = [...root.querySelectorAll("video")];
+const play = root.querySelector("button");
+const [bar, line] = ["frame", "line"].map((name) => root.querySelector(`[name=${name}]`));
+const choices = [...root.querySelectorAll("select")];
+const seconds = (video) => video.dataset.frames / video.dataset.fps;
+const longest = videos.reduce((a, b) => (seconds(b) > seconds(a) ? b : a));
+const fps = Number(longest.dataset.fps);
+const say = (input, text) => { input.nextElementSibling.textContent = text; };
+
+// The content becomes an object of this page: media from anywhere else is forbidden.
+root.querySelectorAll(".clip").forEach((clip, n) => {
+  const bytes = Uint8Array.from(atob(clip.textContent), (letter) => letter.charCodeAt(0));
+  videos[n].muted = true;
+  videos[n].src = URL.createObjectURL(new Blob([bytes], { type: videos[n].dataset.mime }));
+});
+
+function show() {
+  const pair = choices.length ? choices.map((one) => videos[one.value]) : videos;
+  videos.forEach((one) => { one.hidden = !pair.includes(one); one.style.clipPath = ""; });
+  stage.prepend(pair[0]); // the other one lies above it
+  if (!line) return;
+  say(line, `${line.value} %`);
+  stage.querySelector(".cut").style.left = `${line.value}%`;
+  if (pair[1] !== pair[0]) pair[1].style.clipPath = `inset(0 0 0 ${line.value}%)`;
+  stage.querySelectorAll(".name").forEach((one, n) => { one.textContent = pair[n].ariaLabel; });
 }
 
-// The file as an object of this page: media from anywhere else is forbidden.
-function player(video, index) {
-  const letters = atob(document.getElementById(`video-${index}`).textContent);
-  const content = Uint8Array.from(letters, (letter) => letter.charCodeAt(0));
-  const node = element("video", { playsinline: true, preload: "auto", "aria-label": video.name });
-  node.muted = true;
-  node.addEventListener("loadedmetadata", () => {
-    if (index === 0) node.parentElement.style.maxWidth = `${clamp(node.videoWidth * 3, 320, 960)}px`;
+const sayFrame = () => say(bar, `${Number(bar.value) + 1} of ${longest.dataset.frames}`);
+
+function seek() {
+  videos.forEach((one) => { // the middle of a frame: no rounding to its neighbour
+    one.currentTime = Math.min((Number(bar.value) + 0.5) / fps, seconds(one) - 0.5 / one.dataset.fps);
   });
-  node.src = URL.createObjectURL(new Blob([content], { type: video.mime }));
-  return node;
+  sayFrame();
 }
 
-function stageOf(players, state) {
-  const cut = element("div", { class: "cut" });
-  const names = ["left", "right"].map((side) => element("div", { class: `name ${side}` }));
-  const two = players.length > 1;
-  const stage = element("div", { class: two ? "stage two" : "stage" });
-  const place = () => {
-    const [left, right] = state.pair.map((index) => players[index]);
-    left.style.clipPath = "";
-    if (!two) return;
-    right.style.clipPath = left === right ? "" : `inset(0 0 0 ${state.cut}%)`;
-    cut.style.left = `${state.cut}%`;
-  };
-  const line = slider("Line", 101, state.cut, (n) => `${n} %`, (n) => {
-    state.cut = n;
-    place();
+function pause() {
+  videos.forEach((one) => one.pause());
+  play.textContent = "Play";
+}
+
+function follow() {
+  if (play.textContent === "Play") return;
+  bar.value = Math.floor(longest.currentTime * fps);
+  sayFrame();
+  requestAnimationFrame(follow);
+}
+
+play.addEventListener("click", () => {
+  if (play.textContent === "Pause") return pause();
+  play.textContent = "Pause";
+  videos.forEach((one) => {
+    one.currentTime = bar.value === bar.max ? 0 : Math.min(bar.value / fps, seconds(one));
+    one.play().catch(pause);
   });
+  return follow();
+});
+longest.addEventListener("ended", pause);
+bar.addEventListener("input", () => { pause(); seek(); });
+if (line) {
   const drag = (event) => {
     const box = stage.getBoundingClientRect();
-    state.cut = Math.round(clamp((event.clientX - box.left) / box.width, 0, 1) * 100);
-    line.set(state.cut);
-    place();
+    line.value = ((event.clientX - box.left) / box.width) * 100;
+    show();
   };
-  if (two) {
-    stage.addEventListener("pointerdown", (event) => {
-      stage.setPointerCapture(event.pointerId);
-      drag(event);
-    });
-    stage.addEventListener("pointermove", (event) => { if (event.buttons) drag(event); });
-  }
-  const show = () => {
-    const shown = [...new Set(state.pair)].map((index) => players[index]);
-    stage.replaceChildren(...shown, ...(two ? [cut, ...names] : []));
-    names.forEach((node, n) => { node.textContent = data.videos[state.pair[n]].name; });
-    place();
-  };
-  const nodes = two ? [line.node] : [];
-  if (players.length > 2) {
-    ["Left", "Right"].forEach((label, n) => nodes.push(selection(label, data.videos.map((v) => v.name), state.pair[n], (index) => {
-      state.pair[n] = index;
-      show();
-    })));
-  }
-  return { stage, nodes, show };
+  stage.addEventListener("pointerdown", (event) => { stage.setPointerCapture(event.pointerId); drag(event); });
+  stage.addEventListener("pointermove", (event) => { if (event.buttons) drag(event); });
+  [line, ...choices].forEach((one) => one.addEventListener("input", show));
 }
-
-function clockOf(players, longest, state) {
-  const say = (n) => `${n + 1} of ${longest.frames}`;
-  const master = players[data.videos.indexOf(longest)];
-  let frame = 0;
-  const seek = (next) => {
-    frame = clamp(next, 0, longest.frames - 1);
-    const time = (frame + 0.5) / longest.fps; // the middle of a frame: no rounding to its neighbour
-    players.forEach((node, n) => {
-      const { frames, fps } = data.videos[n];
-      node.currentTime = Math.min(time, (frames - 0.5) / fps);
-    });
-    bar.set(frame);
-  };
-  const follow = () => {
-    if (!state.playing) return;
-    frame = clamp(Math.floor(master.currentTime * longest.fps), 0, longest.frames - 1);
-    bar.set(frame);
-    players.forEach((node) => {
-      const apart = Math.abs(node.currentTime - master.currentTime);
-      if (!node.ended && apart > 1 / longest.fps) node.currentTime = master.currentTime;
-    });
-    requestAnimationFrame(follow);
-  };
-  const pause = () => {
-    state.playing = false;
-    players.forEach((node) => node.pause());
-    play.textContent = "Play";
-  };
-  const start = () => {
-    state.playing = true;
-    play.textContent = "Pause";
-    players.forEach((node) => {
-      node.currentTime = frame / longest.fps;
-      node.play().catch(pause);
-    });
-    requestAnimationFrame(follow);
-  };
-  const step = (by) => () => {
-    pause();
-    seek(frame + by);
-  };
-  const bar = slider("Frame", longest.frames, 0, say, (n) => {
-    pause();
-    seek(n);
-  });
-  const play = button("Play", () => (state.playing ? pause() : start()));
-  master.addEventListener("ended", () => {
-    if (!state.playing) return;
-    frame = 0;
-    start();
-  });
-  const nodes = [play, button("Back", step(-1)), button("Forward", step(1)), bar.node];
-  return { nodes, seek };
-}
-
-function button(name, action) {
-  const made = element("button", { type: "button" }, name);
-  made.addEventListener("click", action);
-  return made;
-}
+show();
+seek();
