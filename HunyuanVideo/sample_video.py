@@ -30,10 +30,10 @@ from hyvideo.config import (
     check_video_length,
     round_size,
 )
-from hyvideo.errors import InputError
 from hyvideo.inference import settings_of
 from hyvideo.sigmas import SOLVER, sigma_grid, sigmas_fp32
 from hyvideo.video import check_target, default_name, save_folder, save_image, save_video
+from profiling_core.errors import InputError, UserError
 from profiling_core.options import (
     DEFAULT_PRESET,
     add_delta_options,
@@ -49,7 +49,7 @@ from profiling_core.parallel.degrees import (
     world_size,
 )
 from profiling_core.parallel.endings import EXIT_TERMINATED, end_on_sigterm, exit_code
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # torch's generators take 64 bits
 LARGEST_DRAWN_SEED = 1_000_000
@@ -437,7 +437,7 @@ def main(argv: list[str] | None = None) -> int:
         init_logging()
         sample(build_parser().parse_args(argv))
 
-    return exit_code(run_command, (InputError, PlanError, OSError))
+    return exit_code(run_command, (UserError, OSError))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from loguru import logger
 
+from profiling_core.errors import InputError, UserError
 from profiling_core.options import (
     DEFAULT_PRESET,
     add_delta_options,
@@ -34,10 +35,9 @@ from profiling_core.parallel.degrees import (
     world_size,
 )
 from profiling_core.parallel.endings import EXIT_TERMINATED, end_on_sigterm, exit_code
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 from wan.checkpoint import check_folder, checkpoint_files
 from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
-from wan.errors import InputError
 from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
 from wan.video import check_target, default_name, save_image, save_video
 
@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
         init_logging()
         generate(build_parser().parse_args(argv))
 
-    return exit_code(run_command, (InputError, PlanError, OSError))
+    return exit_code(run_command, (UserError, OSError))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from profiling_core.batch.jobs import BatchError
-from profiling_core.checked import PlanError
 from profiling_core.compare.exports import VBENCH, file_names
+from profiling_core.errors import BatchError, UserError
 
 SEEDS = 5
 FULL = "full"
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         lines = args.run(args)
-    except (PlanError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write("\n".join(lines) + "\n")

@@ -9,9 +9,10 @@ from pathlib import Path
 from profiling_core.batch.command import add_batch_command
 from profiling_core.compare.command import add_compare_command
 from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture, storage_words
+from profiling_core.errors import PlanError, UserError
 from profiling_core.models import MODELS
 from profiling_core.options import resolve_plan
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.presets import available, plans_folder, presets_of
 from profiling_core.profile import Profile, holds_profile
 from profiling_core.profile_commands import add_profile_commands, show_profile
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         lines = args.run(args)
-    except (PlanError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write(_as_encoded("\n".join(lines) + "\n", sys.stdout.encoding))

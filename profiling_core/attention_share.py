@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from profiling_core.profile import ProfileError
+from profiling_core.errors import ProfileError
 
 CHUNK_BYTES = 256 * 2**20
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from profiling_core.profile import ProfileError
+from profiling_core.errors import ProfileError
 
 FUNCTIONS = ("attention", "flash_attention", "dispatch_attention_fn")
 _QUERY, _KEY = ("q", "query"), ("k", "key")

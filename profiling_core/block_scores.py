@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from profiling_core.errors import ProfileError
 from profiling_core.models import MODELS
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.profile import Profile
 from profiling_core.schedule import round_half_up
 
 SCORES = {"share": "R_attn", "lift": "R_attn over chance"}

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import ValidationError
 
-from profiling_core.checked import PlanError, first_mistake
+from profiling_core.checked import first_mistake
 from profiling_core.cost import expected_cost, speedup_flops
+from profiling_core.errors import PlanError
 
 if TYPE_CHECKING:
     from profiling_core.plan import CachePlan, Site

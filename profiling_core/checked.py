@@ -3,10 +3,6 @@
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
-class PlanError(ValueError):
-    """A plan that cannot be used, with the place and the way out."""
-
-
 class Checked(BaseModel):
     """Unknown keys are refused, values are not coerced, nothing changes after loading."""
 

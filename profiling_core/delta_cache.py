@@ -35,10 +35,11 @@ from profiling_core.block_walk import (
     walked_class,
 )
 from profiling_core.cost import block_runs_full, block_share, format_bytes
+from profiling_core.errors import PlanError
 from profiling_core.follow import Follower
 from profiling_core.interval import Interval, Schedule, Store
 from profiling_core.model_parts import block_list, hidden_width, unwrapped
-from profiling_core.plan import CachePlan, IntervalSite, PlanError, StoragePlace
+from profiling_core.plan import CachePlan, IntervalSite, StoragePlace
 
 
 @dataclass

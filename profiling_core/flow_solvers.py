@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from profiling_core.checked import PlanError
+from profiling_core.errors import PlanError
 from profiling_core.solvers import SOLVERS
 
 Numbers = int | np.ndarray  # of levels

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from profiling_core.errors import ProfileError
 from profiling_core.pca_mask import Grid, otsu, pca_mask, principal_components, to_rgb
-from profiling_core.profile import ProfileError
 from profiling_core.sam2 import sam2_mask
 
 Needed = TypeVar("Needed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from profiling_core.plan import PlanError
+from profiling_core.errors import PlanError
 from profiling_core.report.drawing import check_packages, files_of
 from profiling_core.report.figures import Points, Scatter
 from profiling_core.report.write import write_whole

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from profiling_core import schedule
-from profiling_core.plan import PlanError
+from profiling_core.errors import PlanError
 
 
 def from_steps(

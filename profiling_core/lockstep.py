@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from profiling_core.anchors import Anchor, forecast_prediction, keep, tensors_of
 from profiling_core.block_walk import in_front
+from profiling_core.errors import ProfileError
 from profiling_core.plan import Branch, Forecast
-from profiling_core.profile import ProfileError
 
 
 @dataclass

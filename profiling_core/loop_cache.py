@@ -22,10 +22,11 @@ from torch import nn
 
 from profiling_core.cost import block_runs_full
 from profiling_core.delta_cache import DeltaCache, Report
+from profiling_core.errors import PlanError
 from profiling_core.loop_grid import Grid, grid_of, visit_only, when_set
 from profiling_core.loop_sizes import FirstCall
 from profiling_core.model_parts import block_list, unwrapped
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.plan_parts import for_both_branches, on_steps, on_visited_steps
 
 PlanFor = Callable[[Grid], CachePlan]

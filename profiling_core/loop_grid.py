@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from profiling_core.checked import PlanError
+from profiling_core.errors import PlanError
 
 # solvers of `flow_solvers` by the classes that implement them
 _SOLVERS = {

@@ -20,12 +20,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from profiling_core.anchors import keep
+from profiling_core.errors import ProfileError
 from profiling_core.follow import Follower
 from profiling_core.loop_cache import LoopModels
 from profiling_core.loop_grid import Grid, grid_of, when_set
 from profiling_core.model_parts import unwrapped
 from profiling_core.plan import Branch, CachePlan
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.profile import Profile
 from profiling_core.profiler import Recorder
 
 _SIZES = ("num_frames", "height", "width")  # of the latent, where a model takes packed tokens

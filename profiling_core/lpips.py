@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from profiling_core.checked import PlanError
+from profiling_core.errors import LpipsError
 
 # layer of AlexNet's `features`: (output channels, input channels, kernel), stride, padding
 CONVOLUTIONS = {
@@ -40,10 +40,6 @@ EPSILON = 1e-10
 SMALLEST_SIDE = 31  # pixels: below, the second pooling has nothing left
 SUFFIXES = (".pth", ".pt", ".safetensors")
 LARGEST_FILE = 2**30  # bytes; AlexNet with its classifier has 244 MB
-
-
-class LpipsError(PlanError):
-    """Weights or pictures that LPIPS cannot use, with the place and the way out."""
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from profiling_core.plan import PlanError
+from profiling_core.errors import PlanError
 
 # names of the same block lists in other code bases
 _ALIASES = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}

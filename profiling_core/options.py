@@ -8,7 +8,8 @@ from pathlib import Path
 
 from profiling_core.carry_over import SPEEDUPS
 from profiling_core.cost import speedup_flops
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.presets import available, load_preset
 from profiling_core.profile import Profile
 

@@ -25,11 +25,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiling_core import flow_solvers
+from profiling_core.errors import ProfileError
 from profiling_core.flow_solvers import Levels
 from profiling_core.models import first_levels
 from profiling_core.paths import guidance_scales
 from profiling_core.plan import MOST_STEPS
-from profiling_core.profile import Profile, ProfileError, Subject
+from profiling_core.profile import Profile, Subject
 
 AROUND = 4  # recorded levels that a prediction is interpolated from
 CLOSE = 1e-4  # of the levels of a shifted line: what is rounding

@@ -25,8 +25,9 @@ from typing import Any
 
 from profiling_core import schedule
 from profiling_core.block_scores import SCORES, Parted, part_blocks
+from profiling_core.errors import PlanError
 from profiling_core.models import consecutive
-from profiling_core.plan import CachePlan, PlanError, Storage, StoragePlace
+from profiling_core.plan import CachePlan, Storage, StoragePlace
 from profiling_core.profile import Profile
 from profiling_core.step_change import shrinking_intervals
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiling_core import flow_solvers
+from profiling_core.errors import ProfileError
 from profiling_core.flow_solvers import Levels
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.profile import Profile
 from profiling_core.solvers import SOLVERS
 
 SMALLEST = 1e-15  # of the largest eigenvalue: below it is rounding

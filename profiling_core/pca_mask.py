@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from profiling_core.profile import ProfileError
+from profiling_core.errors import ProfileError
 
 Grid = tuple[int, int, int]
 

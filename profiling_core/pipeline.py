@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling_core.delta_cache import Report
+from profiling_core.errors import PlanError
 from profiling_core.loop_cache import LoopCache, Tell
 from profiling_core.loop_grid import Grid
 from profiling_core.pipeline_models import (
@@ -29,7 +30,7 @@ from profiling_core.pipeline_models import (
     plan_for_solver,
 )
 from profiling_core.pipeline_refusals import refuse_intervals, refuse_other_caches
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 
 _RUNNER = "_delta_pipeline"  # key in the instance dict of a pipeline
 

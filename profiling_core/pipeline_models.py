@@ -14,10 +14,11 @@ from typing import Any
 from torch import nn
 
 from profiling_core.carry_over import SPEEDUPS
+from profiling_core.errors import PlanError
 from profiling_core.loop_cache import LoopModels
 from profiling_core.model_parts import hidden_width, unwrapped
 from profiling_core.models import HUNYUAN, MINI, MODELS, WAN, Family, PlannedModel, known_model
-from profiling_core.plan import CachePlan, ModelFingerprint, PlanError
+from profiling_core.plan import CachePlan, ModelFingerprint
 from profiling_core.presets import ORDER, PRESETS, available, build_preset, load_preset
 from profiling_core.solvers import SOLVERS, skips_of
 

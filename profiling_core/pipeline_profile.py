@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from profiling_core.attention_tap import functions_of
+from profiling_core.errors import ProfileError
 from profiling_core.loop_cache import Tell
 from profiling_core.loop_grid import Grid
 from profiling_core.loop_profile import GuidedRecorder, LoopProfile
@@ -27,7 +28,7 @@ from profiling_core.model_parts import unwrapped
 from profiling_core.pipeline import give_calls_back, log, run_calls_through
 from profiling_core.pipeline_models import fingerprint_of, loop_models
 from profiling_core.pipeline_refusals import refuse_other_caches
-from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.profile import Profile, Settings
 from profiling_core.profiler import Recorder
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from profiling_core.block_walk import CACHE
+from profiling_core.errors import PlanError
 from profiling_core.model_parts import unwrapped
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 
 _GROUPS = ("group_offloading", "lazy_prefetch_group_offloading")  # diffusers' hooks
 

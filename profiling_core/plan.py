@@ -21,8 +21,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from profiling_core.carry_over import carry_over
-from profiling_core.checked import Checked, PlanError, first_mistake
+from profiling_core.checked import Checked, first_mistake
 from profiling_core.cost import Expected, expected_cost, summary_lines
+from profiling_core.errors import PlanError
 from profiling_core.plan_checks import check_combination, check_expected, check_grid, check_sites
 
 FORMAT = 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from profiling_core.plan import BRANCHES, CachePlan, PlanError, Site
+from profiling_core.errors import PlanError
+from profiling_core.plan import BRANCHES, CachePlan, Site
 
 
 def on_visited_steps(plan: CachePlan) -> CachePlan:

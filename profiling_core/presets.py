@@ -24,8 +24,9 @@ from importlib import resources
 from pathlib import Path
 
 from profiling_core.carry_over import SPEEDUPS
+from profiling_core.errors import PlanError
 from profiling_core.models import MODELS, PlannedModel, Runs
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.schedule import RELEASED_STEPS, uniform
 
 STEPS = 50

@@ -46,7 +46,8 @@ from pydantic import Field, ValidationError, field_serializer
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from profiling_core.checked import Checked, PlanError, first_mistake
+from profiling_core.checked import Checked, first_mistake
+from profiling_core.errors import ProfileError
 from profiling_core.plan import Branch, ModelFingerprint, Sigma
 from profiling_core.profile_packing import packed, unpacked
 
@@ -74,10 +75,6 @@ FLOAT16 = ("attention_maps", "mask")
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class ProfileError(PlanError):
-    """A profile that cannot be used or added to, with the value and the way out."""
 
 
 class Settings(Checked):

@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from profiling_core.checked import PlanError, first_mistake
+from profiling_core.checked import first_mistake
 from profiling_core.cost import picture
+from profiling_core.errors import PlanError, ProfileError
 from profiling_core.paper_plan import BLOCKS, ORDERS, PATTERNS, paper_plan
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile, ProfileError, Settings, holds_profile, load_profile
+from profiling_core.profile import Profile, Settings, holds_profile, load_profile
 from profiling_core.profile_summary import settings_lines
 from profiling_core.profile_summary import summary_lines as profile_lines
 from profiling_core.search_command import (

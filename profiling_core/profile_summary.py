@@ -21,8 +21,9 @@ from profiling_core.block_scores import (
     default_lists,
     part_blocks,
 )
+from profiling_core.errors import ProfileError
 from profiling_core.models import consecutive
-from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.profile import Profile, Settings
 from profiling_core.step_change import l1_curve, shrinking_intervals
 
 NAN = float("nan")

@@ -32,10 +32,11 @@ from profiling_core.anchors import keep, tensors_of
 from profiling_core.attention_share import attention_received
 from profiling_core.attention_tap import Call, functions_of, tapped
 from profiling_core.block_tap import BlockTap, Timer
+from profiling_core.errors import PlanError, ProfileError
 from profiling_core.model_parts import block_list, hidden_width, unwrapped
 from profiling_core.models import MODELS
-from profiling_core.plan import Branch, ModelFingerprint, PlanError
-from profiling_core.profile import MOST_MAPS, Profile, ProfileError, Settings, Subject, add_runs
+from profiling_core.plan import Branch, ModelFingerprint
+from profiling_core.profile import MOST_MAPS, Profile, Settings, Subject, add_runs
 from profiling_core.profile_arrays import profile_of
 from profiling_core.recording import Recording
 from profiling_core.replay import Replay

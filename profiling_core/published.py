@@ -44,7 +44,7 @@ from importlib import resources
 import numpy as np
 
 from profiling_core import flow_solvers
-from profiling_core.checked import PlanError
+from profiling_core.errors import PlanError
 from profiling_core.flow_solvers import Levels
 from profiling_core.paths import Paths
 from profiling_core.segments import Segments

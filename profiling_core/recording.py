@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from profiling_core.anchors import Anchor
 from profiling_core.attention_share import Received
 from profiling_core.block_tap import BlockTap
+from profiling_core.errors import ProfileError
 from profiling_core.plan import Branch
-from profiling_core.profile import ProfileError, Subject
+from profiling_core.profile import Subject
 
 
 class Recording:

@@ -48,11 +48,12 @@ from torch import Tensor
 
 from profiling_core import flow_solvers
 from profiling_core.cost import bytes_held
+from profiling_core.errors import PlanError, ProfileError
 from profiling_core.flow_solvers import Levels
 from profiling_core.lockstep import Clip, Weights
 from profiling_core.metrics import latent_error
-from profiling_core.plan import CachePlan, Forecast, PlanError
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.plan import CachePlan, Forecast
+from profiling_core.profile import Profile
 from profiling_core.search import PREDICTION_ITEMSIZE, Budget, PlanSearch, Point
 from profiling_core.step_search import QUANTILE, scores
 

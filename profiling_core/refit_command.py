@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from profiling_core.compare.model import Asked
 from profiling_core.compare.registry import tree_class
-from profiling_core.plan import CachePlan, PlanError
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.errors import PlanError, ProfileError
+from profiling_core.plan import CachePlan
+from profiling_core.profile import Profile
 
 if TYPE_CHECKING:
     from profiling_core.search import Budget, PlanSearch, Point

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from profiling_core.anchors import Anchor, forecast_prediction, tensors_of
 from profiling_core.block_walk import in_front
+from profiling_core.errors import ProfileError
 from profiling_core.plan import Branch
-from profiling_core.profile import ProfileError
 from profiling_core.recording import Recording
 
 EPSILON = 0.1

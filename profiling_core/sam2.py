@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
+from profiling_core.errors import ProfileError
 from profiling_core.pca_mask import saliency
-from profiling_core.profile import ProfileError
 
 MODEL_TYPES = ("sam2", "sam2_video")  # of the latter the image part is used
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

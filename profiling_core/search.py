@@ -26,8 +26,9 @@ from math import floor, prod
 import numpy as np
 
 from profiling_core.cost import bytes_held, format_bytes
+from profiling_core.errors import PlanError
 from profiling_core.paths import Paths, paths_of
-from profiling_core.plan import CachePlan, PlanError, Storage, StoragePlace
+from profiling_core.plan import CachePlan, Storage, StoragePlace
 from profiling_core.profile import Profile
 from profiling_core.segments import Segments
 from profiling_core.sensitivity import Sensitivity, sensitivity_of

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from profiling_core.checked import PlanError
 from profiling_core.compare.registry import tree_class
+from profiling_core.errors import PlanError
 from profiling_core.other_grid import on_grid
 from profiling_core.plan import CachePlan, Storage, StoragePlace
 from profiling_core.profile import Profile

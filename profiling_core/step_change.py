@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.errors import ProfileError
+from profiling_core.profile import Profile
 from profiling_core.schedule import round_half_up
 
 TMAX, OF_STEPS = 12, 50  # the paper's longest interval, at its step count

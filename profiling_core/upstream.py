@@ -23,6 +23,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from profiling_core.errors import ProfileError
 from profiling_core.loop_cache import LoopCache, LoopModels, Tell
 from profiling_core.loop_grid import Grid
 from profiling_core.loop_profile import GuidedRecorder, LoopProfile
@@ -32,7 +33,6 @@ from profiling_core.options import check_profile_target
 from profiling_core.pipeline_models import checked_name, plan_for_solver
 from profiling_core.plan import Branch, CachePlan, ModelFingerprint
 from profiling_core.presets import ORDER
-from profiling_core.profile import ProfileError
 from profiling_core.profiler import Recorder
 
 

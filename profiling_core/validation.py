@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from profiling_core.errors import ProfileError
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.profile import Profile
 from profiling_core.refit import Validated, check_size
 
 if TYPE_CHECKING:

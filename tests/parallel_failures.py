@@ -15,7 +15,7 @@ RANK = int(os.environ["RANK"])
 
 def fail_at_a_step(end: str) -> None:
     """Rank 1 raises, or is killed, at its third model call."""
-    from wan.errors import InputError
+    from profiling_core.errors import InputError
     from wan.model import WanModel
 
     forward, calls = WanModel.forward, []

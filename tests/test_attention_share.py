@@ -16,7 +16,7 @@ from profiling_core.attention_share import (
     high_attention,
     row_bytes,
 )
-from profiling_core.profile import ProfileError
+from profiling_core.errors import ProfileError
 
 
 def random_qk(batch: int, length: int, heads: int, width: int, seed: int = 0) -> list[Tensor]:

@@ -15,8 +15,9 @@ from profiling_core.__main__ import main
 from profiling_core.batch.attempts import Sequential
 from profiling_core.batch.clips import Checker
 from profiling_core.batch.folder import Folder, check_names
-from profiling_core.batch.jobs import BatchError, Job, read_jobs
+from profiling_core.batch.jobs import Job, read_jobs
 from profiling_core.batch.run import Batch
+from profiling_core.errors import BatchError
 from toy_makers import ToyMaker, Writer, clip_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,7 +25,7 @@ from toy_makers import ToyMaker, clip_of
 pytest.importorskip("ray")
 
 from profiling_core.batch.cluster import Cluster, Size
-from profiling_core.batch.jobs import BatchError
+from profiling_core.errors import BatchError
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time

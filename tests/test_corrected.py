@@ -7,7 +7,8 @@ import torch
 
 from profiling_core.cost import bytes_held
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
 from toys import ToyWan, both, prediction, toy_plan
 
 COMPUTED = (0, 1, 4, 5, 9)

@@ -15,7 +15,7 @@ from torch import nn
 
 from profiling_core.cost import bytes_held
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import PlanError
+from profiling_core.errors import PlanError
 from test_plan import plans
 from toys import (
     PLANS,

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
 from toys import (
     PLANS,
     NaiveWalk,

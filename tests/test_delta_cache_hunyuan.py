@@ -7,7 +7,8 @@ from hunyuan_walk import GRID, LISTS, WIDTH, Inputs, NaiveWalk, clip, planned, t
 from hyvideo.model import HYVideoDiffusionTransformer
 from profiling_core.cost import bytes_held
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.presets import build_preset, load_preset
 from toys import equal, intervals, prediction, toy_plan
 

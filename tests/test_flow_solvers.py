@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from profiling_core import flow_solvers
+from profiling_core.errors import PlanError
 from profiling_core.flow_solvers import Levels
-from profiling_core.plan import PlanError
 from profiling_core.solvers import SOLVERS
 
 ROOT = Path(__file__).parents[1]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miniatures.clips import draw, parse
+from profiling_core.errors import ProfileError
 from profiling_core.foreground import file_mask, foreground_mask, motion_mask
 from profiling_core.pca_mask import (
     looseness,
@@ -20,7 +21,6 @@ from profiling_core.pca_mask import (
     saliency,
     to_rgb,
 )
-from profiling_core.profile import ProfileError
 
 GRID = (5, 16, 20)
 

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlamaForCausalLM
 
 from hunyuan_toys import tiny_clip, tiny_config, tiny_llm, write_tokenizer
 from hyvideo.config import CONFIGS, TEMPLATES
-from hyvideo.errors import InputError
 from hyvideo.text_encoder import LanguageModel, PooledClip, encoder_bytes
+from profiling_core.errors import InputError
 
 PROMPT = "a red circle moving left over blue stripes"  # 8 words
 FP32 = {"text_encoder_precision": "fp32", "text_encoder_precision_2": "fp32"}

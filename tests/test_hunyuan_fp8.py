@@ -9,10 +9,10 @@ import torch
 from hunyuan_toys import TINY_DIT, dit_file, tiny_config, tiny_dit, write_fp8
 from hyvideo.checkpoint import find_files
 from hyvideo.config import CONFIGS
-from hyvideo.errors import InputError
 from hyvideo.fp8 import Fp8Linear, block_linears
 from hyvideo.model import HYVideoDiffusionTransformer
 from hyvideo.weights import build_transformer, load_transformer, transformer_bytes
+from profiling_core.errors import InputError
 from test_hunyuan_weights import predict
 
 FP8 = tiny_config(use_fp8=True, precision="fp32")

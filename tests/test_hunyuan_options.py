@@ -7,8 +7,8 @@ import pytest
 
 import sample_video
 from hyvideo.config import CONFIGS, TREE
-from hyvideo.errors import InputError
 from hyvideo.inference import SETTINGS, settings_of
+from profiling_core.errors import InputError
 
 PER_MODEL = {  # None on the command line, these values for the official models
     "--text-states-dim": 4096,

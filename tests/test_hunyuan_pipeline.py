@@ -16,12 +16,12 @@ from hunyuan_toys import TINY, TINY_DIT, dit_file, tiny_config, tiny_dit, write_
 from hyvideo.checkpoint import find_files
 from hyvideo.checks import check_memory, clip_seeds
 from hyvideo.config import CONFIGS, NEGATIVE_PROMPT
-from hyvideo.errors import InputError
 from hyvideo.inference import HunyuanVideoSampler
 from hyvideo.pipeline import Conditioning, HunyuanVideo
 from hyvideo.sigmas import sigmas_fp32
 from hyvideo.vae import vae_bytes
 from hyvideo.weights import transformer_bytes
+from profiling_core.errors import InputError
 
 official_types = hunyuan_runs.official_types  # fixtures
 pipeline, full = hunyuan_runs.pipeline, hunyuan_runs.full

@@ -30,7 +30,7 @@ from hyvideo.config import CONFIGS
 from hyvideo.pipeline import HunyuanVideo
 from profiling_core.carry_over import SPEEDUPS
 from profiling_core.cost import bytes_held, speedup_flops
-from profiling_core.plan import PlanError
+from profiling_core.errors import PlanError
 from profiling_core.presets import available, load_preset
 from profiling_core.run_stats import progress_marks
 

@@ -8,9 +8,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from hyvideo.errors import InputError
 from hyvideo.scheduler import build_scheduler
 from hyvideo.sigmas import sigma_grid, sigmas_fp32
+from profiling_core.errors import InputError
 
 
 def official_levels(steps: int, shift: float) -> Tensor:

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKLHunyuanVideo
 
 from hunyuan_toys import OFFICIAL_VAE, TINY_VAE, tiny_vae, write_vae
 from hyvideo.checkpoint import MODEL
-from hyvideo.errors import InputError
 from hyvideo.vae import VideoVAE, build_vae, vae_bytes
+from profiling_core.errors import InputError
 
 
 @pytest.fixture(scope="module")

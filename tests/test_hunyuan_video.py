@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from hyvideo import video
-from hyvideo.errors import InputError
 from hyvideo.video import (
     check_target,
     default_name,
@@ -28,6 +27,7 @@ from hyvideo.video import (
     save_video,
     to_frames,
 )
+from profiling_core.errors import InputError
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 

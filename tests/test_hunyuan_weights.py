@@ -12,9 +12,9 @@ from loguru import logger
 from hunyuan_toys import TINY, TINY_DIT, tiny_config, tiny_dit
 from hyvideo.checkpoint import find_dit
 from hyvideo.config import CONFIGS
-from hyvideo.errors import InputError
 from hyvideo.rope import rope_tables
 from hyvideo.weights import load_transformer, transformer_bytes
+from profiling_core.errors import InputError
 
 FACTS = json.loads((Path(__file__).parent / "data" / "hunyuan-video-shapes.json").read_text())
 MODELS = ["HYVideo-T/2", "HYVideo-T/2-cfgdistill"]

@@ -2,8 +2,8 @@
 
 import pytest
 
+from profiling_core.errors import PlanError
 from profiling_core.importers import from_magnitude_ratios, from_mask, from_shrinking, from_steps
-from profiling_core.plan import PlanError
 from profiling_core.schedule import stepwise
 from toys import toy_plan
 

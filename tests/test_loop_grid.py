@@ -14,8 +14,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from profiling_core.errors import PlanError
 from profiling_core.loop_grid import grid_of, visit_only, when_set
-from profiling_core.plan import PlanError
 from profiling_core.solvers import SOLVERS
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}

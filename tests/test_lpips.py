@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from profiling_core.lpips import SCALE, SHIFT, Lpips, LpipsError, expected_shapes
+from profiling_core.errors import LpipsError
+from profiling_core.lpips import SCALE, SHIFT, Lpips, expected_shapes
 
 SIDE = 35
 

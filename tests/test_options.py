@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import generate
+from profiling_core.errors import InputError
 from wan.configs import CONFIGS
-from wan.errors import InputError
 
 OFFICIAL = {
     "--task": "t2v-14B",

@@ -11,11 +11,12 @@ from hyvideo import sigmas as hunyuan_sigmas
 from made_profiles import made_profile
 from profiling_core import flow_solvers
 from profiling_core.__main__ import main
+from profiling_core.errors import ProfileError
 from profiling_core.flow_solvers import Levels
 from profiling_core.other_grid import grid_like, interpolation, on_grid
 from profiling_core.paths import paths_of
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.profile import Profile
 from profiling_core.search import Budget, PlanSearch
 from wan import sigmas as wan_sigmas
 

@@ -13,10 +13,11 @@ from profiling_core.block_scores import (
     part_blocks,
 )
 from profiling_core.cost import block_runs, speedup_flops
+from profiling_core.errors import PlanError, ProfileError
 from profiling_core.models import consecutive
 from profiling_core.paper_plan import every_ablation, paper_plan
-from profiling_core.plan import CachePlan, PlanError
-from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.plan import CachePlan
+from profiling_core.profile import Profile, Settings
 from profiling_core.step_change import l1_curve, shrinking_intervals
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from profiling_core.carry_over import SPEEDUPS
+from profiling_core.errors import ParallelError, PlanError
 from profiling_core.options import resolve_plan
 from profiling_core.parallel import endings
-from profiling_core.parallel.degrees import Degrees, ParallelError, check_heads, degrees_from
+from profiling_core.parallel.degrees import Degrees, check_heads, degrees_from
 from profiling_core.parallel.launch import fingerprint
 from profiling_core.parallel.ranks import local_device
-from profiling_core.plan import PlanError
 from profiling_core.plan_parts import plan_of_both
 from test_parallel import ROOT, torchrun
 

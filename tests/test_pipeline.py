@@ -15,9 +15,10 @@ import tiny_pipelines
 from naive_walk import naive
 from profiling_core import cache_pipeline
 from profiling_core.cost import format_bytes
+from profiling_core.errors import PlanError
 from profiling_core.loop_grid import grid_of, when_set
 from profiling_core.pipeline_models import fingerprint_of, loop_models
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 from tiny_pipelines import STEPS, Tiny, build
 
 TWO_CALLS = ("wan", "wan22", "wan_i2v", "hunyuan_cfg", "hunyuan_i2v", "hunyuan15")

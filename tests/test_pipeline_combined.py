@@ -11,8 +11,8 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from profiling_core import cache_pipeline
+from profiling_core.errors import PlanError
 from profiling_core.pipeline_refusals import refuse_intervals
-from profiling_core.plan import PlanError
 from test_pipeline import intervals, made_plan, prediction
 from tiny_pipelines import Tiny, build
 

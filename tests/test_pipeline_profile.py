@@ -8,8 +8,9 @@ import torch
 from diffusers import CogVideoXDPMScheduler
 
 from profiling_core import cache_pipeline, profile_pipeline
+from profiling_core.errors import ProfileError
 from profiling_core.paths import paths_of, replay
-from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.profile import Profile, Settings
 from profiling_core.report import write_report
 from profiling_core.search import Budget, PlanSearch
 from tiny_pipelines import STEPS, build

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiling_core.cost import held_anchors, picture
+from profiling_core.errors import PlanError
 from profiling_core.options import resolve_plan
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.presets import available, load_preset
 from toys import both, intervals, prediction, toy_plan
 

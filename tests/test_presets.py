@@ -9,8 +9,9 @@ from made_profiles import made_profile
 from profiling_core import searched_presets
 from profiling_core.__main__ import main
 from profiling_core.cost import bytes_held, format_bytes, speedup_flops
+from profiling_core.errors import PlanError
 from profiling_core.models import HUNYUAN, MODELS, WAN
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.presets import available, build_preset, load_preset, presets_of
 from profiling_core.published import LABEL
 

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from made_profiles import made_profile
-from profiling_core.profile import Profile, ProfileError, Settings, add_runs
+from profiling_core.errors import ProfileError
+from profiling_core.profile import Profile, Settings, add_runs
 from profiling_core.profile_packing import packed
 
 

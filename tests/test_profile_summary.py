@@ -7,7 +7,8 @@ import pytest
 
 from made_profiles import made_profile
 from profiling_core.block_scores import block_scores
-from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.errors import ProfileError
+from profiling_core.profile import Profile, Settings
 from profiling_core.profile_summary import (
     agreement,
     rank_correlations,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import wan.model
 from conftest import TINY_DIT, tiny_dit
+from profiling_core.errors import ProfileError
 from profiling_core.plan import ModelFingerprint
-from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.profile import Profile, Settings
 from profiling_core.profiler import Recorder
 from wan.model import WanModel
 

@@ -13,8 +13,9 @@ import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from profiling_core.errors import ProfileError
 from profiling_core.plan import ModelFingerprint
-from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.profile import Profile, Settings
 from profiling_core.profiler import Recorder
 
 WIDTH, HEADS, CHANNELS, GRID = 16, 4, 4, (2, 3, 4)

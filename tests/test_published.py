@@ -6,9 +6,9 @@ from importlib import resources
 import numpy as np
 import pytest
 
+from profiling_core.errors import PlanError
 from profiling_core.flow_solvers import Levels
 from profiling_core.models import MODELS
-from profiling_core.plan import PlanError
 from profiling_core.published import (
     FILE,
     NORM,

@@ -14,9 +14,10 @@ from made_profiles import made_profile
 from profiling_core.__main__ import main
 from profiling_core.compare.model import Asked
 from profiling_core.delta_cache import DeltaCache
+from profiling_core.errors import PlanError, ProfileError
 from profiling_core.lockstep import Clip, Weights
-from profiling_core.plan import CachePlan, PlanError
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.plan import CachePlan
+from profiling_core.profile import Profile
 from profiling_core.refit import Form, clips_of, forms, one_pass, refit, steps_of, with_facts
 from profiling_core.search import Budget, PlanSearch, Point
 

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from made_profiles import made_profile
+from profiling_core.errors import PlanError, ProfileError
 from profiling_core.models import MODELS
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.presets import load_preset
-from profiling_core.profile import Profile, ProfileError, Settings
+from profiling_core.profile import Profile, Settings
 from profiling_core.report import report_figures, write_pngs, write_report
 from profiling_core.report.attention import chosen_blocks, pooled
 from profiling_core.report.change import hold_errors

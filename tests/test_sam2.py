@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from profiling_core.errors import ProfileError
 from profiling_core.foreground import foreground_mask
-from profiling_core.profile import ProfileError
 
 
 def seeded(seed: int) -> torch.Generator:

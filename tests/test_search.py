@@ -9,7 +9,8 @@ import pytest
 
 from made_profiles import made_profile
 from profiling_core.cost import speedup_flops
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.search import Budget, PlanSearch
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"

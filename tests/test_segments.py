@@ -11,12 +11,13 @@ import torch
 
 from made_profiles import made_profile
 from profiling_core import flow_solvers
+from profiling_core.errors import ProfileError
 from profiling_core.flow_solvers import Levels
 from profiling_core.importers import from_steps
 from profiling_core.models import MODELS
 from profiling_core.paths import Paths, paths_of, replay
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.profile import Profile
 from profiling_core.segments import SEEN, Segments
 from profiling_core.solvers import SOLVERS, skips_of
 

@@ -13,7 +13,8 @@ from profiling_core.__main__ import main
 from profiling_core.anchors import forecast_delta, forecast_prediction, keep
 from profiling_core.cost import bytes_held
 from profiling_core.delta_cache import DeltaCache
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.search import Budget, PlanSearch
 from toys import PLANS, ToyWan, cached, equal, toy_plan
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import toy_upstreams
+from profiling_core.errors import PlanError, ProfileError
 from profiling_core.loop_grid import grid_of, when_set
 from profiling_core.models import known_model
-from profiling_core.plan import CachePlan, PlanError
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.plan import CachePlan
+from profiling_core.profile import Profile
 from profiling_core.search import Budget, PlanSearch
 from profiling_core.upstream import hunyuan_run, wan_run
 from toy_upstreams import STEPS, FlowToyScheduler, HunyuanToy, WanToy, toy_wan

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from made_profiles import made_profile
-from profiling_core.plan import CachePlan, PlanError
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.errors import PlanError, ProfileError
+from profiling_core.plan import CachePlan
+from profiling_core.profile import Profile
 from profiling_core.refit_command import asked_for
 from profiling_core.search import Budget, PlanSearch
 from profiling_core.validation import validate

@@ -20,7 +20,7 @@ from conftest import (
     tiny_t5,
     tiny_vae,
 )
-from wan.errors import InputError
+from profiling_core.errors import InputError
 from wan.t5 import FIXED, OFFICIAL_SIZES, TextEncoder, clean
 from wan.vae import VideoVAE
 

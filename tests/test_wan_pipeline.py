@@ -12,12 +12,12 @@ import wan.text2video
 from conftest import TINY_DIT
 from profiling_core.carry_over import SPEEDUPS
 from profiling_core.cost import speedup_flops
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.errors import InputError, PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.presets import load_preset
 from profiling_core.run_stats import progress_marks
 from wan.checks import check_memory, check_plan, plan_for_run
 from wan.configs import CONFIGS
-from wan.errors import InputError
 from wan.sigmas import sigmas_fp32
 from wan.text2video import WanT2V
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from wan.errors import InputError
+from profiling_core.errors import InputError
 from wan.scheduler import Scheduler, build_scheduler
 from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
+from profiling_core.errors import InputError
 from wan import video
-from wan.errors import InputError
 from wan.video import check_target, default_name, save_image, save_video, to_frames, to_image
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import OFFICIAL_CONFIG, TINY_DIT, tiny_dit, write_dit
-from wan.errors import InputError
+from profiling_core.errors import InputError
 from wan.memory import available_bytes, check_room
 from wan.weights import load_transformer, model_kwargs, transformer_bytes
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from profiling_core.parallel.degrees import ParallelError
+from profiling_core.errors import ParallelError
 from profiling_core.parallel.ranks import Ranks
 from profiling_core.parallel.sequence import SequenceShare
 from profiling_core.parallel.xdit import VARIABLE, LayerShare, sequence_share

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from profiling_core.batch.attempts import Say
 from profiling_core.batch.clips import Clip, Made
-from profiling_core.batch.jobs import BatchError, Job
+from profiling_core.batch.jobs import Job
+from profiling_core.errors import BatchError
 
 SECONDS = "seconds="  # in a prompt: how long it takes
 

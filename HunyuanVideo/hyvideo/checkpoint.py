@@ -7,7 +7,7 @@ from typing import Any
 
 from loguru import logger
 
-from .errors import InputError
+from profiling_core.errors import InputError
 
 MODEL = "hunyuan-video-t2v-720p"
 DIT = "mp_rank_00_model_states"

@@ -8,11 +8,11 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.errors import InputError, PlanError
+from profiling_core.plan import CachePlan
 
 from .checkpoint import Files
 from .config import HunyuanConfig
-from .errors import InputError
 from .memory import check_room
 from .model import emulates
 from .sigmas import SOLVER, sigmas_fp32

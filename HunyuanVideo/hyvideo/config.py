@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from profiling_core.errors import InputError
 
 TREE = Path(__file__).resolve().parents[1]  # the folder of sample_video.py
 PRECISIONS = ("fp32", "fp16", "bf16")

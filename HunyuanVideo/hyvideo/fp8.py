@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from profiling_core.errors import InputError
+
 from .checkpoint import first_line
-from .errors import InputError
 
 BLOCK_LISTS = ("double_blocks", "single_blocks")
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from profiling_core.errors import InputError
+
 from .config import CONFIGS, HunyuanConfig, round_size
-from .errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from profiling_core.delta_cache import DeltaCache
+from profiling_core.errors import InputError
 from profiling_core.parallel.guidance import BranchPair
 from profiling_core.parallel.ranks import Ranks, one_noise
 from profiling_core.parallel.xdit import sequence_share
@@ -33,7 +34,6 @@ from .checks import (
     warn_of_noise,
 )
 from .config import NEGATIVE_PROMPT, HunyuanConfig, check_video_length, round_size
-from .errors import InputError
 from .model import GUIDANCE_SCALE, no_autocast, text_lens
 from .rope import rope_tables
 from .scheduler import build_scheduler

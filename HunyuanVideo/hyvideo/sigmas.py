@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .errors import InputError
+from profiling_core.errors import InputError
 
 SOLVER = "euler"
 MOST_STEPS = 1000  # timesteps the models were trained on

@@ -19,9 +19,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from profiling_core.errors import InputError
+
 from .checkpoint import HOW_TO_GET, first_line
 from .config import TEMPLATES, HunyuanConfig, Template
-from .errors import InputError
 from .weights import DTYPES
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # no code from a folder is run

@@ -11,11 +11,11 @@ from diffusers import AutoencoderKLHunyuanVideo
 from loguru import logger
 from torch import Tensor
 
+from profiling_core.errors import InputError
 from profiling_core.parallel.ranks import Ranks
 from profiling_core.parallel.tiles import shared_tiles
 
 from .checkpoint import check_counts, first_line, read_json
-from .errors import InputError
 from .model import no_autocast
 from .weights import DTYPES, assign, plain_state, read_torch_file
 

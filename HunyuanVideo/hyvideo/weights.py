@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from profiling_core.errors import InputError
+
 from .checkpoint import first_line, fp8_map
 from .config import HunyuanConfig
-from .errors import InputError
 from .fp8 import load_scales, store_as_fp8
 from .model import HYVideoDiffusionTransformer
 

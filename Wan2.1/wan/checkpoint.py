@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from profiling_core.errors import InputError
+
 from .configs import WanConfig
-from .errors import InputError
 
 DIT = "diffusion_pytorch_model"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from profiling_core.plan import BRANCHES, CachePlan, PlanError
+from profiling_core.errors import InputError, PlanError
+from profiling_core.plan import BRANCHES, CachePlan
 
 from .configs import WanConfig
-from .errors import InputError
 from .memory import check_room
 from .sigmas import sigmas_fp32
 from .weights import model_kwargs, transformer_bytes

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InputError
+from profiling_core.errors import InputError
 
 TREE = Path(__file__).resolve().parents[1]  # the folder of generate.py
 VIDEO_SIZES = ("720*1280", "1280*720", "480*832", "832*480")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import InputError
+from profiling_core.errors import InputError
 
 GB = 1e9
 CGROUP = Path("/sys/fs/cgroup")

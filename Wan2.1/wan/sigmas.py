@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .errors import InputError
+from profiling_core.errors import InputError
 
 # where a grid starts before the shift; the official UniPC holds 0.999 in fp32
 FIRST_SIGMA = {"unipc": float(np.float32(0.999)), "dpm++": 1.0}

@@ -14,10 +14,10 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from profiling_core.errors import InputError
 from profiling_core.parallel.sharding import fill, shard
 
 from .checkpoint import check_counts, first_line, read_json
-from .errors import InputError
 from .weights import assign, check_state, read_torch_file
 
 OFFICIAL_SIZES = {

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from profiling_core.delta_cache import DeltaCache
+from profiling_core.errors import InputError
 from profiling_core.parallel.guidance import BranchPair
 from profiling_core.parallel.ranks import Ranks, one_noise
 from profiling_core.parallel.sharding import Precision
@@ -28,7 +29,6 @@ from .attention import attention, backend
 from .checkpoint import check_folder
 from .checks import Shards, check_finite, check_memory, plan_for_run
 from .configs import WanConfig, check_frame_num
-from .errors import InputError
 from .model import bf16_autocast, emulates_bf16, no_autocast
 from .scheduler import build_scheduler
 from .t5 import TextEncoder

@@ -12,11 +12,11 @@ from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from torch import Tensor
 
+from profiling_core.errors import InputError
 from profiling_core.parallel.ranks import Ranks
 from profiling_core.parallel.tiles import shared_tiles, tile_grid
 
 from .checkpoint import check_counts, first_line, read_json
-from .errors import InputError
 from .model import no_autocast
 from .weights import assign, read_torch_file
 

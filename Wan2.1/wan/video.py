@@ -13,7 +13,7 @@ import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 
-from .errors import InputError
+from profiling_core.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor

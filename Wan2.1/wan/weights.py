@@ -15,10 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from profiling_core.errors import InputError
 from profiling_core.parallel.sharding import Precision, fill, shard
 
 from .checkpoint import check_counts, dit_files, first_line, read_json
-from .errors import InputError
 from .model import WanModel
 
 Shapes = dict[str, tuple[int, ...]]

@@ -20,9 +20,10 @@ from benchmarks.lib.clips import Inputs, Tree
 from benchmarks.lib.command_line import log
 from profiling_core import importers, schedule
 from profiling_core.block_scores import Parted, default_lists, part_blocks
+from profiling_core.errors import UserError
 from profiling_core.lockstep import Clip
 from profiling_core.paper_plan import BLOCKS, PATTERNS, paper_plan
-from profiling_core.plan import CachePlan, PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.profile import Profile
 from profiling_core.refit import clips_of, forms, refit, with_facts
 from profiling_core.refit_command import PASSES
@@ -273,7 +274,7 @@ class PaperPlans:
         """Of a share: the closest to the paper within TOLERANCE, else the nearest to the budget."""
         try:
             parted = part_blocks(self.profile, share=share, lists=lists)
-        except PlanError:  # blocks of equal score cannot be parted there
+        except UserError:  # blocks of equal score cannot be parted there
             return None
         wanted, side = 1 - 1 / budget, self._side(parted)
 
@@ -302,7 +303,7 @@ class PaperPlans:
                 tmax=one.tmax,
                 tmin=one.tmin,
             )
-        except PlanError:  # too few segments for this choice of blocks
+        except UserError:  # too few segments for this choice of blocks
             return None
 
     def _side(self, parted: Parted) -> float:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from profiling_core.batch.clips import Clip, Made, TreeMaker
 from profiling_core.batch.folder import own_folder
-from profiling_core.checked import PlanError
 from profiling_core.compare.model import TreeModel
+from profiling_core.errors import PlanError
 
 Say = Callable[[str], None]
 

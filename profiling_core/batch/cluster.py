@@ -18,7 +18,7 @@ from typing import Any
 
 from profiling_core.batch.attempts import Attempt, Maker, Task, attempt, by_model
 from profiling_core.batch.clips import TreeMaker
-from profiling_core.batch.jobs import BatchError
+from profiling_core.errors import BatchError
 
 CONNECT_SECONDS = 10.0
 TICK_SECONDS = 1.0

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiling_core.batch.jobs import BatchError, Line, read_jobs
-from profiling_core.checked import PlanError
+from profiling_core.batch.jobs import Line, read_jobs
+from profiling_core.errors import BatchError, UserError
 
 if TYPE_CHECKING:
     from profiling_core.batch.clips import Clip
@@ -124,7 +124,7 @@ def _clips(lines: Sequence[Line]) -> tuple[list[Clip], list[str]]:
     for line in lines:
         try:
             found.append((line.number, checker.clip(line.job)))
-        except (PlanError, OSError) as error:
+        except (UserError, OSError) as error:
             mistakes.append(f"line {line.number}: {' '.join(str(error).split())}")
     wrong = check_names(found)
     bad = {int(text.split(":")[0].split()[1]) for text in wrong}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling_core.batch.clips import Clip
-from profiling_core.batch.jobs import BatchError
+from profiling_core.errors import BatchError
 from profiling_core.report.write import write_whole
 
 COLUMNS = (

@@ -11,16 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from profiling_core.checked import Checked, PlanError, first_mistake
+from profiling_core.checked import Checked, first_mistake
 from profiling_core.compare.model import Asked
 from profiling_core.compare.prompts import LARGEST_SEED
+from profiling_core.errors import BatchError
 
 MOST_BYTES = 64 * 2**20
 NAME = r"[\w][\w .,()+=-]{0,119}"
-
-
-class BatchError(PlanError):
-    """A batch that cannot run, with the value and the way out."""
 
 
 class Job(Checked):

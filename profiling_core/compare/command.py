@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiling_core.compare.model import Asked, CompareError, TreeModel
+from profiling_core.compare.model import Asked, TreeModel
 from profiling_core.compare.prompts import pairs_of, read_prompts, read_seeds
 from profiling_core.compare.registry import TREES, tree_class
+from profiling_core.errors import CompareError
 from profiling_core.report.drawing import check_packages
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from profiling_core.compare.model import CompareError
 from profiling_core.compare.prompts import Pair
 from profiling_core.compare.rows import Rows
 from profiling_core.cost import format_bytes
+from profiling_core.errors import CompareError
 from profiling_core.report.write import write_whole
 
 FORMAT = 1

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiling_core.compare.model import CompareError, TreeModel
+from profiling_core.compare.model import TreeModel
 from profiling_core.compare.rows import FULL
 from profiling_core.cost import speedup_flops
+from profiling_core.errors import CompareError
 from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from profiling_core.checked import PlanError
+from profiling_core.errors import CompareError, InputError
 from profiling_core.plan import CachePlan
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from profiling_core.run_stats import RunStats
 
 PACKAGE = Path(__file__).resolve().parents[2]  # the folder that holds profiling_core
-
-
-class CompareError(PlanError):
-    """A model or a comparison that cannot be run, with the value and the way out."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class TreeModel(ABC):
         """The tree's errors for what a user can put right, as this command's."""
         try:
             yield
-        except self._module("errors").InputError as error:
+        except InputError as error:
             raise CompareError(" ".join(str(error).split())) from error
 
     @contextmanager

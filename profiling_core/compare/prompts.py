@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiling_core.compare.model import CompareError
+from profiling_core.errors import CompareError
 
 MOST_BYTES = 16 * 2**20
 MOST_SEEDS = 10_000

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from profiling_core.checked import Checked, first_mistake
-from profiling_core.compare.model import CompareError
+from profiling_core.errors import CompareError
 from profiling_core.report.write import write_whole
 
 FULL = "full"

@@ -20,9 +20,10 @@ import torch
 from profiling_core.compare.exports import Exports
 from profiling_core.compare.folder import Folder, Reference
 from profiling_core.compare.methods import Method
-from profiling_core.compare.model import CompareError, TreeModel
+from profiling_core.compare.model import TreeModel
 from profiling_core.compare.prompts import Pair
 from profiling_core.compare.rows import FULL, Row
+from profiling_core.errors import CompareError
 from profiling_core.lpips import Lpips
 from profiling_core.metrics import compare, latent_error
 

@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiling_core.compare.model import Asked, CompareError, TreeModel, parse_size
+from profiling_core.compare.model import Asked, TreeModel, parse_size
+from profiling_core.errors import CompareError
 from profiling_core.plan import CachePlan
 
 if TYPE_CHECKING:

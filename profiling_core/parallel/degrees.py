@@ -6,15 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profiling_core.checked import PlanError
-
-
-class ParallelError(PlanError):
-    """Processes that do not fit each other, the model or the machine."""
-
-
-class DisagreementError(ParallelError):
-    """What the processes were told differs; all of them know it."""
+from profiling_core.errors import ParallelError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from profiling_core.parallel.degrees import DisagreementError
+from profiling_core.errors import DisagreementError
 
 PATIENCE = 3.0  # seconds for an orderly end after SIGTERM; a blocked collective never sees it
 TURN = 2.0  # seconds that a rank leaves to rank 0, which mostly has the same to say

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from profiling_core.parallel.degrees import Degrees, DisagreementError
+from profiling_core.errors import DisagreementError
+from profiling_core.parallel.degrees import Degrees
 from profiling_core.parallel.ranks import Ranks, finish, start
 
 

@@ -17,7 +17,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from profiling_core.parallel.degrees import Degrees, ParallelError, environment_int, world_size
+from profiling_core.errors import ParallelError
+from profiling_core.parallel.degrees import Degrees, environment_int, world_size
 
 ALONE = Degrees()
 TIMEOUT = timedelta(minutes=30)  # a rank may decode or load for long while others wait

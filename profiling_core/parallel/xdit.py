@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from profiling_core.parallel.degrees import ParallelError
+from profiling_core.errors import ParallelError
 from profiling_core.parallel.ranks import Ranks
 from profiling_core.parallel.sequence import Attention, SequenceShare
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from profiling_core.errors import ProfileError
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.profile import Profile
 from profiling_core.report.attention import maps_figure, share_figure
 from profiling_core.report.change import (
     cost_figure,

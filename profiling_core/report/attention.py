@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from profiling_core.block_scores import Parted, attention, block_scores, part_blocks
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.errors import ProfileError
+from profiling_core.profile import Profile
 from profiling_core.profile_summary import agreement, stability
 from profiling_core.report.figures import (
     Absent,

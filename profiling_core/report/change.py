@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.errors import ProfileError
+from profiling_core.profile import Profile
 from profiling_core.report.figures import (
     Absent,
     Axis,

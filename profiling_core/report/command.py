@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from profiling_core.errors import ProfileError
 from profiling_core.options import resolve_plan
-from profiling_core.profile import ProfileError, holds_profile, load_profile
+from profiling_core.profile import holds_profile, load_profile
 from profiling_core.report import write_pngs, write_report
 from profiling_core.report.drawing import check_packages
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from profiling_core.checked import PlanError
+from profiling_core.errors import PlanError
 from profiling_core.report.figures import (
     NOT_MEASURED,
     STATES,

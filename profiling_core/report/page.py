@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
+from profiling_core.errors import ProfileError
 from profiling_core.models import consecutive
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.profile import Profile
 from profiling_core.profile_summary import settings_lines
 from profiling_core.report.attention import parted_by
 from profiling_core.report.document import document, figure_of

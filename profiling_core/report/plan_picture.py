@@ -16,9 +16,10 @@ from profiling_core.cost import (
     speedup_flops,
     storage_words,
 )
+from profiling_core.errors import ProfileError
 from profiling_core.models import MODELS
 from profiling_core.plan import CachePlan, ModelFingerprint, Site
-from profiling_core.profile import Profile, ProfileError
+from profiling_core.profile import Profile
 from profiling_core.report.figures import PlanPicture, block_axis, step_axis
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiling_core.profile import ProfileError
+from profiling_core.errors import ProfileError
 
 INSTALL = "pip install 'imageio[ffmpeg]'"
 

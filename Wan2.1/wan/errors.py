@@ -1,5 +1,0 @@
-"""The error of this tree for what a user can put right."""
-
-
-class InputError(ValueError):
-    """One line that names the value at fault and the way out; `generate.py` prints it bare."""
