@@ -25,7 +25,7 @@ from typing import Any
 
 from profiling_core import schedule
 from profiling_core.block_scores import SCORES, Parted, part_blocks
-from profiling_core.errors import PlanError
+from profiling_core.errors import PlanError, UserError
 from profiling_core.models import consecutive
 from profiling_core.plan import CachePlan, Storage, StoragePlace
 from profiling_core.profile import Profile
@@ -137,7 +137,7 @@ def _compute_steps(
             return listed, {"steps": ",".join(map(str, listed))}, "compute steps as given"
         found = shrinking_intervals(profile, **intervals)
         computed = PATTERNS[pattern](total, found.warmup, found.tmax, found.tmin)
-    except PlanError:
+    except UserError:
         raise
     except ValueError as error:
         raise PlanError(str(error)) from None
