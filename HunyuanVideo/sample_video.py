@@ -34,13 +34,6 @@ from hyvideo.inference import settings_of
 from hyvideo.sigmas import SOLVER, sigma_grid, sigmas_fp32
 from hyvideo.video import check_target, default_name, save_folder, save_image, save_video
 from profiling_core.errors import InputError, UserError
-from profiling_core.options import (
-    DEFAULT_PRESET,
-    add_delta_options,
-    check_profile_target,
-    pointer_to_ours,
-    resolve_plan,
-)
 from profiling_core.parallel.degrees import (
     Degrees,
     check_heads,
@@ -48,8 +41,15 @@ from profiling_core.parallel.degrees import (
     environment_int,
     world_size,
 )
-from profiling_core.parallel.endings import EXIT_TERMINATED, end_on_sigterm, exit_code
 from profiling_core.plan import CachePlan
+from profiling_core.runtime.exit_codes import EXIT_TERMINATED, end_on_sigterm, exit_code
+from profiling_core.runtime.options import (
+    DEFAULT_PRESET,
+    add_delta_options,
+    check_profile_target,
+    pointer_to_ours,
+    resolve_plan,
+)
 
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # torch's generators take 64 bits
 LARGEST_DRAWN_SEED = 1_000_000
@@ -359,7 +359,7 @@ def run(
     from hyvideo.pipeline import HunyuanVideo
     from profiling_core.parallel.launch import fingerprint, from_first, joined
     from profiling_core.parallel.ranks import local_device
-    from profiling_core.profiler import recorder_of
+    from profiling_core.recording.recorder import recorder_of
 
     sigmas = sigmas_fp32(args.infer_steps, args.flow_shift)
     grid = {"solver": SOLVER, "shift": args.flow_shift}

@@ -20,13 +20,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from loguru import logger
 
 from profiling_core.errors import InputError, UserError
-from profiling_core.options import (
-    DEFAULT_PRESET,
-    add_delta_options,
-    check_profile_target,
-    pointer_to_ours,
-    resolve_plan,
-)
 from profiling_core.parallel.degrees import (
     Degrees,
     check_heads,
@@ -34,8 +27,15 @@ from profiling_core.parallel.degrees import (
     environment_int,
     world_size,
 )
-from profiling_core.parallel.endings import EXIT_TERMINATED, end_on_sigterm, exit_code
 from profiling_core.plan import CachePlan
+from profiling_core.runtime.exit_codes import EXIT_TERMINATED, end_on_sigterm, exit_code
+from profiling_core.runtime.options import (
+    DEFAULT_PRESET,
+    add_delta_options,
+    check_profile_target,
+    pointer_to_ours,
+    resolve_plan,
+)
 from wan.checkpoint import check_folder, checkpoint_files
 from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
 from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
@@ -219,7 +219,7 @@ def run(
 
     from profiling_core.parallel.launch import fingerprint, from_first, joined
     from profiling_core.parallel.ranks import local_device
-    from profiling_core.profiler import recorder_of
+    from profiling_core.recording.recorder import recorder_of
     from wan.checks import check_plan
     from wan.memory import out_of_memory_as_input_error
     from wan.text2video import WanT2V

@@ -24,13 +24,13 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, not installed
 
-from profiling_core.compare.model import Asked, TreeModel
-from profiling_core.compare.registry import tree_class
-from profiling_core.cost import format_bytes
+from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import CompareError
 from profiling_core.metrics import Quality, compare
-from profiling_core.options import resolve_plan
-from profiling_core.run_stats import RunStats
+from profiling_core.plan.cost import format_bytes
+from profiling_core.runtime.options import resolve_plan
+from profiling_core.trees.registry import tree_class
+from profiling_core.trees.tree_model import Asked, TreeModel
 
 MINIATURES = {"wan": "t2v-mini", "hunyuan": "HYVideo-mini"}
 PROMPTS = {

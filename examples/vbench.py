@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from profiling_core.compare.exports import VBENCH, file_names
+from profiling_core.commands.compare.exports import VBENCH, file_names
 from profiling_core.errors import BatchError, UserError
 
 SEEDS = 5

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from profiling_core.plan import CachePlan, Site
+from profiling_core.plan import CachePlan
+from profiling_core.plan.plan import Site
 
 
 class Calls:

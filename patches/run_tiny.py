@@ -27,8 +27,9 @@ from loguru import logger
 
 import stand_ins
 from anchors import load_upstreams
-from profiling_core.profile import Profile, ProfileError
-from profiling_core.search import Budget, PlanSearch
+from profiling_core.errors import ProfileError
+from profiling_core.profile.profile import Profile
+from profiling_core.search.search import Budget, PlanSearch
 from tiny_upstreams import FAMILIES, TinyHunyuan, TinyRun, TinyWan
 from trees import apply, read_tree
 

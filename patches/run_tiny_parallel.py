@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import stand_ins
 from anchors import load_upstreams
-from profiling_core.delta_cache import DeltaCache
+from profiling_core.engine.delta_cache import DeltaCache
 from run_tiny import HERE
 from stand_ins import attention
 from tiny_upstreams import FAMILIES, TinyWan

@@ -21,10 +21,10 @@ from PIL import Image
 from torch import nn
 
 from naive_walk import naive
-from profiling_core.delta_cache import DeltaCache
-from profiling_core.loop_grid import Grid, grid_of, when_set
-from profiling_core.models import known_model
+from profiling_core.engine.delta_cache import DeltaCache
+from profiling_core.loops.scheduler_grid import Grid, grid_of, when_set
 from profiling_core.plan import CachePlan
+from profiling_core.plan.model_specs import known_model
 from stand_ins import TEXT_TOKENS, TEXT_WIDTH, Clip, Text, Vae, attention, fixed
 
 STEPS, COMPUTED = 10, (0, 1, 2, 5, 8)

@@ -6,18 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from profiling_core.batch.command import add_batch_command
-from profiling_core.compare.command import add_compare_command
-from profiling_core.cost import bytes_held, format_bytes, held_anchors, picture, storage_words
+from profiling_core.commands.batch.command import add_batch_command
+from profiling_core.commands.compare.command import add_compare_command
+from profiling_core.commands.profile import add_profile_commands, show_profile
+from profiling_core.commands.report.command import add_report_command
 from profiling_core.errors import PlanError, UserError
-from profiling_core.models import MODELS
-from profiling_core.options import resolve_plan
 from profiling_core.plan import CachePlan
-from profiling_core.presets import available, plans_folder, presets_of
-from profiling_core.profile import Profile, holds_profile
-from profiling_core.profile_commands import add_profile_commands, show_profile
-from profiling_core.report.command import add_report_command
-from profiling_core.searched_presets import make_preset, missing_profiles, presets_from
+from profiling_core.plan.cost import bytes_held, format_bytes, held_anchors, picture, storage_words
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.presets import available, plans_folder, presets_of
+from profiling_core.profile.profile import Profile, holds_profile
+from profiling_core.runtime.options import resolve_plan
+from profiling_core.search.preset_search import make_preset, missing_profiles, presets_from
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 

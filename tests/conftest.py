@@ -1,166 +1,16 @@
-"""Tiny models and complete checkpoint folders in the official layout, with random weights."""
+"""Fixtures: checkpoint folders of tiny models; lib/ makes them."""
 
-import json
-import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "Wan2.1"), str(ROOT / "HunyuanVideo")]  # scripts run inside their tree
+from hunyuan_toys import write_checkpoint as write_hunyuan_checkpoint
+from wan_toys import write_checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
-
-from wan.model import WanModel  # noqa: E402
-from wan.t5 import BLOCK_NAMES, FIXED  # noqa: E402
-
-TINY_DIT = {
-    "dim": 48,
-    "ffn_dim": 64,
-    "num_heads": 2,
-    "num_layers": 3,
-    "text_dim": 32,
-    "text_len": 16,
-}
-TINY_VAE = {"base_dim": 8}
-TINY_T5 = {
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "vocab_size": 64,
-}
-WORDS = "a red green blue circle square moving left right up down over stripes checks noise".split()
-OFFICIAL_CONFIG = {
-    "_class_name": "WanModel",
-    "_diffusers_version": "0.30.0",
-    "model_type": "t2v",
-    "in_dim": 16,
-    "out_dim": 16,
-    "freq_dim": 256,
-    "eps": 1e-06,
-}
-
-
-def randomise(module: nn.Module, seed: int, std: float = 0.1) -> nn.Module:
-    """Every parameter drawn anew, so that no zero-initialised layer hides a mistake."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * std
-            parameter.copy_(noise + (1 if parameter.mean() == 1 else 0))  # norms stay near one
-    return module.eval()
-
-
-def tiny_dit(seed: int = 0, **sizes: int) -> WanModel:
-    return randomise(WanModel(**{**TINY_DIT, **sizes}), seed)
-
-
-def tiny_vae(seed: int = 1) -> AutoencoderKLWan:
-    return randomise(AutoencoderKLWan(**TINY_VAE), seed)
-
-
-def tiny_t5(seed: int = 2) -> UMT5EncoderModel:
-    model = UMT5EncoderModel._from_config(
-        UMT5Config(**FIXED, **TINY_T5), attn_implementation="eager"
-    )
-    return randomise(model, seed, std=0.5).to(torch.bfloat16)
-
-
-def official_vae_name(name: str) -> str:
-    """The name in `Wan2.1_VAE.pth` of a tensor of diffusers' module (two blocks per level)."""
-    name = re.sub(r"^quant_conv", "conv1", re.sub(r"^post_quant_conv", "conv2", name))
-    inner = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3"}
-    inner |= {"conv2": "residual.6", "conv_shortcut": "shortcut"}
-    block = re.fullmatch(r"(.*blocks?\..*)\.(norm1|conv1|norm2|conv2|conv_shortcut)\.(\w+)", name)
-    if block:
-        name = f"{block[1]}.{inner[block[2]]}.{block[3]}"
-    # one flat list: every level has three blocks and, but the last, a resampling layer
-    name = re.sub(r"up_blocks\.(\d+)\.resnets\.(\d+)", lambda m: _flat(m[1], m[2]), name)
-    name = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: _flat(m[1], "3"), name)
-    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"middle.{2 * int(m[1])}", name)
-    name = name.replace("mid_block.attentions.0", "middle.1")
-    name = name.replace("down_blocks", "downsamples").replace("norm_out", "head.0")
-    return name.replace("conv_out", "head.2").replace(".conv_in.", ".conv1.")
-
-
-def _flat(level: str, layer: str) -> str:
-    return f"upsamples.{4 * int(level) + int(layer)}"
-
-
-def official_t5_name(name: str) -> str | None:
-    """The name in the official T5 file of a tensor of transformers' module; None for the tie."""
-    block = re.fullmatch(r"encoder\.block\.(\d+)\.(.+)", name)
-    if block:
-        inner = {theirs: official for official, theirs in BLOCK_NAMES.items()}
-        return f"blocks.{block[1]}.{inner[block[2]]}"
-    return {
-        "shared.weight": "token_embedding.weight",
-        "encoder.final_layer_norm.weight": "norm.weight",
-    }.get(name)
-
-
-def official_vae_state(vae: AutoencoderKLWan) -> dict[str, Tensor]:
-    return {official_vae_name(name): tensor for name, tensor in vae.state_dict().items()}
-
-
-def official_t5_state(t5: UMT5EncoderModel) -> dict[str, Tensor]:
-    named = {official_t5_name(name): tensor for name, tensor in t5.state_dict().items()}
-    return {name: tensor for name, tensor in named.items() if name}
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A word-level tokenizer with UMT5's special tokens."""
-    special = ["<pad>", "</s>", "<unk>"]
-    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-
-
-def write_dit(folder: Path, model: WanModel, shards: int = 1, **config: object) -> None:
-    """config.json and the weights, in one file or in shards with their index."""
-    sizes = {**OFFICIAL_CONFIG, **TINY_DIT, **config}
-    (folder / "config.json").write_text(json.dumps(sizes))
-    state = dict(model.state_dict())
-    name = "diffusion_pytorch_model"
-    if shards == 1:
-        save_file(state, folder / f"{name}.safetensors")
-        return
-    files = [f"{name}-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
-    weight_map = {key: files[i * shards // len(state)] for i, key in enumerate(state)}
-    for file in files:
-        save_file({k: v for k, v in state.items() if weight_map[k] == file}, folder / file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / f"{name}.safetensors.index.json").write_text(json.dumps(index))
-
-
-def write_checkpoint(folder: Path, *, seed: int = 0, shards: int = 1) -> Path:
-    """A complete tiny checkpoint folder; tests change it as they like."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_dit(folder, tiny_dit(seed), shards)
-    torch.save(official_vae_state(tiny_vae(seed + 1)), folder / "Wan2.1_VAE.pth")
-    (folder / "Wan2.1_VAE.json").write_text(json.dumps(TINY_VAE))
-    t5 = "models_t5_umt5-xxl-enc-bf16"
-    torch.save(official_t5_state(tiny_t5(seed + 2)), folder / f"{t5}.pth")
-    (folder / f"{t5}.json").write_text(json.dumps(TINY_T5))
-    write_tokenizer(folder / "google" / "umt5-xxl")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -178,9 +28,7 @@ def new_checkpoint(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def hunyuan_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny HunyuanVideo checkpoint folder that no test may change."""
-    from hunyuan_toys import write_checkpoint as write  # which imports this file
-
-    return write(tmp_path_factory.mktemp("HYVideo-tiny"))
+    return write_hunyuan_checkpoint(tmp_path_factory.mktemp("HYVideo-tiny"))
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from profiling_core.__main__ import _parser
 from profiling_core.errors import PlanError
-from profiling_core.options import resolve_plan
+from profiling_core.runtime.options import resolve_plan
+from tree_paths import ROOT
 from wan.configs import CONFIGS as WAN_CONFIGS
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     "README.md",
     "benchmarks/README.md",

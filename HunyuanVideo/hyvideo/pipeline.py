@@ -11,16 +11,16 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from profiling_core.delta_cache import DeltaCache
+from profiling_core.engine.delta_cache import DeltaCache
+from profiling_core.engine.run_stats import RunStats, progress_marks
 from profiling_core.errors import InputError
-from profiling_core.parallel.guidance import BranchPair
+from profiling_core.parallel.cfg_parallel import BranchPair
 from profiling_core.parallel.ranks import Ranks, one_noise
 from profiling_core.parallel.xdit import sequence_share
 from profiling_core.plan import CachePlan
-from profiling_core.plan_parts import plan_of_both
-from profiling_core.profiler import Recorder
-from profiling_core.replay import Replay
-from profiling_core.run_stats import RunStats, progress_marks
+from profiling_core.plan.restrict import plan_of_both
+from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.recorder import Recorder
 
 from .attention import attention, backend
 from .checkpoint import find_files

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from profiling_core.errors import InputError
 from profiling_core.parallel.ranks import Ranks
-from profiling_core.parallel.tiles import shared_tiles
+from profiling_core.parallel.vae_tiles import shared_tiles
 
 from .checkpoint import check_counts, first_line, read_json
 from .model import no_autocast

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from profiling_core.errors import InputError, PlanError
-from profiling_core.plan import BRANCHES, CachePlan
+from profiling_core.plan import CachePlan
+from profiling_core.plan.plan import BRANCHES
 
 from .configs import WanConfig
 from .memory import check_room

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from profiling_core.anchors import tensors_of
+from profiling_core.engine.anchors import tensors_of
 
 from .base import Call, Peer, Rule, Variant, as_prediction, latent_of
 

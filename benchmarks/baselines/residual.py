@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from profiling_core.anchors import tensors_of
+from profiling_core.engine.anchors import tensors_of
 
 from .base import BlockLists, Call, Rule
 

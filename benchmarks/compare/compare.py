@@ -36,7 +36,7 @@ from benchmarks.lib.clips import BUILD, Tree
 from benchmarks.lib.command_line import Parser, log, quiet_log
 from benchmarks.lib.rows import TREES, append_row, default_device, environment, load_rows
 from miniatures.clips import held_out_prompts
-from profiling_core.profile import Profile
+from profiling_core.profile.profile import Profile
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)
 HELD_OUT_SEED = 100  # of the first held-out prompt's noise

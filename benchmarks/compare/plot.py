@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.compare.policies import GROUPS, OURS
 from benchmarks.compare.table import Group, Row, grouped
-from profiling_core.paper_plan import PATTERNS
+from profiling_core.search.paper_method import PATTERNS
 
 BEST_PAPER = "paper background stepwise"  # the published one stands for its ablations
 MAIN = (

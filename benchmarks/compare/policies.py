@@ -18,18 +18,17 @@ from benchmarks.compare.tuning import TOLERANCE, Tuning, UnreachableError, calib
 from benchmarks.lib.calibrate import SEED, calibration_prompts
 from benchmarks.lib.clips import Inputs, Tree
 from benchmarks.lib.command_line import log
-from profiling_core import importers, schedule
-from profiling_core.block_scores import Parted, default_lists, part_blocks
+from profiling_core.commands.refit import PASSES
 from profiling_core.errors import UserError
-from profiling_core.lockstep import Clip
-from profiling_core.paper_plan import BLOCKS, PATTERNS, paper_plan
-from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile
-from profiling_core.refit import clips_of, forms, refit, with_facts
-from profiling_core.refit_command import PASSES
-from profiling_core.search import Budget, PlanSearch, Point
-from profiling_core.solvers import SKIPS
-from profiling_core.step_change import Intervals, shrinking_intervals
+from profiling_core.plan import CachePlan, importers, schedule
+from profiling_core.plan.solvers import SKIPS
+from profiling_core.profile.block_scores import Parted, default_lists, part_blocks
+from profiling_core.profile.profile import Profile
+from profiling_core.profile.step_change import Intervals, shrinking_intervals
+from profiling_core.refit.refit import clips_of, forms, refit, with_facts
+from profiling_core.refit.rollout import Clip
+from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
+from profiling_core.search.search import Budget, PlanSearch, Point
 
 OURS = "search"  # what the others are compared with
 CANDIDATES = 4  # plans that calibration prompts choose from in "search validated"

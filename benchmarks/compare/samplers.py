@@ -23,10 +23,10 @@ from torch import Tensor
 
 from benchmarks.baselines import Peer, Variant
 from benchmarks.lib.clips import Inputs, Tree
-from profiling_core.cost import speedup_flops
+from profiling_core.files import write_whole
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
-from profiling_core.report.write import write_whole
+from profiling_core.plan.cost import speedup_flops
 
 
 @dataclass(frozen=True)

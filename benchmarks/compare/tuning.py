@@ -26,7 +26,7 @@ from benchmarks.baselines.teacache import Changes
 from benchmarks.compare.samplers import Reference, Sampler, Thresholded, measured
 from benchmarks.lib.clips import Inputs, Tree
 from benchmarks.lib.command_line import log
-from profiling_core.report.write import write_whole
+from profiling_core.files import write_whole
 
 TOLERANCE = 0.02  # of the speed-up that is asked for
 REACH = 0.1  # a threshold further off than this does not reach the budget

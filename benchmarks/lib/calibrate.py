@@ -22,7 +22,7 @@ from benchmarks.lib.clips import BUILD, Tree
 from benchmarks.lib.command_line import quiet_log
 from benchmarks.lib.rows import TREES, default_device
 from miniatures import clips
-from profiling_core.profile import Profile, Settings, add_runs
+from profiling_core.profile.profile import Profile, Settings, add_runs
 
 PROMPTS, SEED = 6, 7  # how many, and the seed that they are drawn from
 SETTINGS = Settings(sensitivity=(1, 3, 6, 10, 15, 20, 26, 32, 38, 44, 48))

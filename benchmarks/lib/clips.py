@@ -23,15 +23,15 @@ import wan.text2video
 import wan.video
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from hyvideo.config import HunyuanConfig
-from profiling_core.models import MODELS
-from profiling_core.options import resolve_plan
+from profiling_core.engine.run_stats import RunStats
 from profiling_core.parallel.ranks import Ranks
 from profiling_core.plan import CachePlan
-from profiling_core.presets import available
-from profiling_core.profile import Settings
-from profiling_core.profiler import Recorder
-from profiling_core.replay import Replay
-from profiling_core.run_stats import RunStats
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.presets import available
+from profiling_core.profile.profile import Settings
+from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.recorder import Recorder
+from profiling_core.runtime.options import resolve_plan
 from wan.configs import CONFIGS as WAN_CONFIGS
 from wan.configs import WanConfig, parse_size
 

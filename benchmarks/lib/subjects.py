@@ -16,8 +16,8 @@ import benchmarks.lib  # noqa: F401  (puts the trees on the path)
 from benchmarks.lib.timing import Subject
 from hyvideo.model import GUIDANCE_SCALE, HYVideoDiffusionTransformer
 from hyvideo.rope import rope_tables
-from profiling_core.models import HUNYUAN, WAN, Clip, Family, PlannedModel
-from profiling_core.plan import ModelFingerprint
+from profiling_core.plan.model_specs import HUNYUAN, WAN, Clip, Family, PlannedModel
+from profiling_core.plan.plan import ModelFingerprint
 from wan.model import WanModel
 
 GUIDANCE = 6.0

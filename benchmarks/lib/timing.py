@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from profiling_core.anchors import tensors_of
-from profiling_core.cost import anchor_lifetimes, bytes_held, speedup_flops
-from profiling_core.delta_cache import DeltaCache
-from profiling_core.models import MODELS, PlannedModel
+from profiling_core.engine.anchors import tensors_of
+from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
-from profiling_core.presets import build_preset, load_preset, presets_of
+from profiling_core.plan.cost import anchor_lifetimes, bytes_held, speedup_flops
+from profiling_core.plan.model_specs import MODELS, PlannedModel
+from profiling_core.plan.presets import build_preset, load_preset, presets_of
 
 Call = Callable[[], Any]
 PLANS = ("release", "paper", "foreground", "balanced")

@@ -43,11 +43,11 @@ from benchmarks.lib.timing import alternate, paired_ratio
 from benchmarks.search.prediction_errors import Ranks, Row, measure_all, pairs_of, prompts_of, ranks
 from benchmarks.search.prediction_plans import plans_of
 from benchmarks.search.prediction_plot import draw
-from profiling_core.cost import speedup_flops
-from profiling_core.importers import from_steps
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile
-from profiling_core.search import Budget, PlanSearch
+from profiling_core.plan.cost import speedup_flops
+from profiling_core.plan.importers import from_steps
+from profiling_core.profile.profile import Profile
+from profiling_core.search.search import Budget, PlanSearch
 
 PARTS = ("errors", "search", "speed")
 NAME = "prediction"

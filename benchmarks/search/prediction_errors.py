@@ -20,8 +20,8 @@ from benchmarks.search.prediction_plans import Kind
 from miniatures.clips import held_out_prompts
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
-from profiling_core.search import PlanSearch
-from profiling_core.step_search import QUANTILE
+from profiling_core.search.search import PlanSearch
+from profiling_core.search.step_search import QUANTILE
 
 HELD_OUT_SEED = 100  # of the first held-out prompt's noise
 Row = dict[str, Any]

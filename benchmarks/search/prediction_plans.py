@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.compare.policies import uniform_steps
 from benchmarks.lib.schedules import protected
 from profiling_core.plan import CachePlan
-from profiling_core.search import Budget, PlanSearch, Point
+from profiling_core.search.search import Budget, PlanSearch, Point
 
 SPEEDUPS = (1.25, 1.5, 2.0, 3.0, 4.0)  # of the searched ones
 EXCHANGED = (2.0, 3.0)

@@ -40,11 +40,11 @@ from benchmarks.lib.clips import BUILD, Tree
 from benchmarks.lib.command_line import log, quiet_log
 from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
 from miniatures.clips import held_out_prompts
-from profiling_core.lockstep import Clip
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile
-from profiling_core.refit import Form, clips_of, forms, one_pass, with_facts
-from profiling_core.search import Budget, PlanSearch, Point
+from profiling_core.profile.profile import Profile
+from profiling_core.refit.refit import Form, clips_of, forms, one_pass, with_facts
+from profiling_core.refit.rollout import Clip
+from profiling_core.search.search import Budget, PlanSearch, Point
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)
 HELD_OUT_SEED = 100  # of the first held-out prompt's noise, as in compare.py

@@ -33,15 +33,15 @@ from benchmarks.lib.command_line import quiet_log
 from benchmarks.lib.rows import TREES, append_row, default_device, environment
 from benchmarks.search.transfer_table import tables
 from miniatures.clips import held_out_prompts
-from profiling_core.carry_over import carry_over
-from profiling_core.cost import speedup_flops
 from profiling_core.metrics import compare, latent_error
-from profiling_core.models import MODELS
-from profiling_core.other_grid import on_grid
 from profiling_core.plan import CachePlan
-from profiling_core.profile import Profile, Settings
-from profiling_core.profiler import Recorder
-from profiling_core.search import Budget, PlanSearch
+from profiling_core.plan.cost import speedup_flops
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.regrid import carry_over
+from profiling_core.profile.profile import Profile, Settings
+from profiling_core.recording.recorder import Recorder
+from profiling_core.search.resample import on_grid
+from profiling_core.search.search import Budget, PlanSearch
 
 NAME, SPEEDUP, HELD_OUT_SEED = "transfer", 2.0, 100
 RECORDED = 2  # calibration prompts that a setting's own profile is recorded with

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lib.rows import TREES
-from profiling_core.step_search import QUANTILE
+from profiling_core.search.step_search import QUANTILE
 
 Row = dict[str, Any]
 Groups = dict[tuple[str, str, str], list[Row]]  # by tree, setting and policy

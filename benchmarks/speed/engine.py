@@ -20,7 +20,7 @@ import torch
 from benchmarks.lib.rows import TREES, append_row, default_device, environment, has_bf16, table
 from benchmarks.lib.subjects import hunyuan_subject, random_model, wan_subject
 from benchmarks.lib.timing import PLANS, Subject, measure, measured_bytes
-from profiling_core.delta_cache import DeltaCache
+from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 
 MID_LATENT = (16, 8, 32, 32)  # 8 x 16 x 16 = 2,048 tokens

@@ -28,10 +28,10 @@ from benchmarks.lib.schedules import protected
 from benchmarks.lib.timing import Subject, peak_memory, reset_peak, timed
 from benchmarks.speed.gpu_policies import Costs, FewerSteps, Planned, Policy, Ruled
 from benchmarks.speed.gpu_step import MODELS
-from profiling_core.importers import from_shrinking, from_steps
 from profiling_core.plan import CachePlan
-from profiling_core.presets import STEPS, build_preset
-from profiling_core.schedule import stepwise
+from profiling_core.plan.importers import from_shrinking, from_steps
+from profiling_core.plan.presets import STEPS, build_preset
+from profiling_core.plan.schedule import stepwise
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)
 WARMUPS = (6, 4, 2, 1)  # of the paper's plan: the release's first

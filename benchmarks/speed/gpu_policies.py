@@ -27,10 +27,10 @@ from benchmarks.baselines.magcache import MagBranch
 from benchmarks.baselines.residual import Branch, Entry, ResidualRule
 from benchmarks.baselines.teacache import DEGREE, TeaBranch
 from benchmarks.lib.timing import Subject, kinds, peak_memory, reset_peak, timed, visit
-from profiling_core.anchors import tensors_of
-from profiling_core.cost import speedup_flops
-from profiling_core.delta_cache import DeltaCache
+from profiling_core.engine.anchors import tensors_of
+from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import speedup_flops
 
 FIRST_ASKED = 20  # a step at which every rule decides
 THRESHOLD = 0.1  # of the rules; their answers are forced

@@ -19,7 +19,7 @@ from benchmarks.lib.subjects import hunyuan_subject, random_model, wan_subject
 from benchmarks.lib.timing import Subject, measure, measured_bytes, peak_memory, reset_peak, timed
 from hyvideo.config import CONFIGS
 from hyvideo.model import HYVideoDiffusionTransformer
-from profiling_core.delta_cache import DeltaCache
+from profiling_core.engine.delta_cache import DeltaCache
 from wan.model import WanModel
 
 

@@ -38,9 +38,9 @@ from benchmarks.speed.scaling_model import (
     sent,
     speedups,
 )
-from profiling_core.cost import bytes_held
-from profiling_core.options import resolve_plan
 from profiling_core.parallel.degrees import Degrees
+from profiling_core.plan.cost import bytes_held
+from profiling_core.runtime.options import resolve_plan
 from wan.model import WanModel
 
 PARTS = ("model", "memory")

@@ -31,7 +31,7 @@ import numpy as np
 
 import benchmarks.lib  # noqa: F401  (puts the trees on the path)
 from profiling_core.parallel.degrees import Degrees
-from profiling_core.parallel.tiles import tile_grid
+from profiling_core.parallel.vae_tiles import tile_grid
 from wan.vae import LEAST_TILE, OVERLAP
 
 BYTES = 2  # of a number that travels, in bf16

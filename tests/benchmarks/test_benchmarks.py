@@ -18,10 +18,11 @@ from benchmarks.speed import engine, gpu_step
 from examples import demo
 from gpu_toys import TOY_HUNYUAN, TOY_WAN, TOYS
 from hunyuan_toys import TINY as TINY_HUNYUAN
-from profiling_core.models import HUNYUAN, MODELS, WAN, Clip, PlannedModel
-from profiling_core.plan import CachePlan, ModelFingerprint
-from profiling_core.presets import ORDER, build_preset, load_preset, presets_of
-from profiling_core.profile import Profile, Settings
+from profiling_core.plan import CachePlan
+from profiling_core.plan.model_specs import HUNYUAN, MODELS, WAN, Clip, PlannedModel
+from profiling_core.plan.plan import ModelFingerprint
+from profiling_core.plan.presets import ORDER, build_preset, load_preset, presets_of
+from profiling_core.profile.profile import Profile, Settings
 from tiny_trees import tiny_configs
 
 CPU = torch.device("cpu")

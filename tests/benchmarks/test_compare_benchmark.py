@@ -14,7 +14,7 @@ from benchmarks.baselines.magcache import MagVariant
 from benchmarks.compare import compare, plot, policies, samplers, table, tuning
 from benchmarks.lib import calibrate, clips
 from benchmarks.lib import rows as row_files
-from profiling_core.profile import Profile, Settings
+from profiling_core.profile.profile import Profile, Settings
 
 CPU = torch.device("cpu")
 THREE = ("fewer steps", "MagCache", "search")

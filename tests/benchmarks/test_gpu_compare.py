@@ -12,7 +12,7 @@ from benchmarks.speed import gpu_compare, gpu_policies
 from gpu_toys import TOY_HUNYUAN as HUNYUAN
 from gpu_toys import TOY_WAN as WAN
 from gpu_toys import TOYS
-from profiling_core.cost import speedup_flops
+from profiling_core.plan.cost import speedup_flops
 
 CPU = torch.device("cpu")
 CALLS = {WAN: 100, HUNYUAN: 50}

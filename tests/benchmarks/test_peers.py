@@ -25,8 +25,8 @@ from benchmarks.baselines.base import BRANCHES
 from benchmarks.baselines.magcache import MagBranch, MagVariant
 from benchmarks.lib.clips import HunyuanTree, Inputs, Tree, WanTree
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
-from profiling_core.importers import from_magnitude_ratios
 from profiling_core.metrics import latent_error
+from profiling_core.plan.importers import from_magnitude_ratios
 from tiny_trees import tiny_configs
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from benchmarks.search import prediction, prediction_errors
 from benchmarks.search.prediction_plans import MOST_MOVED, exchanged, hand, plans_of
 from made_profiles import made_profile
 from profiling_core.plan import CachePlan
-from profiling_core.search import Budget, PlanSearch
+from profiling_core.search.search import Budget, PlanSearch
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
 STEPS = 20

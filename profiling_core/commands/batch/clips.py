@@ -1,0 +1,174 @@
+"""Clips of a batch: what identifies one, and how a process makes it with a model kept loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profiling_core.commands.batch.jobs import Job
+from profiling_core.runtime.options import resolve_plan
+from profiling_core.trees.registry import tree_class
+from profiling_core.trees.tree_model import Asked, TreeModel
+
+if TYPE_CHECKING:
+    from profiling_core.parallel.ranks import Ranks
+
+VERSION = 1  # of what a clip's key is made from
+PATHS = frozenset({"ckpt_dir", "model_base", "dit_weight"})  # the fingerprint says more
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A job that was checked. key: of everything that shapes the clip, weights included.
+
+    pair: the same without the plan; model: what has to be loaded for it.
+    """
+
+    job: Job
+    key: str
+    pair: str
+    model: str
+    plan_label: str
+
+    @property
+    def stem(self) -> str:
+        """The name of its files."""
+        if self.job.name is not None:
+            return self.job.name
+        words = re.sub(r"[^A-Za-z0-9]+", "-", self.job.prompt)[:48].strip("-").lower()
+        return f"{words or 'clip'}-{self.key[:12]}"
+
+    @property
+    def is_full(self) -> bool:
+        return self.job.plan is None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a worker says of a clip that it made."""
+
+    seconds: float
+    denoise_seconds: float
+    decode_seconds: float
+    block_runs: int
+    block_runs_full: int
+    model_calls: int
+    bytes_held: int
+    describe: str
+
+
+class Checker:
+    """Checks jobs and finds their keys, without reading weights; alike ones are looked at once."""
+
+    def __init__(self) -> None:
+        self._fingerprints: dict[tuple[str, ...], str] = {}
+        self._models = cache(self._model)
+        self._plans = cache(self._plan)
+
+    def clip(self, job: Job) -> Clip:
+        """PlanError for what cannot work: sizes, a plan that is not there or another model's."""
+        _, facts, weights = self._models(job.tree, job.asked)
+        text, label = self._plans(job.tree, job.asked, job.plan)
+        pair = _sha256({**facts, "prompt": job.prompt, "seed": job.seed})
+        loaded = _sha256([job.tree, job.task, job.ckpt_dir, job.dit_weight, weights])
+        return Clip(job, _sha256([pair, text]), pair, loaded, label)
+
+    def _model(self, tree: str, asked: Asked) -> tuple[TreeModel, dict[str, Any], str]:
+        """The model, what shapes its clips, and the fingerprint of its weights."""
+        model = tree_class(tree)(asked, "a clip")
+        settings = {k: v for k, v in model.settings.items() if k not in PATHS}
+        weights = self._fingerprint(model.checkpoint)
+        facts = {"version": VERSION, "tree": tree, "settings": settings, "weights": weights}
+        return model, facts, weights
+
+    def _plan(self, tree: str, asked: Asked, value: str | None) -> tuple[str | None, str]:
+        """Text and name of a plan that fits the model."""
+        if value is None:
+            return None, FULL
+        model = self._models(tree, asked)[0]
+        plan = resolve_plan(value, model.plan_model)
+        model.check_plan(plan)
+        return plan.dumps(), plan.name
+
+    def _fingerprint(self, files: list[Path]) -> str:
+        from profiling_core.parallel.launch import fingerprint
+
+        names = tuple(map(str, files))
+        if names not in self._fingerprints:
+            self._fingerprints[names] = fingerprint(*files)
+        return self._fingerprints[names]
+
+
+class TreeMaker:
+    """Makes clips with the models of the trees, the last one kept loaded; one per process."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[str, Any] | None = None
+        self.ranks: Ranks | None = None
+
+    def make(
+        self, clip: Clip, write: Callable[[TreeModel, Any], None], say: Callable[[str], None]
+    ) -> Made | None:
+        """Make it and hand it to `write`; None on ranks after the first of a shared clip."""
+        job = clip.job
+        model = tree_class(job.tree)(job.asked, job.prompt)
+        plan = None if job.plan is None else resolve_plan(job.plan, model.plan_model)
+        with model.at_work():
+            start = time.perf_counter()
+            self._load(clip, model, say)
+            say(f"denoising {job.prompt[:40]!r}")
+            latent = model.denoise(model.inputs(job.prompt, job.seed), plan)
+            run = model.last_run
+            decoding = time.perf_counter()
+            video = model.decode(latent)
+            end = time.perf_counter()
+            if video is None:
+                return None
+            write(model, video)
+        return Made(
+            end - start,
+            run.denoise_seconds,
+            end - decoding,
+            run.block_runs,
+            run.block_runs_full,
+            run.model_calls,
+            run.cache_peak_bytes,
+            model.describe(),
+        )
+
+    def _load(self, clip: Clip, model: TreeModel, say: Callable[[str], None]) -> None:
+        if self._loaded is not None and self._loaded[0] == clip.model:
+            model.pipeline = self._loaded[1]
+            return
+        self._loaded = None  # the old weights make room first
+        say(f"loading {clip.job.task or clip.job.tree}")
+        model.load(self.ranks)
+        self._loaded = clip.model, model.pipeline
+
+
+def row_of(clip: Clip, made: Made, **facts: Any) -> dict[str, Any]:
+    """What is written beside a clip."""
+    job = clip.job
+    return {
+        "key": clip.key,
+        "name": clip.stem,
+        "prompt": job.prompt,
+        "tree": job.tree,
+        "seed": job.seed,
+        "plan": clip.plan_label,
+        **{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(made).items()},
+        **facts,
+    }
+
+
+def _sha256(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,274 @@
+"""Clips on Ray: actors that keep their model loaded, groups of them where a clip is shared.
+
+A group makes one clip at a time. With several processes it is what torchrun would start: ranks of
+one process group on one machine, sequence parallel by Ulysses. A group that loses a process is
+replaced, and its clip is tried again on another one. The driver alone decides and keeps files, so
+that nothing is done twice.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from profiling_core.commands.batch.attempts import Attempt, Maker, Task, attempt, by_model
+from profiling_core.commands.batch.clips import TreeMaker
+from profiling_core.errors import BatchError
+
+CONNECT_SECONDS = 10.0
+TICK_SECONDS = 1.0
+PLACE_SECONDS = 60.0
+
+MakerClass = Callable[[], Maker]
+
+
+def missing() -> str | None:
+    """Why there is no Ray here; None where there is."""
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        return f"{error}: pip install -e '.[batch]' in a checkout brings it"
+    return None
+
+
+@dataclass(frozen=True)
+class Size:
+    """workers: groups, None: as many as fit; processes: of a group, each with `gpus` GPUs."""
+
+    workers: int | None = None
+    processes: int = 1
+    gpus: int = 0
+
+
+class _Process:
+    """What runs in an actor: one rank of a group."""
+
+    def __init__(self, maker: MakerClass, worker: int, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._maker, self._worker = maker(), worker
+
+    def place(self) -> tuple[str, int]:
+        """This machine's address and a free port."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def join(self, rank: int, world: int, address: str, port: int) -> None:
+        """Become a rank, as torchrun would make it one."""
+        from profiling_core.parallel.degrees import Degrees
+        from profiling_core.parallel.ranks import local_device, start
+
+        told = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world)}
+        os.environ |= told | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        self._maker.ranks = start(Degrees(ulysses=world), local_device())
+        for name in told:  # the trees' command lines would take them for a launch of their own
+            del os.environ[name]
+
+    def make(self, task: Task, work: str) -> Attempt:
+        return attempt(self._maker, task, Path(work), self._worker, lambda state: None)
+
+
+@dataclass
+class _Group:
+    """The actors of one worker, and what they do now."""
+
+    number: int
+    actors: list[Any]
+    placement: Any = None
+    task: Task | None = None
+    model: str | None = None  # loaded
+    pending: list[Any] = field(default_factory=list)  # results of its ranks
+    result: Attempt | None = None  # of the first rank
+
+    @property
+    def state(self) -> str:
+        return "idle" if self.task is None else self.task.clip.stem[:24]
+
+
+class Cluster:
+    """Workers on this machine, or on a cluster by its address; close it in the end.
+
+    maker: what every process makes clips with. BatchError where the address does not answer within
+    ten seconds, or the cluster has no room for one worker.
+    """
+
+    def __init__(
+        self, size: Size, address: str | None = None, maker: MakerClass = TreeMaker
+    ) -> None:
+        import ray
+
+        self._ray, self._size, self._maker = ray, size, maker
+        _connect(ray, address)
+        self._groups: list[_Group] = []
+        try:
+            self._cpus, count = self._room()
+            self._groups = [self._started(number) for number in range(count)]
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def states(self) -> list[str]:
+        return [f"{group.number}: {group.state}" for group in self._groups]
+
+    def attempts(
+        self, tasks: Sequence[Task], work: Path, again: Callable[[Attempt], Task | None]
+    ) -> Iterator[Attempt | None]:
+        """Every attempt as it ends, None every second meanwhile."""
+        left = by_model(tasks)
+        while left or any(group.task for group in self._groups):
+            for group in self._groups:
+                if group.task is None and (task := self._next(group, left)) is not None:
+                    self._give(group, task, work)
+            pending = [ref for group in self._groups for ref in group.pending]
+            ended, _ = self._ray.wait(pending, num_returns=1, timeout=TICK_SECONDS)
+            if not ended:
+                yield None
+                continue
+            group = next(group for group in self._groups if ended[0] in group.pending)
+            found = self._taken(group, ended[0])
+            if found is None:
+                continue
+            yield found
+            if found.error is not None and (once_more := again(found)) is not None:
+                left.append(once_more)
+
+    def close(self) -> None:
+        """End every worker, whatever it does."""
+        for group in self._groups:
+            self._end(group)
+        self._groups = []
+        self._ray.shutdown()
+
+    # -- parts
+
+    def _next(self, group: _Group, left: list[Task]) -> Task | None:
+        """One of its loaded model where there is one; what it failed is left to the others."""
+        alone = len(self._groups) == 1
+        able = [task for task in left if alone or task.avoid != group.number]
+        task = next((task for task in able if task.clip.model == group.model), None)
+        task = task or next(iter(able), None)
+        if task is not None:
+            left.remove(task)
+        return task
+
+    def _give(self, group: _Group, task: Task, work: Path) -> None:
+        group.task, group.model = task, task.clip.model
+        place = str(work.absolute())
+        group.pending = [actor.make.remote(task, place) for actor in group.actors]
+
+    def _taken(self, group: _Group, ref: Any) -> Attempt | None:
+        """What one rank gave; the group's attempt once it is over."""
+        task = group.task
+        group.pending.remove(ref)
+        try:
+            found = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            found = Attempt(task.clip, group.number, error=f"the worker died: {reason}")
+            self._replace(group)
+            return found
+        if found.error is not None and len(group.actors) > 1:
+            self._replace(group)  # its other ranks wait for the one that failed
+            return found
+        if found.made is not None:
+            group.result = found
+        if group.pending:
+            return None
+        group.task = None
+        return found if found.error is not None else group.result
+
+    def _replace(self, group: _Group) -> None:
+        self._end(group)
+        self._groups[self._groups.index(group)] = self._started(group.number)
+
+    def _end(self, group: _Group) -> None:
+        for actor in group.actors:
+            self._ray.kill(actor, no_restart=True)
+        if group.placement is not None:
+            self._ray.util.remove_placement_group(group.placement)
+        group.actors, group.placement, group.task, group.pending = [], None, None, []
+
+    def _started(self, number: int) -> _Group:
+        """A worker's processes, joined."""
+        ray, size = self._ray, self._size
+        need = {"CPU": self._cpus} | ({"GPU": size.gpus} if size.gpus else {})
+        placement = ray.util.placement_group([need] * size.processes, strategy="STRICT_PACK")
+        if not placement.wait(PLACE_SECONDS):
+            raise BatchError(f"no room for worker {number}: {need} x {size.processes} on a machine")
+        strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(placement)
+        remote = ray.remote(
+            num_cpus=self._cpus,
+            num_gpus=size.gpus,
+            max_restarts=0,
+            scheduling_strategy=strategy,
+        )(_Process)
+        threads = max(1, int(self._cpus))
+        actors = [remote.remote(self._maker, number, threads) for _ in range(size.processes)]
+        group = _Group(number, actors, placement)
+        if size.processes > 1:
+            address, port = ray.get(actors[0].place.remote())
+            world = len(actors)
+            joins = [a.join.remote(r, world, address, port) for r, a in enumerate(actors)]
+            ray.get(joins)
+        return group
+
+    def _room(self) -> tuple[float, int]:
+        """CPUs of a process, and how many workers there are."""
+        size, there = self._size, self._ray.cluster_resources()
+        cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+        needed = size.processes * size.gpus
+        if needed > gpus:
+            raise BatchError(
+                f"--gpus-per-clip {needed}: the cluster has {gpus:g} GPUs; give fewer, or 0 for "
+                "the CPU"
+            )
+        most = int(gpus // needed) if needed else max(1, int(cpus // (2 * size.processes)))
+        count = most if size.workers is None else size.workers
+        if needed and count > most:
+            raise BatchError(f"--workers {count}: the GPUs are enough for {most}")
+        return max(0.5, cpus / (count * size.processes) // 0.5 * 0.5), count
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Start Ray here, or join the cluster."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other load starves them
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if address is None:
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        environment = {"env_vars": {"PYTHONPATH": path}}
+        ray.init(include_dashboard=False, runtime_env=environment, **quiet)
+        return
+    _check_answers(address)
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BatchError(f"--address {address}: {reason or type(error).__name__}") from None
+
+
+def _check_answers(address: str) -> None:
+    """BatchError for a host and port where nobody listens; "auto" is this machine's cluster."""
+    place = address.removeprefix("ray://")
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        if address == "auto":
+            return
+        raise BatchError(f"--address {address}: expected host:port, ray://host:port or auto")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise BatchError(
+            f"--address {address}: nobody answers there ({error}): start the cluster with "
+            "`ray start --head`"
+        ) from None

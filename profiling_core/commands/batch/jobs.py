@@ -1,0 +1,138 @@
+"""The jobs file: one JSON object a line, checked before anything runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from profiling_core.commands.compare.prompts import LARGEST_SEED
+from profiling_core.errors import BatchError
+from profiling_core.plan.schema import Checked, first_mistake
+from profiling_core.trees.tree_model import Asked
+
+MOST_BYTES = 64 * 2**20
+NAME = r"[\w][\w .,()+=-]{0,119}"
+
+
+class Job(Checked):
+    """One clip. What is not given is the default of the tree's own command line.
+
+    size: width*height in pixels; plan: a preset or a plan file, absent: every step is computed;
+    name: of the clip's files, absent: made from the prompt and what identifies the job.
+    """
+
+    prompt: Annotated[str, Field(min_length=1)]
+    tree: Literal["wan", "hunyuan"]
+    task: str | None = None  # of HunyuanVideo: its --model
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
+    size: str | None = None
+    frame_num: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    solver: str | None = None
+    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    guidance: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    plan: str | None = None
+    ckpt_dir: str | None = None
+    dit_weight: str | None = None
+    name: str | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty: say what is to be seen")
+        return prompt
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_file(cls, name: str | None) -> str | None:
+        if name is not None and re.fullmatch(NAME, name) is None:
+            raise ValueError(
+                f"{name!r} is no name of a file: letters, digits, spaces and .,()+=-_ , at most 120"
+            )
+        return name
+
+    @property
+    def asked(self) -> Asked:
+        """Model and clip, as the trees understand it."""
+        return Asked(
+            model=self.task,
+            ckpt_dir=self.ckpt_dir,
+            dit_weight=self.dit_weight,
+            size=self.size,
+            frame_num=self.frame_num,
+            steps=self.steps,
+            solver=self.solver,
+            shift=self.shift,
+            guidance=self.guidance,
+        )
+
+
+@dataclass(frozen=True)
+class Line:
+    """A job and the number of its line, from 1."""
+
+    number: int
+    job: Job
+
+
+def read_jobs(path: Path) -> tuple[list[Line], list[str]]:
+    """The jobs, and what is wrong with the other lines; empty lines and # are skipped.
+
+    BatchError for a file that cannot be read or holds no line at all.
+    """
+    lines, mistakes = [], []
+    names: dict[str, int] = {}
+    same: dict[str, int] = {}
+    for number, text in enumerate(_texts(path), start=1):
+        if not text or text.startswith("#"):
+            continue
+        try:
+            job = _job(text)
+            if job.name is not None and job.name.casefold() in names:
+                earlier = names[job.name.casefold()]
+                raise BatchError(f"the name {job.name!r} is that of line {earlier}, too")
+            content = job.model_dump_json(exclude={"name"})
+            if content in same:
+                raise BatchError(f"this is the job of line {same[content]} once more")
+        except BatchError as error:
+            mistakes.append(f"line {number}: {error}")
+            continue
+        names[(job.name or f"/{number}").casefold()] = same[content] = number
+        lines.append(Line(number, job))
+    if not lines and not mistakes:
+        raise BatchError(f"{path}: no job in it, expected one JSON object a line")
+    return lines, mistakes
+
+
+def _job(text: str) -> Job:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise BatchError(f"not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise BatchError(f"expected a JSON object, found {type(document).__name__}")
+    try:
+        return Job.model_validate_json(text)
+    except ValidationError as error:
+        raise BatchError(first_mistake(error)) from None
+
+
+def _texts(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise BatchError(f"jobs file {path}: no such file")
+    if path.stat().st_size > MOST_BYTES:
+        raise BatchError(f"jobs file {path}: larger than 64 MiB, expected one job a line")
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise BatchError(f"jobs file {path}: line {line} is not UTF-8") from None
+    for line in content.split("\n"):
+        yield line.strip()

@@ -1,0 +1,47 @@
+"""The index page of a batch: every clip with its thumbnail, playable, beside what it took."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from profiling_core.commands.report.document import document
+from profiling_core.commands.report.markup import Markup, table, tag
+
+
+def index_page(rows: Sequence[dict[str, Any]]) -> str:
+    """The HTML document; it plays the clips beside it and loads nothing else."""
+    done = [row for row in rows if row["state"] == "done"]
+    others = [row for row in rows if row["state"] != "done"]
+    sections = {}
+    if done:
+        sections["Made"] = [tag("div", *map(_figure, done), class_="made")]
+    if others:
+        cells = [[r["name"], r["state"], str(r["attempts"]), r["error"]] for r in others]
+        heads = ["clip", "state", "attempts", "last error"]
+        content = table("Errors in full: failed/", heads, cells)
+        sections["Not made"] = [tag("div", content, class_="wide runs", tabindex="0")]
+    return document("Clips", (), _facts(rows), sections, plays_files=True)
+
+
+def _facts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    states = Counter(row["state"] for row in rows)
+    seconds = sum(row.get("seconds", 0.0) for row in rows)
+    facts = [(state, str(count)) for state, count in states.items()]
+    return [*facts, ("seconds of all clips", f"{seconds:.1f}")]
+
+
+def _figure(row: dict[str, Any]) -> Markup:
+    stem = f"clips/{quote(row['name'])}"
+    video = tag(
+        "video", src=f"{stem}.mp4", poster=f"{stem}.jpg", controls=True, loop=True, preload="none"
+    )
+    share = row["block_runs"] / max(1, row["block_runs_full"])
+    facts = [f"{row['tree']}, seed {row['seed']}", f"plan {row['plan']}"]
+    facts += [f"{row['denoise_seconds']:.2f} s", f"{100 * share:.0f} % of the blocks"]
+    if "psnr" in row:
+        facts.append(f"PSNR {row['psnr']:.1f} dB")
+    caption = tag("b", row["prompt"]), tag("p", " · ".join(facts))
+    return tag("figure", video, tag("figcaption", *caption))

@@ -1,0 +1,331 @@
+"""DeltaCache: runs a plan on a model from outside; attach, begin, follow, detach.
+
+Two seams, both a change of class that is undone by `detach`:
+
+- the model: calling it goes through the cache first, so that a reuse step of the prediction does
+  not run it at all (no hooks, no all-gather, no offload transfer);
+- the block list: the same registered ModuleList, but iterating over it *while a call of the model
+  is under way* gives one callable per block, of which those of a reused interval pass on what the
+  first of them forecast. At any other time, and for indices, `len` and `+`, it is the plain list.
+
+On a compute step that a later reuse needs, the first block of an interval remembers its input and
+the last stores output minus input (equation 9); on a reuse step the first adds the weighted deltas
+of the plan's anchors to its input, out of place (equations 13 and 14 for a weight of 1).
+Whether a step computes follows from the plan and the position given to `begin` alone: no norm, no
+host read, no collective, the same on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from profiling_core.engine.anchors import forecast_prediction, keep, tensors_of
+from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
+from profiling_core.engine.call_tracker import Follower
+from profiling_core.engine.interval import Interval, Schedule, Store
+from profiling_core.engine.seams import (
+    CACHE,
+    WALK,
+    BlockWalk,
+    attached_class,
+    give_class_back,
+    walked_class,
+)
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import block_runs_full, block_share, format_bytes
+from profiling_core.plan.plan import IntervalSite, StoragePlace
+
+
+@dataclass
+class Report:
+    """What really happened in the last run: counted, not planned."""
+
+    block_runs: int = 0
+    block_runs_full: int = 0
+    model_calls: int = 0
+    reused_calls: int = 0  # model calls answered without running the model
+    reused_intervals: int = 0
+    peak_bytes: int = 0  # of anchors
+    bytes_held: int = 0
+    place: StoragePlace = "device"  # the memory that they lie in
+
+    def lines(self) -> list[str]:
+        """For the log after the run."""
+        share = 100 * self.block_runs / max(1, self.block_runs_full)
+        return [
+            f"ran {self.block_runs} of {self.block_runs_full} blocks ({share:.1f} %), "
+            f"reused {self.reused_intervals} interval deltas and {self.reused_calls} predictions",
+            f"anchors: at most {format_bytes(self.peak_bytes)} of {self.place} memory, "
+            f"now {format_bytes(self.bytes_held)}",
+        ]
+
+
+class DeltaCache:
+    """Runs `plan` on a model.
+
+        cache = DeltaCache(plan).attach(model)
+        for step, t in enumerate(timesteps):
+            cache.begin(step, "cond")
+            ...model(...)...
+        cache.detach()
+
+    `lists` maps block list names of the plan to attribute paths of the model where they differ.
+    Raises PlanError (a ValueError) when plan and model do not fit.
+    """
+
+    def __init__(self, plan: CachePlan, *, lists: dict[str, str] | None = None) -> None:
+        self.plan = plan
+        self.report = Report(place=plan.storage_place)
+        self._lists = dict(lists or {})
+        self._model: nn.Module | None = None
+        self._walks: list[BlockWalk] = []
+        self._prediction: Store | None = None
+        self._position: tuple[int, str] | None = None
+        self._last_step = -1
+        self._follower: Follower | None = None
+        self._busy = False
+
+    # -- attach and detach
+
+    def attach(self, model: nn.Module) -> DeltaCache:
+        """Put the cache in front of `model`; after FSDP, compile or offload wrapping."""
+        if self._model is not None or CACHE in model.__dict__:
+            raise ValueError("a cache is attached already: detach it first")
+        inner = unwrapped(model)
+        found = {name: block_list(inner, name, self._lists) for name in self.plan.model.block_lists}
+        lengths = {name: len(found[name]) for name in found if found[name] is not None}
+        self.plan.check_model(lengths, hidden_width(inner))
+        _check_apart(found)
+        self._build_stores(found)
+        self._model = model
+        try:
+            model.__dict__[CACHE] = self
+            model.__class__ = attached_class(type(model))
+            for walk in self._walks:
+                walk.blocks.__dict__[WALK] = walk
+                walk.blocks.__class__ = walked_class(type(walk.blocks))
+        except BaseException:
+            self.detach()
+            raise
+        self.clear()
+        return self
+
+    def detach(self) -> None:
+        """Free every anchor and give model and lists their own classes back."""
+        self.clear()
+        for walk in self._walks:
+            walk.blocks.__dict__.pop(WALK, None)
+            give_class_back(walk.blocks, walked_class)
+        self._walks, self._prediction = [], None
+        if self._model is not None:
+            self._model.__dict__.pop(CACHE, None)
+            give_class_back(self._model, attached_class)
+            self._model = None
+        if self._follower is not None:
+            self._follower.restore()
+            self._follower = None
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[DeltaCache]:
+        """`attach` for a with block; detached at its end, exceptions included."""
+        self.attach(model)
+        try:
+            yield self
+        finally:
+            self.detach()
+
+    def clear(self) -> None:
+        """Free every anchor and forget the position: the next call starts a new video."""
+        for store in self._stores():
+            store.clear()
+        self._position = None
+        self._last_step = -1
+        self.report.bytes_held = 0
+        if self._follower is not None:
+            self._follower.forget()
+
+    # -- position
+
+    def begin(self, step: int, branch: str = "cond") -> None:
+        """Say which step (0-based, of the plan's grid) and branch the next model call belongs to.
+
+        Steps past the planned count compute everything. A step below the last one starts a new
+        video. ValueError for a negative step, an unknown branch, or a step that the plan jumps.
+        """
+        self._position = None
+        if step < 0:
+            raise ValueError(f"step {step} is negative: steps count from 0")
+        if branch not in self.plan.branches:
+            known = ", ".join(self.plan.branches)
+            raise ValueError(f"plan {self.plan.name!r} has no branch {branch!r}: it has {known}")
+        if step < self._last_step:
+            self.clear()
+        if self.plan.jumps and step < self.plan.steps and step not in self.plan.solver_steps:
+            raise ValueError(
+                f"plan {self.plan.name!r} jumps over step {step}: give the solver only the noise "
+                "levels of plan.solver_steps"
+            )
+        if self._last_step < 0:  # a new video
+            full = block_runs_full(self.plan)
+            self.report = Report(block_runs_full=full, place=self.plan.storage_place)
+        self._position = (step, branch)
+        self._last_step = step
+
+    def follow(self, owner: Any = None, call: str | None = None, **options: Any) -> DeltaCache:
+        """Derive step and branch from the model calls of a loop that is not ours; see Follower.
+
+        `owner.call` (a pipeline's `generate`, say) is wrapped so that a run starts clean and frees
+        everything at its end, exceptions included.
+        """
+        if self.plan.jumps:
+            raise PlanError(
+                f"plan {self.plan.name!r} lets the solver jump, but this loop's solver visits all "
+                "of its own noise levels: take a plan that holds or forecasts ('linear')"
+            )
+        if self._follower is not None:
+            raise ValueError("this cache follows a loop already: detach it first")
+        self._follower = Follower(self.plan, self.clear, owner, call, **options)
+        return self
+
+    @property
+    def branches_seen(self) -> int:
+        """The most calls with one timestep that the followed loop made."""
+        return 1 if self._follower is None else self._follower.branches_seen
+
+    def is_compute(self, step: int, branch: str = "cond") -> bool:
+        """Do all blocks run at this step?"""
+        return step >= self.plan.steps or block_share(self.plan, step, branch) == 1.0
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of all anchors alive now."""
+        return sum(a.nbytes for store in self._stores() for a in store.anchors.values())
+
+    # -- the model's call
+
+    def call(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer one call of the model, `run` being its own call."""
+        if self._busy:  # a wrapper put on top after attaching, or a model that calls itself
+            return run(*args, **kwargs)
+        self._busy = True
+        try:
+            if self._follower is not None:
+                self.begin(*self._follower.position(args, kwargs))
+            if self._position is None:
+                raise ValueError(
+                    "the model was called without a position: call begin(step, branch) before "
+                    "every model call, or follow the loop"
+                )
+            step, branch = self._position
+            self._position = None
+            output = self._answer(run, args, kwargs, step, branch)
+        except BaseException:
+            self.clear()
+            raise
+        finally:
+            self._busy = False
+        self._account(step, branch)
+        return output
+
+    def _answer(
+        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: str
+    ) -> Any:
+        store = self._prediction
+        if store is not None and step in store.schedules[branch].forecasts:
+            needed = store.needed(branch, step)
+            _check_sizes(needed[0][0].sizes, _sizes(args, kwargs))
+            self.report.reused_calls += 1
+            return forecast_prediction(needed)
+        output = self._run(run, args, kwargs, step, branch)
+        given = output
+        if store is not None and step in store.schedules[branch].corrections:
+            given = self._corrected(output, _sizes(args, kwargs), step, branch)
+            store.drop_after(branch, step)  # what only the correction needed makes room
+        if store is not None and step in store.schedules[branch].last_use:
+            copies = (tensor.detach().clone() for tensor in tensors_of(output))
+            storage, place = self.plan.storage, self.plan.storage_place
+            sizes = _sizes(args, kwargs)
+            store.anchors[branch, step] = keep(output, copies, storage, place, sizes)
+        return given
+
+    def _corrected(self, output: Any, sizes: tuple[torch.Size, ...], step: int, branch: str) -> Any:
+        """The new prediction and those before it, weighted by the plan's correction."""
+        (_, own), *others = self._prediction.schedules[branch].corrections[step]
+        before = self._prediction.anchors_of(branch, step, others)
+        _check_sizes(before[0][0].sizes, sizes)
+        new = keep(output, tensors_of(output), "stream", "device")
+        return forecast_prediction([(new, own), *before])
+
+    def _run(
+        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: str
+    ) -> Any:
+        self.report.model_calls += 1
+        for walk in self._walks:
+            walk.start(step, branch)
+        try:
+            output = run(*args, **kwargs)
+        finally:
+            for walk in self._walks:
+                walk.stop()
+        for walk in self._walks:
+            walk.finish(step, branch)
+        self.report.block_runs += sum(self.plan.model.block_lists.values())
+        self.report.block_runs -= sum(walk.skipped for walk in self._walks)
+        self.report.reused_intervals += sum(walk.reused for walk in self._walks)
+        return output
+
+    def _account(self, step: int, branch: str) -> None:
+        self.report.peak_bytes = max(self.report.peak_bytes, self.bytes_held)
+        for store in self._stores():
+            store.drop_after(branch, step)
+        self.report.bytes_held = self.bytes_held
+
+    def _stores(self) -> Iterator[Store]:
+        if self._prediction is not None:
+            yield self._prediction
+        for walk in self._walks:
+            yield from walk.intervals
+
+    def _build_stores(self, found: dict[str, nn.ModuleList]) -> None:
+        self._walks, self._prediction = [], None
+        for site in self.plan.sites:
+            schedules = {b: Schedule.of(self.plan, site, b) for b in self.plan.branches}
+            if not isinstance(site, IntervalSite):
+                self._prediction = Store("prediction", schedules)
+                continue
+            walk = next((w for w in self._walks if w.name == site.block_list), None)
+            if walk is None:
+                walk = BlockWalk(site.block_list, found[site.block_list])
+                self._walks.append(walk)
+            walk.intervals += [Interval(site, run, schedules, self.plan) for run in site.intervals]
+
+
+def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Size, ...]:
+    """Shapes in the call's first argument, the latents; prompts may change their length."""
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    return tuple(tensor.shape for tensor in tensors_of(first))
+
+
+def _check_sizes(kept: tuple[torch.Size, ...], now: tuple[torch.Size, ...]) -> None:
+    if kept != now:
+        raise ValueError(
+            f"prediction: the latents are {[tuple(s) for s in now]}, at the compute step they were "
+            f"{[tuple(s) for s in kept]}: the size may not change between a compute step and its "
+            "reuse steps"
+        )
+
+
+def _check_apart(found: dict[str, nn.ModuleList]) -> None:
+    """Every list of the plan is a list of its own, and no other cache walks it."""
+    for name, blocks in found.items():
+        if WALK in blocks.__dict__:
+            raise ValueError(f"another cache walks {name} already: detach it first")
+    if len({id(blocks) for blocks in found.values()}) < len(found):
+        raise PlanError(f"the lists {', '.join(found)} of the plan are one list of the model")

@@ -1,0 +1,218 @@
+"""One interval of blocks: its anchors, and the callables that keep or reuse its delta.
+
+Everything that depends on the position is decided in `prepare`, before the model's call, and booked
+in `finish`, after it. What runs inside the call is tensor arithmetic on attributes, so that a
+compiled model sees the same few callables step after step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from profiling_core.engine.anchors import Anchor, forecast_delta, keep
+from profiling_core.engine.block_lists import unwrapped
+from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import anchor_lifetimes
+from profiling_core.plan.plan import Site
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One site and branch, resolved: what each step does, what it needs, what dies after it."""
+
+    computes: frozenset[int]
+    forecasts: dict[int, tuple[tuple[int, float], ...]]
+    last_use: dict[int, int]  # anchor step -> last step that reuses it
+    corrections: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: CachePlan, site: Site, branch: str) -> Schedule:
+        return cls(
+            plan.computes(site, branch),
+            plan.forecasts(site, branch),
+            anchor_lifetimes(plan, site, branch),
+            plan.corrections(branch) if site is plan.prediction else {},
+        )
+
+
+@dataclass
+class Store:
+    """The anchors of one site element: an interval, or the prediction."""
+
+    label: str
+    schedules: dict[str, Schedule]
+    anchors: dict[tuple[str, int], Anchor] = field(default_factory=dict)
+
+    def needed(self, branch: str, step: int) -> list[tuple[Anchor, float]]:
+        """Anchors and weights of a reuse step; ValueError when one was never computed."""
+        return self.anchors_of(branch, step, self.schedules[branch].forecasts[step])
+
+    def anchors_of(
+        self, branch: str, step: int, weights: Iterable[tuple[int, float]]
+    ) -> list[tuple[Anchor, float]]:
+        """The anchors of some steps with their weights, for use at `step`."""
+        found = []
+        for anchor_step, weight in weights:
+            anchor = self.anchors.get((branch, anchor_step))
+            if anchor is None:
+                raise ValueError(
+                    f"{self.label}, {branch}: step {step} reuses step {anchor_step}, which was not "
+                    "computed in this video (or is freed already): visit the steps in order from "
+                    "0, each once"
+                )
+            found.append((anchor, weight))
+        return found
+
+    def clear(self) -> None:
+        """Free everything."""
+        self.anchors.clear()
+
+    def drop_after(self, branch: str, step: int) -> None:
+        """Free the anchors that no later step needs."""
+        last_use = self.schedules[branch].last_use
+        for key in [k for k in self.anchors if k[0] == branch and last_use[k[1]] <= step]:
+            del self.anchors[key]
+
+
+class Interval(Store):
+    """Blocks first..last of a list, reused together."""
+
+    def __init__(
+        self, site: Site, run: tuple[int, int], schedules: dict[str, Schedule], plan: CachePlan
+    ) -> None:
+        first, last = run
+        super().__init__(f"{site.block_list} {first}-{last}", schedules)
+        self.first, self.last, self.plan = first, last, plan
+        self._forget()
+
+    def clear(self) -> None:
+        super().clear()
+        self._forget()
+
+    def prepare(
+        self, calls: list[Callable[..., Any]], blocks: list[nn.Module], step: int, branch: str
+    ) -> int:
+        """Put this interval's callables into `calls`; the number of blocks that will not run."""
+        self._forget()
+        schedule = self.schedules[branch]
+        self.names = _parameters(type(unwrapped(blocks[self.first])))
+        if step in schedule.forecasts:
+            self.reused = self.needed(branch, step)
+            count = self.last - self.first
+            calls[self.first : self.last + 1] = [self.add_forecast] + [self.pass_on] * count
+            return count + 1
+        if step in schedule.last_use:
+            self.first_block, self.last_block = blocks[self.first], blocks[self.last]
+            if self.first == self.last:
+                calls[self.first] = self.run_only
+            else:
+                calls[self.first], calls[self.last] = self.run_first, self.run_last
+        return 0
+
+    def finish(self, step: int, branch: str) -> None:
+        """Book what the call kept."""
+        if self.kept is not None:
+            self.anchors[branch, step] = self.kept
+        self._forget()
+
+    def run_first(self, *args: Any, **kwargs: Any) -> Any:
+        self._remember(args, kwargs)
+        return self.first_block(*args, **kwargs)
+
+    def run_last(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.last_block(*args, **kwargs)
+        self._keep_delta(output)
+        return output
+
+    def run_only(self, *args: Any, **kwargs: Any) -> Any:
+        self._remember(args, kwargs)
+        return self.run_last(*args, **kwargs)
+
+    def add_forecast(self, *args: Any, **kwargs: Any) -> Any:
+        """The first block's part in a reuse step: input + weighted deltas."""
+        newest = self.reused[0][0]
+        updated = tuple(
+            forecast_delta(self.label, tensor, self.reused, index)
+            for index, tensor in enumerate(self._updated(newest, args, kwargs))
+        )
+        return updated[0] if newest.single else updated
+
+    def pass_on(self, *args: Any, **kwargs: Any) -> Any:
+        """The other blocks' part: what they are given."""
+        newest = self.reused[0][0]
+        updated = self._updated(newest, args, kwargs)
+        return updated[0] if newest.single else updated
+
+    def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.inputs = self._leading(args, kwargs)
+        if not torch.compiler.is_compiling():
+            self.versions = [_version(argument) for argument in self.inputs]
+
+    def _check_not_changed(self, outputs: tuple[torch.Tensor, ...]) -> None:
+        """A block that changes its input in place leaves no input to subtract."""
+        if torch.compiler.is_compiling():
+            return
+        for after, before, version in zip(outputs, self.inputs, self.versions, strict=False):
+            # without a count a tensor that comes back may have been changed
+            if _version(before) != version or (after is before and version is None):
+                raise ValueError(
+                    f"{self.label}: the blocks change their input in place, so that no delta can "
+                    "be kept; they have to return new tensors"
+                )
+
+    def _keep_delta(self, output: Any) -> None:
+        outputs = (output,) if isinstance(output, torch.Tensor) else tuple(output)
+        if len(self.inputs) < len(outputs):
+            raise ValueError(
+                f"{self.label}: blocks return {len(outputs)} tensors but are called with "
+                f"{len(self.inputs)} arguments: the tensors that a block updates must be its "
+                "leading arguments"
+            )
+        self._check_not_changed(outputs)
+        deltas = [
+            after.detach() - before.detach()
+            for after, before in zip(outputs, self.inputs, strict=False)
+        ]
+        self.inputs = None
+        self.kept = keep(output, deltas, self.plan.storage, self.plan.storage_place)
+
+    def _updated(
+        self, anchor: Anchor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        count, given = len(anchor.tensors), self._leading(args, kwargs)
+        if len(given) < count:
+            raise ValueError(
+                f"{self.label}: {count} tensors are updated, the call gives {len(given)}"
+            )
+        return given[:count]
+
+    def _leading(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """The call's arguments in the order of the block's parameters, whatever way given."""
+        named = self.names[len(args) :]
+        return (*args, *(kwargs[name] for name in named if name in kwargs))
+
+    def _forget(self) -> None:
+        self.inputs: tuple[Any, ...] | None = None  # alive between run_first and run_last
+        self.versions: list[int | None] = []
+        self.kept: Anchor | None = None
+        self.reused: list[tuple[Anchor, float]] = []
+        self.first_block = self.last_block = None
+
+
+@cache
+def _parameters(block: type[nn.Module]) -> tuple[str, ...]:
+    """Names of a block's parameters, for loops that call it by keyword."""
+    return tuple(inspect.signature(block.forward).parameters)[1:]
+
+
+def _version(value: Any) -> int | None:
+    """How often a tensor was changed in place, where torch counts it."""
+    counted = isinstance(value, torch.Tensor) and not value.is_inference()
+    return value._version if counted else None

@@ -1,0 +1,122 @@
+"""The seams: the model's call, and the walk over a block list while that call is under way."""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from profiling_core.engine.interval import Interval
+
+CACHE, WALK = "_delta_cache", "_delta_walk"  # keys in the instance dicts of model and list
+
+
+class BlockWalk:
+    """The walk over one block list while a call of the model is under way."""
+
+    def __init__(self, name: str, blocks: nn.ModuleList) -> None:
+        self.name, self.blocks = name, blocks
+        self.intervals: list[Interval] = []
+        self.calls: list[Callable[..., Any]] | None = None  # one per block, while under way
+        self.walks = self.skipped = self.reused = 0
+
+    def start(self, step: int, branch: str) -> None:
+        """Decide what every block does in the coming call; blocks are looked up afresh."""
+        blocks = list(self.blocks._modules.values())
+        calls: list[Callable[..., Any]] = list(blocks)
+        counts = [interval.prepare(calls, blocks, step, branch) for interval in self.intervals]
+        self.skipped, self.reused = sum(counts), sum(count > 0 for count in counts)
+        self.walks, self.calls = 0, calls
+
+    def stop(self) -> None:
+        self.calls = None
+
+    def finish(self, step: int, branch: str) -> None:
+        """Book what the call kept; ValueError when the model did not walk the list once."""
+        if self.walks != 1:
+            raise ValueError(
+                f"the model walked over its {self.name} {self.walks} times in one call instead of "
+                "once: intervals need a plain loop `for block in list` in its forward"
+            )
+        for interval in self.intervals:
+            interval.finish(step, branch)
+
+
+def _plain_reduce(module: nn.Module, plain: type, key: str, protocol: int) -> Any:
+    """How copies and pickles see an attached object: as the plain one."""
+    function, args, *rest = plain.__reduce_ex__(module, protocol)
+    if function is not copyreg.__newobj__:  # a class with a reduction of its own
+        return (plain if function is type(module) else function, args, *rest)
+    state, *rest = rest
+    return (object.__new__, (plain,), {k: v for k, v in state.items() if k != key}, *rest)
+
+
+@contextmanager
+def in_front(model: nn.Module, answerer: Any) -> Iterator[None]:
+    """`answerer.call(run, args, kwargs)` answers the model's calls inside the with block.
+
+    ValueError where a cache, or another one of these, is in front already.
+    """
+    if CACHE in model.__dict__:
+        raise ValueError("a cache is attached already: detach it first")
+    model.__dict__[CACHE] = answerer
+    model.__class__ = attached_class(type(model))
+    try:
+        yield
+    finally:
+        model.__dict__.pop(CACHE, None)
+        give_class_back(model, attached_class)
+
+
+@cache
+def attached_class(plain: type) -> type:
+    """`plain` with its call going through the attached cache; named like it."""
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        attached = self.__dict__.get(CACHE)
+        if attached is None:
+            return plain.__call__(self, *args, **kwargs)
+        return attached.call(lambda *a, **k: plain.__call__(self, *a, **k), args, kwargs)
+
+    def __reduce_ex__(self: nn.Module, protocol: int) -> Any:
+        return _plain_reduce(self, plain, CACHE, protocol)
+
+    return _subclass(plain, {"__call__": __call__, "__reduce_ex__": __reduce_ex__})
+
+
+@cache
+def walked_class(plain: type) -> type:
+    """A ModuleList class whose iteration is the walk while the model's call is under way."""
+
+    def __iter__(self: nn.ModuleList) -> Iterator[Any]:
+        walk = self.__dict__.get(WALK)
+        if walk is None or walk.calls is None:
+            return plain.__iter__(self)
+        walk.walks += 1
+        return iter(walk.calls)
+
+    def __add__(self: nn.ModuleList, other: Any) -> nn.ModuleList:
+        others = other._modules.values() if isinstance(other, nn.ModuleList) else other
+        return nn.ModuleList([*self._modules.values(), *others])
+
+    def __reduce_ex__(self: nn.ModuleList, protocol: int) -> Any:
+        return _plain_reduce(self, plain, WALK, protocol)
+
+    members = {"__iter__": __iter__, "__add__": __add__, "__reduce_ex__": __reduce_ex__}
+    return _subclass(plain, members)
+
+
+def give_class_back(module: nn.Module, changed: Callable[[type], type]) -> None:
+    """Undo the class change; a class put on top of it since then is left alone and inert."""
+    plain = type(module).__mro__[1]
+    if type(module) is changed(plain):
+        module.__class__ = plain
+
+
+def _subclass(plain: type, members: dict[str, Any]) -> type:
+    named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+    return type(plain)(plain.__name__, (plain,), {**members, **named})

@@ -1,0 +1,157 @@
+"""cache_pipeline: one call that lets a diffusers pipeline run by a plan.
+
+    with cache_pipeline(pipe, "balanced"):
+        video = pipe(prompt, num_inference_steps=50).frames[0]
+
+Without the with block the pipeline stays cached until `.detach()`. Nothing of the pipeline changes
+but the class of the object, which is given back: between calls its models are the bare ones, and
+during a call they are attached to as any model (`DeltaCache`), once the scheduler has said which
+noise levels it will visit. A plan that jumps (`balanced` with a multistep solver) shortens them:
+the progress bar then ends at the steps that were computed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+from profiling_core.engine.delta_cache import Report
+from profiling_core.errors import PlanError
+from profiling_core.loops.cached_loop import LoopCache, Tell
+from profiling_core.loops.diffusers_models import (
+    checked_name,
+    fingerprint_of,
+    loop_models,
+    plan_for_solver,
+)
+from profiling_core.loops.refusals import refuse_intervals, refuse_other_caches
+from profiling_core.loops.scheduler_grid import Grid
+from profiling_core.plan import CachePlan
+
+_RUNNER = "_delta_pipeline"  # key in the instance dict of a pipeline
+
+log = logging.getLogger("profiling_core")
+
+
+def cache_pipeline(
+    pipe: Any, plan: CachePlan | str | Path = "balanced", *, tell: Tell = log.info
+) -> PipelineCache:
+    """Let `pipe`, a diffusers pipeline with a transformer of blocks, run by `plan` from now on.
+
+    plan: a CachePlan, a plan file, or a preset: quality, balanced, fast; paper and release for the
+    models that have them. It is regridded to the steps, shift and solver of each call.
+    tell: gets a line at a time of what a run will compute and did; by default the log
+    "profiling_core" of the standard library.
+
+    Returns a context manager with `.detach()`; `.plan` and `.report` are of the last call.
+    PlanError (a ValueError) for a plan of another model, a pipeline that has another cache enabled,
+    and what cannot be combined; see docs/other-models.md.
+    """
+    return PipelineCache(pipe, plan, tell)
+
+
+class PipelineCache:
+    """A pipeline that runs by a plan; see cache_pipeline."""
+
+    def __init__(self, pipe: Any, plan: CachePlan | str | Path, tell: Tell) -> None:
+        self.pipe = pipe
+        found = loop_models(pipe)
+        self._model = fingerprint_of(found.models[0])
+        refuse_other_caches(pipe, found.models)
+        self._asked = checked_name(plan, self._model)
+        self._loop = LoopCache(self._plan_for, found, tell)
+        run_calls_through(pipe, self._call)
+
+    @property
+    def plan(self) -> CachePlan | None:
+        """The plan of the last call, on its grid; None before the first."""
+        return self._loop.plan
+
+    @property
+    def report(self) -> Report:
+        """What the last call computed, reused and held."""
+        return self._loop.report
+
+    def detach(self) -> None:
+        """Give the pipeline its own call back."""
+        give_calls_back(self.pipe, self._call)
+
+    def __enter__(self) -> PipelineCache:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.detach()
+
+    def _call(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """One call of the pipeline."""
+        self._found_again()
+        _refuse_strength(self.pipe, args, kwargs)
+        with self._loop.running(self.pipe.scheduler):
+            return call(*args, **kwargs)
+
+    def _found_again(self) -> None:
+        """The models of now: a user may have compiled, wrapped or replaced them meanwhile."""
+        found = loop_models(self.pipe)
+        refuse_other_caches(self.pipe, found.models)
+        self._model = fingerprint_of(found.models[0])
+        self._loop.use(found)
+
+    def _plan_for(self, grid: Grid) -> CachePlan:
+        plan = plan_for_solver(self._asked, self._model, grid.solver)
+        if plan.interval_sites:
+            refuse_intervals(plan, self._loop.models)
+        return plan
+
+
+def run_calls_through(pipe: Any, runner: Callable[..., Any]) -> None:
+    """Let `runner(call, args, kwargs)` answer a pipeline's calls; PlanError where one does."""
+    if _RUNNER in vars(pipe):
+        raise PlanError(
+            f"this {type(pipe).__name__} is cached or profiled already: detach that first"
+        )
+    vars(pipe)[_RUNNER] = runner
+    pipe.__class__ = _called_class(type(pipe))
+
+
+def give_calls_back(pipe: Any, runner: Callable[..., Any]) -> None:
+    """Undo `run_calls_through`; nothing where another runner came since."""
+    if vars(pipe).get(_RUNNER) != runner:
+        return
+    del vars(pipe)[_RUNNER]
+    plain = type(pipe).__mro__[1]
+    if type(pipe) is _called_class(plain):
+        pipe.__class__ = plain
+
+
+@cache
+def _called_class(plain: type) -> type:
+    """`plain` whose call goes through the runner of the object; named like it."""
+
+    @wraps(plain.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runner = vars(self).get(_RUNNER)
+        if runner is None:
+            return plain.__call__(self, *args, **kwargs)
+        return runner(lambda *a, **k: plain.__call__(self, *a, **k), args, kwargs)
+
+    named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+    return type(plain)(plain.__name__, (plain,), {"__call__": __call__, **named})
+
+
+def _refuse_strength(pipe: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """A loop that begins in the middle of its noise levels is not the one that was planned."""
+    try:
+        given = inspect.signature(pipe.__call__).bind(*args, **kwargs)
+    except TypeError:  # the call itself will say what is wrong with its arguments
+        return
+    given.apply_defaults()
+    strength = given.arguments.get("strength")
+    if isinstance(strength, int | float) and strength < 1:
+        raise PlanError(
+            f"strength {strength:g}: this call begins in the middle of its noise levels, plans "
+            "begin at the first; call it with strength=1 or without the cache"
+        )

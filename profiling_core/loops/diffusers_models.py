@@ -1,0 +1,193 @@
+"""What a diffusers pipeline is to a plan: its denoisers, their block lists, and named plans for it.
+
+Everything is found by structure: the components called transformer..., the ModuleLists of blocks
+that lie directly in them, the width in their config. A small table says which classes are models
+that presets are shipped for, and which lists are not part of the walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from profiling_core.engine.block_lists import hidden_width, unwrapped
+from profiling_core.errors import PlanError
+from profiling_core.loops.cached_loop import LoopModels
+from profiling_core.plan import CachePlan
+from profiling_core.plan.model_specs import (
+    HUNYUAN,
+    MINI,
+    MODELS,
+    WAN,
+    Family,
+    PlannedModel,
+    known_model,
+)
+from profiling_core.plan.plan import ModelFingerprint
+from profiling_core.plan.presets import ORDER, PRESETS, available, build_preset, load_preset
+from profiling_core.plan.regrid import SPEEDUPS
+from profiling_core.plan.solvers import SOLVERS, skips_of
+
+# families that presets are shipped for, by class: the plan's block lists and their attributes
+_FAMILIES = {
+    "WanTransformer3DModel": ("wan2.1", WAN, {"blocks": "blocks"}),
+    "WanVACETransformer3DModel": ("wan2.1", WAN, {"blocks": "blocks"}),
+    "HunyuanVideoTransformer3DModel": (
+        "hunyuan-video",
+        HUNYUAN,
+        {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"},
+    ),
+}
+_OTHER_LISTS = ("vace_blocks",)  # run beside the walk: hints of VACE
+
+
+def loop_models(pipe: Any) -> LoopModels:
+    """The denoisers of a pipeline in the order of use; PlanError where none has a block list."""
+    names = [name for name in vars(pipe) if name.startswith("transformer")]
+    models = [getattr(pipe, name) for name in sorted(names)]
+    models = [model for model in models if isinstance(model, nn.Module) and _own_lists(model)]
+    if not models:
+        raise PlanError(
+            f"{type(pipe).__name__} has no transformer with a list of blocks that a plan could be "
+            "for: its parts are " + ", ".join(sorted(pipe.components))
+        )
+    if len(models) > 1 and fingerprint_of(models[0]) != fingerprint_of(models[1]):
+        raise PlanError(
+            f"{type(pipe).__name__} has {len(models)} transformers of different shape: attach a "
+            "DeltaCache to each of them instead"
+        )
+    shares = None if len(models) == 1 else lambda scheduler: _shares(pipe, scheduler)
+    return LoopModels(tuple(models), _paths(models[0]), shares)
+
+
+def fingerprint_of(model: nn.Module) -> ModelFingerprint:
+    """What a plan for this model says of it; a model that is known here has its shipped name."""
+    inner = unwrapped(model)
+    kind, width = type(inner).__name__, hidden_width(inner)
+    if width is None:
+        raise PlanError(f"{kind} says no hidden width: neither dim, hidden_size nor heads")
+    lists = {name: len(getattr(inner, path)) for name, path in _named_lists(inner).items()}
+    family = _FAMILIES[kind][0] if kind in _FAMILIES else kind
+    return known_model(family, lists, width)
+
+
+def checked_name(plan: CachePlan | str | Path, model: ModelFingerprint) -> CachePlan | str:
+    """The plan of a file, or a preset's name that there is a plan for; PlanError otherwise."""
+    if isinstance(plan, CachePlan):
+        return plan
+    if str(plan) not in ORDER:
+        return CachePlan.load(plan)
+    names = presets_for(model)
+    if str(plan) not in names:
+        raise PlanError(
+            f"no preset {str(plan)!r} for {model.name}: there are {', '.join(names)}; or give a "
+            "plan, or the path of a plan file"
+        )
+    return str(plan)
+
+
+def presets_for(model: ModelFingerprint) -> list[str]:
+    """Names of the presets that `named_plan` knows for a model."""
+    shipped = available(model.name)
+    own = shipped or [*PRESETS.get(model.family, ()), *SPEEDUPS]
+    return [preset for preset in ORDER if preset in own]
+
+
+def named_plan(preset: str, model: ModelFingerprint, solver: str) -> CachePlan:
+    """The preset for a model and solver, on the grid that it was made on.
+
+    A shipped model's own; for another size of its family, or a model without presets, the steps of
+    an official one, which the plan's provenance and notes say.
+    """
+    if model.name in MODELS:
+        plan = load_preset(model.name, preset)
+    elif model.family in PRESETS:
+        plan = build_preset(PlannedModel(_family(model.family), model, MINI), preset)
+    else:
+        plan = _borrowed(preset, model, solver)
+    return _skipping_as(plan, solver)
+
+
+def plan_for_solver(plan: CachePlan | str, model: ModelFingerprint, solver: str) -> CachePlan:
+    """A plan as it is, or the preset of that name for a model and solver."""
+    return plan if isinstance(plan, CachePlan) else named_plan(plan, model, solver)
+
+
+def _borrowed(preset: str, model: ModelFingerprint, solver: str) -> CachePlan:
+    """The compute steps of an official model whose solver is of the same kind."""
+    family = WAN if solver in ("unipc", "dpm++") else HUNYUAN
+    official = next(m for m in MODELS.values() if m.family is family)
+    plan = load_preset(official.fingerprint.name, preset)
+    site = plan.prediction.model_dump(mode="json", exclude_none=True)
+    source = (
+        f"the steps of {plan.model.name}, not searched for {model.name}: for a better plan profile "
+        "it (profile_pipeline) and search on the profile"
+    )
+    borrowed = _rebuilt(plan, [site], plan.solver, model, source)
+    return borrowed.model_copy(update={"notes": (f"plan {preset!r} has {source}",)})
+
+
+def _skipping_as(plan: CachePlan, solver: str) -> CachePlan:
+    """A preset with the way to skip that is this solver's own."""
+    site = plan.prediction
+    own = skips_of(solver)[-1] if solver in SOLVERS else "linear"
+    if site is None or (site.skip == own and plan.solver == solver):
+        return plan
+    changed = site.model_dump(mode="json", exclude_none=True) | {"skip": own}
+    sites = [changed, *(s.model_dump(mode="json", exclude_none=True) for s in plan.interval_sites)]
+    made = _rebuilt(plan, sites, solver, plan.model, plan.provenance.source)
+    return made.model_copy(update={"notes": plan.notes})
+
+
+def _rebuilt(
+    plan: CachePlan, sites: Sequence[dict], solver: str, model: ModelFingerprint, source: str
+) -> CachePlan:
+    return CachePlan.build(
+        name=plan.name,
+        model=model,
+        steps=plan.steps,
+        sigmas=plan.sigmas,
+        solver=solver,
+        shift=plan.shift,
+        storage=plan.storage,
+        storage_place=plan.storage_place,
+        sites=list(sites),
+        provenance=plan.provenance.model_copy(update={"source": source}),
+    )
+
+
+def _family(name: str) -> Family:
+    return next(family for known, family, _ in _FAMILIES.values() if known == name)
+
+
+def _own_lists(model: nn.Module) -> list[str]:
+    """Attributes of the ModuleLists of blocks that lie directly in a model."""
+    return [
+        name
+        for name, child in unwrapped(model).named_children()
+        if isinstance(child, nn.ModuleList) and name.endswith("blocks") and len(child) > 1
+        if name not in _OTHER_LISTS
+    ]
+
+
+def _named_lists(inner: nn.Module) -> dict[str, str]:
+    """The plan's names of the block lists and their attributes."""
+    kind = type(inner).__name__
+    return _FAMILIES[kind][2] if kind in _FAMILIES else {name: name for name in _own_lists(inner)}
+
+
+def _paths(model: nn.Module) -> dict[str, str]:
+    return _named_lists(unwrapped(model))
+
+
+def _shares(pipe: Any, scheduler: Any) -> list[int]:
+    """Steps of the high-noise and of the low-noise model (Wan2.2): `boundary_ratio` parts them."""
+    total, ratio = len(scheduler.timesteps), pipe.config.boundary_ratio
+    if ratio is None:
+        return [total, 0]
+    boundary = ratio * scheduler.config.num_train_timesteps
+    first = int((scheduler.timesteps >= boundary).sum())
+    return [first, total - first]

@@ -1,0 +1,254 @@
+"""The call that patches put into upstream Wan2.1 and HunyuanVideo (patches/README.md).
+
+    wan_run(wan, args)               # in generate.py: the pipeline that this run builds
+    hunyuan_run(sampler)             # in sample_video.py: the sampler that was built
+
+Both leave modules, classes and models as they are but for the length of one `generate` or
+`predict`: the object that runs the loop gets a call of its own, which attaches to the model that is
+there by then (parallel, sharded, offloaded), runs upstream's, and detaches, exceptions included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, wraps
+from types import ModuleType
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from profiling_core.engine.block_lists import hidden_width, unwrapped
+from profiling_core.errors import ProfileError
+from profiling_core.loops.cached_loop import LoopCache, LoopModels, Tell
+from profiling_core.loops.diffusers_models import checked_name, plan_for_solver
+from profiling_core.loops.recorded_loop import GuidedRecorder, LoopProfile
+from profiling_core.loops.scheduler_grid import Grid
+from profiling_core.plan import CachePlan
+from profiling_core.plan.model_specs import known_model
+from profiling_core.plan.plan import Branch, ModelFingerprint
+from profiling_core.plan.presets import ORDER
+from profiling_core.recording.recorder import Recorder
+from profiling_core.runtime.options import check_profile_target
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How one upstream runs its loop. Functions get the object that runs it."""
+
+    family: str
+    lists: tuple[str, ...]
+    branches: tuple[Branch, ...]
+    call: str
+    model: Callable[[Any], nn.Module]
+    schedulers: Callable[[Any], list[type]]  # of which the loop makes its own
+    shift: str | None  # the argument, where the scheduler is not told
+    ranks: Callable[[Any], int]  # that share the tokens
+    facts: Callable[[dict[str, Any], Any], dict[str, Any]]  # of a run: its arguments and result
+    recorder: type[Recorder] = Recorder
+
+    def fingerprint(self, owner: Any) -> ModelFingerprint:
+        """Of the model that is there now."""
+        model = unwrapped(self.model(owner))
+        lists = {name: len(getattr(model, name)) for name in self.lists}
+        return known_model(self.family, lists, hidden_width(model))
+
+
+def wan_run(wan: ModuleType, args: argparse.Namespace) -> None:
+    """Let the next pipeline that is built as `wan.Wan...(...)` for these arguments run by a plan.
+
+    args: generate.py's, with delta_cache and delta_profile. The names in the module are upstream's
+    classes again as soon as one has been called, or another run begins. PlanError (a ValueError)
+    for options that cannot work, before anything is loaded.
+    """
+    _checked(args)
+    classes = {
+        name: found
+        for name, found in vars(wan).items()
+        if name.startswith("Wan") and callable(getattr(_plain(found), "generate", None))
+    }
+    plain = {name: _plain(found) for name, found in classes.items()}
+
+    def restore() -> None:
+        for name, own in plain.items():
+            setattr(wan, name, own)
+
+    for name, own in plain.items():
+        setattr(wan, name, _Stand(own, args, restore))
+
+
+def hunyuan_run(sampler: Any) -> None:
+    """Let a HunyuanVideoSampler run by the plan of its arguments from now on; see wan_run."""
+    from loguru import logger  # upstream's own
+
+    _checked(sampler.args)
+    _run_by(sampler, sampler.args, HUNYUAN, logger.info)
+
+
+class _Stand:
+    """Stands for a class until it is called once; only the run that put it there gets a plan."""
+
+    def __init__(self, own: type, args: argparse.Namespace, restore: Callable[[], None]) -> None:
+        self._own, self._args, self._restore = own, args, restore
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        self._restore()
+        pipeline = self._own(*given, **named)
+        mine = any(value is self._args for value in sys._getframe(1).f_locals.values())
+        if mine:
+            _run_by(pipeline, self._args, WAN, logging.info)
+        return pipeline
+
+
+def _plain(found: Any) -> Any:
+    return found._own if isinstance(found, _Stand) else found
+
+
+def _checked(args: argparse.Namespace) -> None:
+    """PlanError for options that cannot work, before a weight is loaded."""
+    check_profile_target(args)
+    if args.delta_cache is not None and args.delta_cache not in ORDER:
+        CachePlan.load(args.delta_cache)
+
+
+def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, tell: Tell) -> None:
+    """Let `owner`'s loop run by the plan that the options name, or record it."""
+    original, signature = getattr(owner, loop.call), inspect.signature(getattr(owner, loop.call))
+
+    @wraps(original)
+    def call(*given: Any, **named: Any) -> Any:
+        arguments = signature.bind(*given, **named)
+        arguments.apply_defaults()
+        run = partial(original, *given, **named)
+        if args.delta_cache is not None:
+            return _cached(owner, args.delta_cache, loop, tell, arguments.arguments, run)
+        if args.delta_profile is not None:
+            return _recorded(owner, args.delta_profile, loop, tell, arguments.arguments, run)
+        return run()
+
+    setattr(owner, loop.call, call)
+
+
+def _cached(
+    owner: Any,
+    asked: str,
+    loop: Loop,
+    tell: Tell,
+    arguments: dict[str, Any],
+    run: Callable[[], Any],
+) -> Any:
+    model = loop.fingerprint(owner)
+    plan = checked_name(asked, model)
+
+    def plan_for(grid: Grid) -> CachePlan:
+        return plan_for_solver(plan, model, grid.solver)
+
+    found = LoopModels((loop.model(owner),), {name: name for name in loop.lists})
+    shift = arguments.get(loop.shift) if loop.shift else None
+    with LoopCache(plan_for, found, tell).running(*loop.schedulers(owner), shift=shift):
+        return run()
+
+
+def _recorded(
+    owner: Any,
+    path: str,
+    loop: Loop,
+    tell: Tell,
+    arguments: dict[str, Any],
+    run: Callable[[], Any],
+) -> Any:
+    ranks = loop.ranks(owner)
+
+    def recorder_of(grid: Grid) -> Recorder:
+        if grid.rising:
+            raise ProfileError(
+                "the noise levels of this run rise from 0 to 1, which samples noise: record with "
+                "--flow-reverse"
+            )
+        more = {"grid": grid} if loop.recorder is GuidedRecorder else {}
+        return loop.recorder(
+            path if ranks > 1 or _first_rank() else None,
+            model=loop.fingerprint(owner),
+            steps=grid.steps,
+            sigmas=grid.sigmas,
+            solver=grid.solver,
+            shift=grid.shift,
+            branches=loop.branches,
+            group=dist.group.WORLD if ranks > 1 else None,
+            **more,
+        )
+
+    profile = LoopProfile(recorder_of, LoopModels((loop.model(owner),)))
+    shift = arguments.get(loop.shift) if loop.shift else None
+    with profile.running(*loop.schedulers(owner), shift=shift):
+        result = run()
+    recorded = profile.finish(**loop.facts(arguments, result))
+    tell(f"recorded a run of {recorded.recorded.steps} steps into {path}")
+    return result
+
+
+def _first_rank() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _schedulers_of_module(pipeline: Any) -> list[type]:
+    """The scheduler classes that the pipeline's module knows."""
+    found = vars(sys.modules[type(pipeline).__module__]).values()
+    return [
+        each
+        for each in dict.fromkeys(value for value in found if isinstance(value, type))
+        if each.__name__.endswith("Scheduler") and callable(getattr(each, "set_timesteps", None))
+    ]
+
+
+def _wan_facts(arguments: dict[str, Any], result: Any) -> dict[str, Any]:
+    seed = arguments["seed"]
+    return {
+        "prompt": arguments["input_prompt"],
+        "seed": seed if seed >= 0 else None,
+        "guidance": float(arguments["guide_scale"]),
+        "video": result,
+    }
+
+
+def _hunyuan_facts(arguments: dict[str, Any], result: Any) -> dict[str, Any]:
+    return {
+        "prompt": arguments["prompt"],
+        "seed": result["seeds"][0],
+        "video": result["samples"][0],
+    }
+
+
+WAN = Loop(
+    family="wan2.1",
+    lists=("blocks",),
+    branches=("cond", "uncond"),
+    call="generate",
+    model=lambda pipeline: pipeline.model,
+    schedulers=_schedulers_of_module,
+    shift="shift",
+    ranks=lambda pipeline: getattr(pipeline, "sp_size", 1),
+    facts=_wan_facts,
+)
+HUNYUAN = Loop(
+    family="hunyuan-video",
+    lists=("double_blocks", "single_blocks"),
+    branches=("cond",),
+    call="predict",
+    model=lambda sampler: sampler.pipeline.transformer,
+    schedulers=lambda sampler: [type(sampler.pipeline.scheduler)],
+    shift=None,
+    ranks=lambda sampler: (
+        sampler.parallel_args["ulysses_degree"] * sampler.parallel_args["ring_degree"]
+    ),
+    facts=_hunyuan_facts,
+    recorder=GuidedRecorder,  # a guidance scale above 1 puts both prompts into one call
+)

@@ -1,0 +1,200 @@
+"""LoopProfile: records a full run of a denoising loop that is not ours into a profile.
+
+    profile = LoopProfile(recorder_of, models)
+    with profile.running(scheduler):
+        video = pipeline(...)
+    profile.finish(prompt=..., seed=..., guidance=...)
+
+The recorder is made when the loop sets its scheduler's timesteps, told its position from the
+model's calls, and given the final latent by the scheduler's last step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+from torch import Tensor, nn
+
+from profiling_core.engine.anchors import keep
+from profiling_core.engine.block_lists import unwrapped
+from profiling_core.engine.call_tracker import Follower
+from profiling_core.errors import ProfileError
+from profiling_core.loops.cached_loop import LoopModels
+from profiling_core.loops.scheduler_grid import Grid, grid_of, when_set
+from profiling_core.plan import CachePlan
+from profiling_core.plan.plan import Branch
+from profiling_core.profile.profile import Profile
+from profiling_core.recording.recorder import Recorder
+
+_SIZES = ("num_frames", "height", "width")  # of the latent, where a model takes packed tokens
+See = Callable[[Tensor, Tensor, Tensor], None]  # what the solver is given, the latent, the next
+
+
+class LoopProfile:
+    """One run of a loop with one model. recorder_of: the recorder for the grid of the run."""
+
+    def __init__(self, recorder_of: Callable[[Grid], Recorder], found: LoopModels) -> None:
+        if len(found.models) > 1:
+            raise ProfileError(
+                f"the loop changes between {len(found.models)} models: a profile is of one; record "
+                "the runs of each model on its own levels"
+            )
+        self._recorder_of, self._found = recorder_of, found
+        self._recorder: Recorder | None = None
+        self._final: Tensor | None = None
+
+    @contextmanager
+    def running(self, *targets: Any, shift: float | None = None) -> Iterator[LoopProfile]:
+        """The run inside the with block; targets and shift as for LoopCache."""
+        with ExitStack() as attached, ExitStack() as seams:
+
+            def see(scheduler: Any, told: dict[str, Any]) -> None:
+                attached.close()
+                given = told | ({} if shift is None else {"shift": shift})
+                self._recorder = self._recorder_of(grid_of(scheduler, given))
+                attached.enter_context(_positions(self._recorder, self._found.models[0]))
+                attached.enter_context(self._recorder.attached(self._found.models[0]))
+
+            for target in targets:
+                seams.enter_context(when_set(target, see))
+                seams.enter_context(_when_stepped(target, self._see_step))
+            yield self
+
+    def finish(self, **facts: Any) -> Profile:
+        """The run's profile, added to its file; facts as for Recorder.finish."""
+        if self._recorder is None or self._final is None:
+            raise ProfileError("the loop set no timesteps or took no step: nothing was recorded")
+        return self._recorder.finish(self._final, **facts)
+
+    def _see_step(self, given: Tensor, latent: Tensor, after: Tensor) -> None:
+        self._final = after
+        seen = getattr(self._recorder, "see_step", None)
+        if seen is not None:
+            seen(given, latent)
+
+
+class GuidedRecorder(Recorder):
+    """Records what the solver is given; of several model calls per step the first.
+
+    grid: of the run; what is recorded are the latents and predictions of its levels.
+    """
+
+    def __init__(self, *args: Any, grid: Grid, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._factor, self._scales = grid.factor, grid.scales
+
+    def attach(self, model: nn.Module) -> GuidedRecorder:
+        super().attach(model)
+        config = getattr(unwrapped(model), "config", None)
+        self._channels = getattr(config, "in_channels", None)
+        self._ignored = False
+        return self
+
+    def begin(self, step: int, branch: Branch = "cond") -> None:
+        self._ignored = branch != self.branches[0]
+        if self._ignored:
+            self._measures = False
+        else:
+            super().begin(step, branch)
+
+    def finish(self, latent: Tensor, **facts: Any) -> Profile:
+        return super().finish(self._scaled(self._clip(latent), self.steps), **facts)
+
+    def see_step(self, given: Tensor, latent: Tensor) -> None:
+        """What the solver is given and has, at the step of the last call."""
+        step = len(self.recording.latents)
+        self.recording.see_latent(step, [self._scaled(self._clip(latent), step)])
+        prediction = self._factor * self._clip(given)
+        self.recording.see_prediction(
+            step, self.branches[0], keep(prediction, [prediction.clone()], "stream", "host")
+        )
+
+    def _before_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not self._ignored:
+            super()._before_call(model, args, kwargs)
+
+    def _after_call(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if not self._ignored:
+            super()._after_call(model, args, kwargs, output)
+
+    def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
+        """The solver's are taken instead."""
+
+    def _see_output(self, step: int, branch: Branch, output: Any) -> None:
+        """What the solver is given is taken instead."""
+
+    def _sizes(
+        self, latents: list[Tensor], kwargs: dict[str, Any]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        first = latents[0]
+        self._packed = self._frames_first = None
+        if first.ndim == 3:  # (B, F H W, C)
+            self._packed = tuple(int(kwargs[name]) for name in _SIZES)
+            shape = (first.shape[-1], *self._packed)
+        else:
+            self._frames_first = first.shape[1] != self._channels == first.shape[2]
+            shape = tuple(self._clip(first).shape[1:])
+        pairs = zip(shape[1:], self._patch, strict=True)
+        return shape, tuple(size // patch for size, patch in pairs)
+
+    def _scaled(self, latent: Tensor, step: int) -> Tensor:
+        return latent if self._scales is None else latent.float() / self._scales[step]
+
+    def _clip(self, tensor: Tensor) -> Tensor:
+        """(B, C, F, H, W) of latents in any layout."""
+        if self._packed is not None:
+            return tensor.transpose(1, 2).unflatten(2, self._packed)
+        return tensor.transpose(1, 2) if self._frames_first else tensor
+
+
+@contextmanager
+def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
+    """Tell the recorder step and branch before its own hooks run."""
+    every = CachePlan.build(
+        name="full",
+        model=recorder.model,
+        steps=recorder.steps,
+        sigmas=recorder.sampling["sigmas"],
+        solver=recorder.sampling["solver"],
+        shift=recorder.sampling["shift"],
+        sites=[],
+        provenance={"made_by": "profiling_core.loop_profile", "source": "every step computes"},
+    )
+    follower = Follower(every, lambda: None, strict=True)
+
+    def tell(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder.begin(*follower.position(args, kwargs))
+
+    handle = model.register_forward_pre_hook(tell, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _when_stepped(target: Any, see: See) -> Iterator[None]:
+    """`see(prediction, latent, next latent)` after every step of a scheduler, or of a class."""
+    original, own = target.step, "step" in vars(target)
+    signature = inspect.signature(original)
+
+    @wraps(original)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        after = result[0] if isinstance(result, tuple) else result.prev_sample
+        see(given["model_output"], given["sample"], after)
+        return result
+
+    target.step = step
+    try:
+        yield
+    finally:
+        if own:
+            target.step = original
+        else:
+            del target.step

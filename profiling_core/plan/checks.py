@@ -1,0 +1,144 @@
+"""What must hold between the parts of a plan; each check raises ValueError with the place."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from profiling_core.plan import schedule
+from profiling_core.plan.cost import expected_cost
+
+if TYPE_CHECKING:
+    from profiling_core.plan import CachePlan
+    from profiling_core.plan.plan import IntervalSite, PredictionSite, Site
+
+
+def check_grid(plan: CachePlan) -> None:
+    if len(plan.sigmas) != plan.steps:
+        raise ValueError(f"{len(plan.sigmas)} sigmas for {plan.steps} steps")
+    for step, (before, after) in enumerate(pairwise(plan.sigmas)):
+        if not after < before:
+            raise ValueError(f"sigmas must fall, but sigmas[{step + 1}] = {after} after {before}")
+
+
+def check_sites(plan: CachePlan) -> None:
+    for number, site in enumerate(plan.sites):
+        place = f"sites[{number}]"
+        if set(site.compute_steps) != set(plan.branches) or "cond" not in site.compute_steps:
+            raise ValueError(
+                f"{place}.compute_steps: every site names the same branches, cond first"
+            )
+        for branch, steps in site.compute_steps.items():
+            try:
+                schedule.explicit(plan.steps, steps)
+            except ValueError as error:
+                raise ValueError(f"{place}.compute_steps.{branch}: {error}") from None
+            if not steps or steps[0] != 0:
+                raise ValueError(
+                    f"{place}.compute_steps.{branch}: step 0 must be computed, "
+                    "a reuse before any compute step has no anchor"
+                )
+        if site.kind == "intervals":
+            _check_intervals(plan, site, place)
+        if site.weights is not None:
+            _check_weights(plan, site, place)
+        if getattr(site, "given", None) is not None:
+            _check_given(plan, site, place)
+        if site.skip == "corrected" and plan.solver != "euler":
+            raise ValueError(
+                f"{place}.skip: 'corrected' is made for Euler's steps, this plan's solver is "
+                f"{plan.solver}: take 'jump' or 'linear'"
+            )
+
+
+def _check_intervals(plan: CachePlan, site: IntervalSite, place: str) -> None:
+    length = plan.model.block_lists.get(site.block_list)
+    if length is None:
+        known = ", ".join(plan.model.block_lists)
+        raise ValueError(f"{place}.block_list: {site.block_list!r} is not one of {known}")
+    if site.intervals[-1][1] >= length:
+        raise ValueError(
+            f"{place}.intervals: block {site.intervals[-1][1]} of {length} {site.block_list}"
+        )
+
+
+def _check_weights(plan: CachePlan, site: Site, place: str) -> None:
+    for branch in plan.branches:
+        computed = sorted(plan.computes(site, branch))
+        given = site.weights.get(branch, {})
+        needed = [step for step in range(plan.steps) if step not in site.compute_steps[branch]]
+        wrong = set(given) ^ {str(step) for step in needed}
+        if wrong:
+            step = min(wrong, key=int)
+            what = "missing for" if int(step) in needed else "given for computed or unknown"
+            raise ValueError(f"{place}.weights.{branch}: {what} step {step}")
+        for step in needed:
+            available = sum(anchor < step for anchor in computed)
+            if len(given[str(step)]) > available:
+                raise ValueError(
+                    f"{place}.weights.{branch}.{step}: {len(given[str(step)])} weights, "
+                    f"but {available} anchors before this step"
+                )
+
+
+def _check_given(plan: CachePlan, site: PredictionSite, place: str) -> None:
+    if plan.solver != "euler":
+        raise ValueError(
+            f"{place}.given: made for Euler's steps, this plan's solver is {plan.solver}: search a "
+            "plan for it"
+        )
+    if site.skip != "weights" or set(site.given) != set(plan.branches):
+        raise ValueError(f"{place}.given: goes with skip 'weights', and names every branch")
+    for branch, per_step in site.given.items():
+        computed = [str(step) for step in site.compute_steps[branch]]
+        for step, weights in per_step.items():
+            if step not in computed:
+                raise ValueError(f"{place}.given.{branch}: {step!r} is no compute step")
+            most = min(4, computed.index(step) + 1)
+            if not 1 <= len(weights) <= most:
+                raise ValueError(
+                    f"{place}.given.{branch}.{step}: {len(weights)} weights, expected 1 to {most}: "
+                    "of the new prediction and of anchors before it, newest first"
+                )
+
+
+def check_combination(plan: CachePlan) -> None:
+    if sum(site.kind == "prediction" for site in plan.sites) > 1:
+        raise ValueError("sites: more than one prediction site")
+    taken: dict[tuple[str, int], int] = {}
+    for number, site in enumerate(plan.sites):
+        for first, last in getattr(site, "intervals", ()):
+            for block in range(first, last + 1):
+                other = taken.setdefault((site.block_list, block), number)
+                if other != number:
+                    raise ValueError(
+                        f"sites[{number}].intervals: {site.block_list} {block} is in "
+                        f"sites[{other}] as well"
+                    )
+    if plan.prediction is None:
+        return
+    if plan.jumps and len({plan.prediction.compute_steps[b] for b in plan.branches}) > 1:
+        raise ValueError("sites: a jump skips the step for all branches, compute_steps must agree")
+    for number, site in enumerate(plan.sites):
+        for branch in plan.branches:
+            stray = set(site.compute_steps[branch]) - set(plan.prediction.compute_steps[branch])
+            if stray:
+                raise ValueError(
+                    f"sites[{number}].compute_steps.{branch}: step {min(stray)} is a reuse step of "
+                    "the prediction, no block runs there"
+                )
+
+
+def check_expected(plan: CachePlan) -> None:
+    if plan.expected is None:
+        return
+    found = expected_cost(plan, predicted_error=plan.expected.predicted_error)
+    for key in ("block_runs", "block_runs_full", "speedup_flops", "anchors"):
+        said, is_ = getattr(plan.expected, key), getattr(found, key)
+        same = math.isclose(said, is_, rel_tol=1e-3) if key == "speedup_flops" else said == is_
+        if not same:
+            raise ValueError(
+                f"expected.{key}: the file says {said}, its steps give {is_}; "
+                "after editing a plan by hand delete its 'expected'"
+            )

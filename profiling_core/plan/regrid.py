@@ -1,0 +1,218 @@
+"""A plan on another grid of noise levels: another step count, shift or solver.
+
+Two things can be kept. The levels: what was computed at sigma 0.83 is computed at the level nearest
+to it, so the error stays about the same; with fewer steps between, less is skipped. Or the speed:
+at every noise level the same share of the steps is computed as before; the compute steps then lie
+further apart in sigma and the error grows. A plan that is named by its speed, one of SPEEDUPS,
+keeps the speed; every other plan keeps its levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isclose
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import ValidationError
+
+from profiling_core.errors import PlanError
+from profiling_core.plan.cost import expected_cost, speedup_flops
+from profiling_core.plan.schema import first_mistake
+
+if TYPE_CHECKING:
+    from profiling_core.plan import CachePlan
+    from profiling_core.plan.plan import Site
+
+SPEEDUPS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}  # names of plans that mean a speed
+
+
+def carry_over(
+    plan: CachePlan,
+    sigmas: tuple[float, ...],
+    *,
+    solver: str,
+    shift: float,
+    keep_speed: bool | None = None,
+) -> CachePlan:
+    """The plan on the noise levels `sigmas` of a solver; None for keep_speed: as its name says.
+
+    Steps are matched by sigma, never by index: a plan that computes at sigma 0.83 computes at the
+    level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
+    computed once; step 0 and every level outside the planned range are computed. keep_speed: the
+    compute steps are first thinned out, or filled up, to the planned share of the steps (`_spread`)
+    and then matched, each with a step of its own. Fitted weights
+    belong to their own levels and are refused on a grid where the steps do not match one to one.
+    `notes` of the result say what the user should know, first what was kept.
+    """
+    if keep_speed is None:
+        keep_speed = plan.name in SPEEDUPS
+    site = plan.prediction
+    bound = site is not None and (site.skip == "corrected" or site.given is not None)
+    same_solver = solver == plan.solver or not bound
+    if (
+        same_solver
+        and len(sigmas) == plan.steps
+        and all(
+            isclose(a, b, rel_tol=1e-5, abs_tol=1e-7)
+            for a, b in zip(sigmas, plan.sigmas, strict=True)
+        )
+    ):
+        return plan
+    nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
+    one_to_one = nearest == list(range(len(sigmas)))
+    outside = _outside(plan.sigmas, sigmas)
+    if one_to_one:
+        sites = plan.sites
+    else:
+        _refuse_weights(plan)
+        carried_sites = _spread_sites if keep_speed else _nearest_sites
+        sites = carried_sites(plan, sigmas, outside)
+    changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
+    wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
+    kept = "speed is" if keep_speed else "noise levels are"
+    notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} its {kept} kept"]
+    if plan.prediction is not None and not plan.interval_sites:
+        notes.append(_search_note(plan, len(sigmas), solver, shift))
+    if outside and not one_to_one:
+        notes.append(
+            f"{len(outside)} noise levels lie outside the planned range {plan.sigmas[-1]:.4f} to "
+            f"{plan.sigmas[0]:.4f} and are computed"
+        )
+    fields = {
+        "format": plan.format,
+        "name": plan.name,
+        "model": plan.model,
+        "steps": len(sigmas),
+        "sigmas": sigmas,
+        "solver": solver,
+        "shift": float(shift),
+        "storage": plan.storage,
+        "storage_place": plan.storage_place,
+        "sites": sites,
+        "provenance": plan.provenance,
+        "notes": (*plan.notes, *notes),
+    }
+    try:
+        carried = type(plan).model_validate(fields)
+    except ValidationError as error:
+        raise PlanError(
+            f"plan {plan.name!r} cannot be carried to {wanted}: {first_mistake(error)}"
+        ) from None
+    update = {
+        "expected": expected_cost(carried),
+        "notes": (*carried.notes, *_cost_note(plan, carried)),
+    }
+    return carried.model_copy(update=update)
+
+
+def _cost_note(plan: CachePlan, carried: CachePlan) -> list[str]:
+    """The same noise levels on another grid are another share of its steps: say so."""
+    before, after = speedup_flops(plan), speedup_flops(carried)
+    if isclose(before, after, rel_tol=0.02):
+        return []
+    note = f"the ideal speed-up is {after:.2f}x there instead of {before:.2f}x"
+    if after < 1.05:
+        note += ": too few steps are left to skip, take a plan that was made for this step count"
+    return [note]
+
+
+def _search_note(plan: CachePlan, steps: int, solver: str, shift: float) -> str:
+    """How to get a plan for this grid from the profile."""
+    options = [f"--speedup {speedup_flops(plan):.3g}"]
+    if steps != plan.steps:
+        options.append(f"--for-steps {steps}")
+    if not isclose(shift, plan.shift):
+        options.append(f"--for-shift {shift:g}")
+    if solver != plan.solver:
+        options.append(f"--for-solver {solver}")
+    return (
+        "a plan for this grid at the planned speed: python -m profiling_core plan --profile "
+        f"PROFILE {' '.join(options)} -o PLAN.json"
+    )
+
+
+def _nearest(sigma: float, sigmas: tuple[float, ...]) -> int:
+    return min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - sigma))
+
+
+def _outside(planned: tuple[float, ...], sigmas: tuple[float, ...]) -> set[int]:
+    """Steps beyond the planned range by more than half a planned step at that end."""
+    if len(planned) == 1:
+        return {step for step in range(len(sigmas)) if step != _nearest(planned[0], sigmas)}
+    high = planned[0] + max(planned[0] - planned[1], 1e-3) / 2
+    low = planned[-1] - (planned[-2] - planned[-1]) / 2
+    return {step for step, sigma in enumerate(sigmas) if not low <= sigma <= high}
+
+
+def _refuse_weights(plan: CachePlan) -> None:
+    if any(site.skip == "weights" for site in plan.sites):
+        raise PlanError(
+            f"plan {plan.name!r} has weights fitted to its own {plan.steps} noise levels; on other "
+            "levels take a plan that forecasts 'hold' or 'linear', or search one for this grid"
+        )
+
+
+def _nearest_sites(
+    plan: CachePlan, sigmas: tuple[float, ...], outside: set[int]
+) -> tuple[Site, ...]:
+    """Every compute step at the nearest level."""
+    nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
+    return tuple(
+        _with_steps(site, lambda computed: {0, *outside, *(nearest[step] for step in computed)})
+        for site in plan.sites
+    )
+
+
+def _spread_sites(
+    plan: CachePlan, sigmas: tuple[float, ...], outside: set[int]
+) -> tuple[Site, ...]:
+    """Every site with its share of the steps; intervals within the steps of the prediction."""
+    found: dict[int, Site] = {}
+    order = sorted(range(len(plan.sites)), key=lambda n: plan.sites[n] is not plan.prediction)
+    visited = None
+    for number in order:
+        site = plan.sites[number]
+        within = list(range(len(sigmas))) if visited is None else visited
+        found[number] = _with_steps(
+            site,
+            lambda computed, within=within: {
+                0,
+                *(outside & set(within)),
+                *_spread(computed, plan.sigmas, sigmas, within),
+            },
+        )
+        if site is plan.prediction:
+            every = [set(steps) for steps in found[number].compute_steps.values()]
+            visited = sorted(set.intersection(*every))
+    return tuple(found[number] for number in range(len(plan.sites)))
+
+
+def _spread(
+    computed: tuple[int, ...],
+    planned: tuple[float, ...],
+    sigmas: tuple[float, ...],
+    within: list[int],
+) -> list[int]:
+    """The planned share of the steps, chosen from `within`.
+
+    Counted along the plan, compute step i is number i; the new ones are the numbers i K / K', K of
+    the plan and K' of the new steps, at the noise level where the count gets there.
+    """
+    share = len(computed) / len(planned)
+    count = min(max(1, round(share * len(sigmas))), len(within))
+    numbers = [i * len(computed) / count for i in range(count)]
+    places = np.interp(numbers, range(len(computed) + 1), [*computed, len(planned)])
+    levels = np.interp(places, range(len(planned) + 1), [*planned, 0.0])
+    free = np.array([sigmas[step] for step in within])
+    chosen = [int(np.abs(free - level).argmin()) for level in levels]
+    for i in range(1, count):  # each its own: later where the one before took it,
+        chosen[i] = max(chosen[i], chosen[i - 1] + 1)
+    for i in reversed(range(count)):  # earlier where that ran out of steps
+        chosen[i] = min(chosen[i], len(within) - count + i)
+    return [within[place] for place in chosen]
+
+
+def _with_steps(site: Site, carried: Callable[[tuple[int, ...]], set[int]]) -> Site:
+    steps = {branch: tuple(sorted(carried(own))) for branch, own in site.compute_steps.items()}
+    return site.model_copy(update={"compute_steps": steps})

@@ -1,0 +1,1 @@
+"""What full runs said: profiles as data. No torch."""

@@ -1,0 +1,208 @@
+"""How much each block attends to the foreground, and where F and B part (equations 6 and 7).
+
+One threshold serves all the block lists that are looked at together, as equation 7 has one tau. By
+default these are the lists that the model's `paper` preset reuses: of HunyuanVideo the single
+blocks alone, which is what the paper analyses and caches; of a model without preset all lists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from profiling_core.errors import ProfileError
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.schedule import round_half_up
+from profiling_core.profile.profile import Profile
+
+SCORES = {"share": "R_attn", "lift": "R_attn over chance"}
+
+Blocks = dict[str, tuple[int, ...]]  # block list -> ascending block numbers
+
+
+@dataclass(frozen=True)
+class Parted:
+    """Equation 7: the blocks of some lists on both sides of tau."""
+
+    score: str
+    tau: float
+    found_by: str  # how tau was found, in words
+    foreground: Blocks  # score >= tau
+    background: Blocks
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        return tuple(self.background)
+
+
+def block_scores(
+    profile: Profile, list_name: str | None = None, score: str = "share"
+) -> np.ndarray:
+    """R_attn per block (equation 6), mean over runs, branches and attention steps; (B,) float64.
+
+    Of one block list, or of all in the order of axis B. "lift" divides by the mean chance level.
+    Steps with an empty mask are left out. ProfileError without attention, without any foreground,
+    for an unknown list or score.
+    """
+    if score not in SCORES:
+        raise ProfileError(f"score {score!r} is unknown: take {', '.join(SCORES)}")
+    scores = _mean(profile, "attention_share")
+    if score == "lift":
+        chance = _mean(profile, "attention_chance")
+        scores = np.divide(scores, chance, out=np.full_like(scores, np.nan), where=chance > 0)
+    if list_name is None:
+        return scores
+    check_lists(profile, [list_name])
+    return scores[[name == list_name for name, _ in profile.blocks]]
+
+
+def attention(profile: Profile, name: str = "attention_share") -> np.ndarray:
+    """The array `name`, (R, C, A, B) float64; ProfileError when no attention was recorded."""
+    if not profile.recorded.attention_steps or not profile.has_attention:
+        raise ProfileError(
+            "the profile holds no attention: record one with attention_every > 0 "
+            "(`python -m profiling_core profile FILE --attention_every 5` prepares it)"
+        )
+    return profile.arrays[name].astype(np.float64)
+
+
+def default_lists(profile: Profile) -> tuple[str, ...]:
+    """The block lists that the model's `paper` preset reuses; all lists of any other model."""
+    model = profile.recorded.model
+    planned = MODELS.get(model.name)
+    if planned is None or planned.fingerprint.block_lists != model.block_lists:
+        return tuple(model.block_lists)
+    return planned.family.paper_lists
+
+
+def check_lists(profile: Profile, lists: Sequence[str]) -> None:
+    """ProfileError for a list that the model does not have, a list named twice, or none."""
+    known = profile.recorded.model.block_lists
+    for name in lists:
+        if name not in known:
+            raise ProfileError(f"block list {name!r} is not one of {', '.join(known)}")
+    if not lists or len(set(lists)) != len(lists):
+        raise ProfileError(f"block lists {list(lists)}: name one or more of {', '.join(known)}")
+
+
+def part_blocks(
+    profile: Profile,
+    *,
+    tau: float | None = None,
+    share: float | None = None,
+    lists: Sequence[str] | None = None,
+    score: str = "share",
+) -> Parted:
+    """Equation 7 with a given tau, with the tau that makes `share` of the blocks background, or
+    with Otsu's; ProfileError when one side comes out empty.
+    """
+    lists = default_lists(profile) if lists is None else tuple(lists)
+    check_lists(profile, lists)
+    per_list = {name: block_scores(profile, name, score) for name in lists}
+    for name, scores in per_list.items():
+        if not np.isfinite(scores).all():
+            block = int(np.argmin(np.isfinite(scores)))
+            raise ProfileError(f"{name} {block} has no {SCORES[score]}: no token of it ranks high")
+    tau, found_by = _tau(np.concatenate(list(per_list.values())), tau, share, SCORES[score])
+    return Parted(
+        score=score,
+        tau=tau,
+        found_by=found_by,
+        foreground={name: foreground_blocks(profile, name, tau, score) for name in lists},
+        background={name: background_blocks(profile, name, tau, score) for name in lists},
+    )
+
+
+def background_blocks(
+    profile: Profile, list_name: str, tau: float, score: str = "share"
+) -> tuple[int, ...]:
+    """B of equation 7: the list's blocks with a score below tau, ascending; may be empty."""
+    return tuple(np.flatnonzero(block_scores(profile, list_name, score) < tau).tolist())
+
+
+def foreground_blocks(
+    profile: Profile, list_name: str, tau: float, score: str = "share"
+) -> tuple[int, ...]:
+    """F of equation 7: the list's blocks with a score of tau or more, ascending; may be empty."""
+    return tuple(np.flatnonzero(block_scores(profile, list_name, score) >= tau).tolist())
+
+
+def otsu_threshold(values: np.ndarray) -> float:
+    """Halfway between the two sorted neighbours whose split has the largest variance between.
+
+    Exact for a small sample: every split of the sorted values is tried. ProfileError when all
+    values are equal.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    if ordered.size < 2 or ordered[0] == ordered[-1]:
+        raise ProfileError(
+            f"{ordered.size} blocks of one and the same score cannot be parted: "
+            "record with another mask or other prompts"
+        )
+    below = np.arange(1, ordered.size)  # values below each split
+    above = ordered.size - below
+    sums = np.cumsum(ordered)
+    apart = (sums[-1] - sums[:-1]) / above - sums[:-1] / below
+    between = np.where(np.diff(ordered) > 0, below * above * apart**2, -1.0)
+    return _halfway(ordered, int(np.argmax(between)) + 1)
+
+
+def _mean(profile: Profile, name: str) -> np.ndarray:
+    values = attention(profile, name)
+    seen = np.isfinite(values)
+    counts = seen.sum(axis=(0, 1, 2))
+    if not counts.all():
+        raise ProfileError(
+            "no foreground in any mask of the profile, so R_attn says nothing: record with another "
+            f"mask than {profile.settings.mask!r} or other prompts"
+        )
+    return np.where(seen, values, 0.0).sum(axis=(0, 1, 2)) / counts
+
+
+def _tau(
+    scores: np.ndarray, tau: float | None, share: float | None, what: str
+) -> tuple[float, str]:
+    if tau is not None and share is not None:
+        raise ProfileError(f"tau {tau:g} and share {share:g} are both given: give one of them")
+    if share is not None:
+        return _tau_of_share(scores, share), f"share {share:g}"
+    if tau is None:
+        return otsu_threshold(scores), "Otsu"
+    low, high = float(scores.min()), float(scores.max())
+    if not low < tau <= high:  # NaN too
+        side = "background" if tau <= low else "foreground"
+        raise ProfileError(
+            f"tau {tau:g} leaves no {side} block: {what} lies between {low:.4g} and {high:.4g}, "
+            "expected a tau above the first and not above the second"
+        )
+    return tau, "given"
+
+
+def _tau_of_share(scores: np.ndarray, share: float) -> float:
+    """The tau with round(share x number) blocks below it."""
+    if not (math.isfinite(share) and 0 < share < 1):
+        raise ProfileError(f"share {share:g} of background blocks: expected above 0 and below 1")
+    ordered, number = np.sort(scores), scores.size
+    below = round_half_up(share * number)
+    if not 0 < below < number:
+        side = "background" if below == 0 else "foreground"
+        raise ProfileError(
+            f"share {share:g} leaves no {side} block of {number}: expected "
+            f"{0.5 / number:.3g} to {1 - 0.5 / number:.3g}"
+        )
+    if ordered[below - 1] == ordered[below]:
+        raise ProfileError(
+            f"share {share:g} parts blocks of the same score {ordered[below]:.4g}: "
+            "give another share, or tau"
+        )
+    return _halfway(ordered, below)
+
+
+def _halfway(ordered: np.ndarray, below: int) -> float:
+    """A threshold with `below` values under it, also where no number lies between two floats."""
+    low, high = float(ordered[below - 1]), float(ordered[below])
+    middle = low + (high - low) / 2
+    return middle if middle > low else high

@@ -1,0 +1,414 @@
+"""Profile: what full runs of one model on one grid of noise levels recorded. No torch.
+
+A profile is one safetensors file: arrays, and in its header the key "profile" with JSON. It starts
+as settings alone (`python -m profiling_core profile`) or with the first run; every further run of
+the same model, grid and clip size adds a row to every array. The products, symmetric and many, lie
+packed in the file (profile_packing).
+
+Axes of the arrays: R runs, C branches, S steps, A attention steps, B blocks (the block lists of the
+fingerprint one after the other), G = (f, h, w) tokens of the clip, V = C S + S + 1 vectors.
+
+attention_share  (R, C, A, B)     R_attn, equation 6; NaN where the mask is empty
+attention_chance (R, C, A, B)     what R_attn would be if high tokens lay anywhere: their share of
+                                  the frames that hold foreground
+attention_maps   (R, M, B, *g)    attention that tokens receive over its mean, first branch, M of
+                                  the A steps, pooled to at most MAP_GRID (fp16)
+mask             (R, *G)          share of the attention steps at which a token is foreground (fp16)
+l1, l1_relative, cosine  (R, C, S-1)  of consecutive predictions: mean |p_s - p_s-1|, that over
+                                  mean |p_s-1|, and the cosine of the two
+magnitude        (R, C, S-1)      MagCache's ratio: mean over tokens of |r_s| / |r_s-1|, where r is
+                                  what all blocks together add to a token
+drift, delta_cosine  (R, C, S-1, B)   |d_s - d_s-1| / |d_s-1| of a block's delta d, and the cosine
+gram             (R, V, V)        mean products of: predictions of the first branch, then of the
+                                  second, the latents before every step, the final latent
+delta_gram.LIST  (C, B_l S, B_l S)    mean products of the list's block deltas, over tokens and
+                                  runs; block b at step s has the index b S + s
+block_seconds    (R, B)           mean seconds of a block's run, without attention steps
+block_flops      (B,)             FLOPs of a block's run
+sensitivity      (R, S)           error of the final latent over the error injected before step s;
+                                  NaN where it was not measured
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError, field_serializer
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from profiling_core.errors import ProfileError
+from profiling_core.plan.plan import Branch, ModelFingerprint, Sigma
+from profiling_core.plan.schema import Checked, first_mistake
+from profiling_core.profile.packing import packed, unpacked
+
+FORMAT = 2
+HEADER = "profile"
+MAP_GRID = (9, 16, 16)  # most tokens of an attention map along frames, rows and columns
+MOST_MAPS = 6
+RUN_ARRAYS = (  # with one row per run
+    "attention_share",
+    "attention_chance",
+    "attention_maps",
+    "mask",
+    "l1",
+    "l1_relative",
+    "cosine",
+    "magnitude",
+    "drift",
+    "delta_cosine",
+    "gram",
+    "block_seconds",
+    "sensitivity",
+)
+FLOAT64 = ("gram", "block_flops", "delta_gram")
+FLOAT16 = ("attention_maps", "mask")
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Settings(Checked):
+    """What is recorded and how; the same for all runs of a profile."""
+
+    mask: Literal["pca", "sam2", "motion", "file"] = "pca"
+    mask_source: str | None = None  # sam2: folder of the weights; file: the masks
+    attention_every: Annotated[int, Field(ge=0)] = 5  # steps; 0 records no attention
+    attention_queries: Annotated[int, Field(ge=2)] | None = None  # per head; None: by size
+    high_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.2  # of the tokens
+    high_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # x mean
+    delta_tokens: Positive = 64  # tokens at which block deltas are compared
+    sensitivity: tuple[Positive, ...] = ()  # steps
+
+
+class Subject(Checked):
+    """The model and the sampling that all runs of a profile share."""
+
+    model: ModelFingerprint
+    steps: Annotated[int, Field(ge=2)]
+    sigmas: tuple[Sigma, ...]
+    solver: str
+    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    branches: tuple[Branch, ...]
+    latent: tuple[Positive, ...]  # (C, F, H, W)
+    grid: tuple[Positive, Positive, Positive]  # tokens along frames, rows and columns
+    attention_steps: tuple[Annotated[int, Field(ge=0)], ...]
+    map_steps: tuple[Annotated[int, Field(ge=0)], ...]
+
+    @field_serializer("model")
+    def _as_in_format_1(self, model: ModelFingerprint) -> dict[str, Any]:
+        """With an empty key that plans had too: plans name profiles by the hash of this text."""
+        return {**model.model_dump(mode="json"), "block_cost": {}}
+
+    @property
+    def plan_fields(self) -> dict[str, Any]:
+        """What a plan for this model and sampling says of them, as `CachePlan.build` takes it."""
+        return {
+            "model": self.model,
+            "steps": self.steps,
+            "sigmas": self.sigmas,
+            "solver": self.solver,
+            "shift": self.shift,
+        }
+
+
+class Run(Checked):
+    """One recorded run."""
+
+    prompt: str
+    seed: int | None
+    guidance: float | None
+    device: str
+    dtype: str
+    torch: str
+    seconds: Seconds  # of the denoising loop while recording
+    model_seconds: Seconds | None  # of a model call without attention, on average
+    attention_rows: int | None = None  # sampled (head, query) rows of a block; None: all
+    attention_error: float | None = None  # then: relative standard error of a token's attention
+    foreground: float | None = None  # share of the tokens
+    made_by: str
+
+
+class _Header(Checked):
+    format: Literal[2]
+    settings: Settings
+    subject: Subject | None
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Runs of one model on one grid; arrays as in the module's docstring.
+
+    Without runs it holds the settings alone: `subject` is None and `arrays` empty.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    subject: Subject | None = None
+    runs: tuple[Run, ...] = ()
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> list[tuple[str, int]]:
+        """Block list and number of every block, in the order of axis B."""
+        lists = self.recorded.model.block_lists
+        return [(name, block) for name, count in lists.items() for block in range(count)]
+
+    @property
+    def recorded(self) -> Subject:
+        """What the runs share; ProfileError without a run."""
+        if self.subject is None:
+            raise ProfileError(
+                "the profile holds settings and no run yet: record one with --delta_profile"
+            )
+        return self.subject
+
+    @property
+    def has_attention(self) -> bool:
+        return "attention_share" in self.arrays
+
+    @property
+    def origin(self) -> str:
+        """What a plan's provenance says of its runs."""
+        return f"a profile of {len(self.runs)} runs"
+
+    def sha256(self) -> str:
+        """Hash of settings, runs and arrays: what a plan's provenance names."""
+        digest = hashlib.sha256(self._header().encode())
+        for name, array in sorted(packed(self.arrays).items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def plus(self, other: Profile) -> Profile:
+        """Both profiles' runs in one; ProfileError names the first thing that differs."""
+        if other.subject is None:
+            return self
+        if self.subject is None:
+            self._check_same("settings", self.settings, other.settings)
+            return other
+        self.check_subject(other.subject)
+        self._check_same("settings", self.settings, other.settings)
+        ours, theirs = len(self.runs), len(other.runs)
+        arrays = {}
+        for name, array in self.arrays.items():
+            added = other.arrays[name]
+            if name in RUN_ARRAYS:
+                arrays[name] = np.concatenate([array, added])
+            elif name.startswith("delta_gram."):
+                arrays[name] = (ours * array + theirs * added) / (ours + theirs)
+            else:
+                arrays[name] = array
+        return replace(self, runs=self.runs + other.runs, arrays=arrays)
+
+    def of_runs(self, runs: Sequence[int]) -> Profile:
+        """These runs alone, as numbers; products of block deltas stay the mean of all."""
+        own = {
+            name: array[list(runs)] if name in RUN_ARRAYS else array
+            for name, array in self.arrays.items()
+        }
+        return replace(self, runs=tuple(self.runs[run] for run in runs), arrays=own)
+
+    def check_subject(self, other: Subject) -> None:
+        """ProfileError when runs of `other` cannot be added to this profile."""
+        if self.subject is None:
+            return
+        for name in ("model", "steps", "solver", "shift", "branches", "latent", "grid"):
+            self._check_same(name, getattr(self.subject, name), getattr(other, name))
+        if not np.allclose(self.subject.sigmas, other.sigmas, rtol=0, atol=1e-5):
+            at = int(np.argmax(np.abs(np.subtract(self.subject.sigmas, other.sigmas))))
+            self._check_same(f"sigma of step {at}", self.subject.sigmas[at], other.sigmas[at])
+
+    def _check_same(self, what: str, ours: Any, theirs: Any) -> None:
+        if ours != theirs:
+            raise ProfileError(
+                f"the profile has {what} {_short(ours)}, this run {_short(theirs)}: "
+                "record into another file"
+            )
+
+    def last_run_line(self) -> str:
+        """What the newest run measured, in one line for a log."""
+        run, parts = self.runs[-1], [f"recorded {self.recorded.steps} steps"]
+        if self.has_attention:
+            share = float(np.nanmean(self.arrays["attention_share"][-1]))
+            parts.append(
+                f"{run.foreground:.0%} of the tokens are foreground by {self.settings.mask}"
+            )
+            parts.append(f"{share:.0%} of them get high attention in the average block")
+        change = self.arrays["l1_relative"][-1]
+        parts.append(f"predictions change by {change.min():.1%} to {change.max():.1%} a step")
+        return ", ".join(parts)
+
+    # -- file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
+        """Read and check a profile; ProfileError when it is missing, damaged or no profile."""
+        path = Path(path)
+        if not path.is_file():
+            raise ProfileError(f"profile {path}: no such file")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                text = (file.metadata() or {}).get(HEADER)
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ProfileError(
+                f"profile {path}: not a whole safetensors file ({error}): record it again"
+            ) from None
+        if text is None:
+            raise ProfileError(f"profile {path}: a safetensors file, but not of a profile")
+        try:
+            header = _Header.model_validate_json(text)
+        except ValidationError as error:
+            raise ProfileError(f"profile {path}: {first_mistake(error)}") from None
+        arrays.pop("empty", None)
+        try:
+            arrays = unpacked(arrays)
+        except (KeyError, ValueError) as error:
+            raise ProfileError(f"profile {path}: {error}: record it again") from None
+        profile = cls(header.settings, header.subject, header.runs, arrays)
+        profile._check_arrays(path)
+        return profile
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file atomically: a temporary file in the same folder, then a rename."""
+        path = Path(path)
+        arrays = {n: np.ascontiguousarray(a) for n, a in packed(self.arrays).items()}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            save_file(arrays or {"empty": np.zeros(1)}, temporary, {HEADER: self._header()})
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def _header(self) -> str:
+        header = _Header(
+            format=FORMAT, settings=self.settings, subject=self.subject, runs=self.runs
+        )
+        return header.model_dump_json()
+
+    def _check_arrays(self, path: Path) -> None:
+        if self.subject is None:
+            return
+        for name, shape in self._shapes().items():
+            found = self.arrays.get(name)
+            if found is None or found.shape != shape:
+                has = "missing" if found is None else f"of shape {found.shape}"
+                raise ProfileError(f"profile {path}: array {name} is {has}, expected {shape}")
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays that every profile with runs holds."""
+        subject = self.recorded
+        runs, branches, steps = len(self.runs), len(subject.branches), subject.steps
+        blocks, pairs = len(self.blocks), (len(subject.branches), subject.steps - 1)
+        vectors = branches * steps + steps + 1
+        shapes = dict.fromkeys(("l1", "l1_relative", "cosine", "magnitude"), (runs, *pairs))
+        shapes |= dict.fromkeys(("drift", "delta_cosine"), (runs, *pairs, blocks))
+        shapes |= {
+            "gram": (runs, vectors, vectors),
+            "block_seconds": (runs, blocks),
+            "block_flops": (blocks,),
+            "sensitivity": (runs, steps),
+        }
+        for name, count in subject.model.block_lists.items():
+            shapes[f"delta_gram.{name}"] = (branches, count * steps, count * steps)
+        if subject.attention_steps:
+            measured = (runs, branches, len(subject.attention_steps), blocks)
+            shapes |= dict.fromkeys(("attention_share", "attention_chance"), measured)
+            shapes["mask"] = (runs, *subject.grid)
+            pooled = tuple(min(n, most) for n, most in zip(subject.grid, MAP_GRID, strict=True))
+            shapes["attention_maps"] = (runs, len(subject.map_steps), blocks, *pooled)
+        return shapes
+
+
+def add_runs(path: str | os.PathLike[str], recorded: Profile) -> Profile:
+    """Add the runs of `recorded` to the file, or make it and its folder; returns the whole profile.
+
+    Two writers wait for each other, so that no run is lost. ProfileError when they do not fit; the
+    file is then as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent):
+        whole = Profile.load(path).plus(recorded) if path.exists() else recorded
+        whole.save(path)
+    return whole
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time in this folder, on file systems that can lock; kills release it."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system: the rename alone has to do
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _short(value: Any) -> str:
+    text = value.name if isinstance(value, ModelFingerprint) else str(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def holds_profile(path: str | Path) -> bool:
+    """Does this file look like a profile, whatever its name?
+
+    A safetensors file begins with the length of its header in 8 bytes, the upper ones zero; a
+    plan is text and has no zero byte.
+    """
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return b"\0" in file.read(8)
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read a profile; ProfileError also says when the file is a text, as plans are."""
+    if os.path.isfile(path) and not holds_profile(path):
+        raise ProfileError(
+            f"profile {path}: no safetensors file, a plan perhaps; expected what "
+            "--delta_profile recorded"
+        )
+    return Profile.load(path)
+
+
+def dumps_json(value: Any) -> str:
+    """JSON without NaN (null stands for it), for reports and summaries."""
+    return json.dumps(_plain(value), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return value

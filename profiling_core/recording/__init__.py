@@ -1,0 +1,1 @@
+"""A full run in, a profile out."""

@@ -1,0 +1,239 @@
+"""The arrays of a profile, computed from what one run left in memory."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from profiling_core.profile.profile import (
+    FLOAT16,
+    FLOAT64,
+    MAP_GRID,
+    Profile,
+    Run,
+    Settings,
+    Subject,
+)
+from profiling_core.recording.attention_share import foreground_share, high_attention
+from profiling_core.recording.foreground import foreground_mask
+from profiling_core.recording.run_data import Recording, summed
+
+COLUMNS = 1 << 16  # of the vectors whose products are summed in fp64 at a time
+Arrays = dict[str, np.ndarray]
+
+
+def profile_of(
+    recording: Recording,
+    settings: Settings,
+    facts: dict[str, Any],
+    *,
+    video: Tensor | None = None,
+    number: int = 0,
+    group: dist.ProcessGroup | None = None,
+) -> Profile:
+    """A profile of one run.
+
+    facts: prompt, seed and guidance; video: (3, F, H, W), for motion masks; number: of the run in
+    its file, for masks from files; group: ranks whose parts are added up.
+    """
+    subject = recording.subject
+    if group is not None:
+        recording.sum_attention(group)
+    arrays = step_arrays(recording) | delta_arrays(recording, group) | cost_arrays(recording)
+    measured: dict[str, Any] = {}
+    if subject.attention_steps:
+        masks = foreground_masks(recording, settings, facts["guidance"], video, number)
+        arrays |= attention_arrays(recording, settings, masks)
+        measured = _attention_facts(recording, arrays["mask"])
+    seconds = recording.model_seconds
+    run = Run(
+        **facts,
+        **measured,
+        device=_device_name(recording.device),
+        dtype=str(recording.predictions[subject.branches[0]][0].dtypes[0]).removeprefix("torch."),
+        torch=torch.__version__,
+        seconds=recording.seconds,
+        model_seconds=float(np.mean(seconds)) if seconds else None,
+        made_by=f"profiling-dit {version('profiling-dit')}",
+    )
+    typed = {name: _typed(name, array) for name, array in arrays.items()}
+    return Profile(settings, subject, (run,), typed)
+
+
+def step_arrays(recording: Recording) -> Arrays:
+    """l1, l1_relative, cosine and gram."""
+    vectors = recording.vectors()
+    gram = products(vectors)
+    steps, branches = recording.subject.steps, len(recording.subject.branches)
+    found: Arrays = {"gram": gram[None], "l1": [], "l1_relative": [], "cosine": []}
+    for first in range(0, branches * steps, steps):
+        path = vectors[first : first + steps]
+        change = (path[1:] - path[:-1]).abs().mean(dim=1)
+        found["l1"].append(change)
+        found["l1_relative"].append(change / path[:-1].abs().mean(dim=1).clamp_min(1e-12))
+        found["cosine"].append(_drift(gram[first : first + steps, first : first + steps])[1])
+    return {name: _rows(value) if name != "gram" else value for name, value in found.items()}
+
+
+def delta_arrays(recording: Recording, group: dist.ProcessGroup | None = None) -> Arrays:
+    """drift, delta_cosine, magnitude and the delta_gram of every list."""
+    subject = recording.subject
+    numbers = torch.tensor(float(recording.sketches[subject.branches[0]][0].shape[1]))
+    numbers = float(summed(numbers, group))
+    drift, cosine, magnitude, arrays = [], [], [], {}
+    for name, first, count in _spans(subject):
+        grams = [
+            summed(recording.delta_gram(b, first, count), group).double().numpy() / numbers
+            for b in subject.branches
+        ]
+        arrays[f"delta_gram.{name}"] = np.stack(grams)
+        per_block = [[_drift(g) for g in _diagonal(gram, subject.steps)] for gram in grams]
+        drift.append([[pair[0] for pair in blocks] for blocks in per_block])
+        cosine.append([[pair[1] for pair in blocks] for blocks in per_block])
+    for branch in subject.branches:
+        ratios = recording.norm_ratios(branch)
+        total = summed(ratios.sum(dim=1), group)
+        magnitude.append(total / float(summed(torch.tensor(float(ratios.shape[1])), group)))
+    stacked = (np.concatenate(part, axis=1).swapaxes(1, 2)[None] for part in (drift, cosine))
+    arrays["drift"], arrays["delta_cosine"] = stacked  # (1, C, S-1, B)
+    return arrays | {"magnitude": _rows(magnitude)}
+
+
+def cost_arrays(recording: Recording) -> Arrays:
+    """block_seconds, block_flops and sensitivity."""
+    seconds = recording.block_seconds
+    effects = [recording.sensitivity.get(step, np.nan) for step in range(recording.subject.steps)]
+    unknown = np.full(len(recording.flops), np.nan)
+    return {
+        "block_seconds": (np.mean(seconds, axis=0) if seconds else unknown)[None],
+        "block_flops": recording.flops,
+        "sensitivity": np.array(effects)[None],
+    }
+
+
+def foreground_masks(
+    recording: Recording,
+    settings: Settings,
+    guidance: float | None,
+    video: Tensor | None,
+    number: int,
+) -> dict[int, Tensor]:
+    """A mask (f, h, w) for every attention step; one for all where it does not depend on it."""
+    subject = recording.subject
+    per_step = settings.mask in ("pca", "sam2")
+    masks: dict[int, Tensor] = {}
+    for step in subject.attention_steps:
+        masks[step] = (
+            foreground_mask(
+                settings.mask,
+                signal=recording.signal(step, guidance) if per_step else None,
+                video=video,
+                path=settings.mask_source,
+                run=number,
+                grid=subject.grid,
+            )
+            if per_step or not masks
+            else next(iter(masks.values()))
+        )
+    return masks
+
+
+def attention_arrays(recording: Recording, settings: Settings, masks: dict[int, Tensor]) -> Arrays:
+    """attention_share, attention_chance, attention_maps and mask."""
+    subject = recording.subject
+    blocks = sum(subject.model.block_lists.values())
+    size = (len(subject.branches), len(subject.attention_steps), blocks)
+    share, chance = np.empty(size), np.empty(size)
+    for c, branch in enumerate(subject.branches):
+        for a, step in enumerate(subject.attention_steps):
+            for block in range(blocks):
+                received = recording.received[branch, step, block].mean()
+                high = high_attention(received, settings.high_share, settings.high_threshold)
+                share[c, a, block], chance[c, a, block] = foreground_share(
+                    high, masks[step], subject.grid
+                )
+    first = subject.branches[0]
+    maps = [
+        [_map(recording.received[first, step, block].mean(), subject) for block in range(blocks)]
+        for step in subject.map_steps
+    ]
+    mask = torch.stack([masks[step].float() for step in subject.attention_steps]).mean(dim=0)
+    return {
+        "attention_share": share[None],
+        "attention_chance": chance[None],
+        "attention_maps": np.array(maps)[None],
+        "mask": mask[None].numpy(),
+    }
+
+
+def products(rows: Tensor) -> np.ndarray:
+    """Mean products of vectors (V, numel), summed in fp64: (V, V)."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for part in rows.split(COLUMNS, dim=1):
+        wide = part.double()
+        total += wide @ wide.T
+    return (total / rows.shape[1]).numpy()
+
+
+def _drift(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """|v_s - v_s-1| / |v_s-1| and the cosine of consecutive vectors, from their products."""
+    squares = np.maximum(np.diag(gram), 1e-30)
+    mixed = np.diag(gram, 1)
+    change = np.maximum(squares[1:] + squares[:-1] - 2 * mixed, 0)
+    return np.sqrt(change / squares[:-1]), mixed / np.sqrt(squares[1:] * squares[:-1])
+
+
+def _diagonal(gram: np.ndarray, steps: int) -> Iterator[np.ndarray]:
+    """Every block's own (S, S) part."""
+    for first in range(0, len(gram), steps):
+        yield gram[first : first + steps, first : first + steps]
+
+
+def _spans(subject: Subject) -> Iterator[tuple[str, int, int]]:
+    """Every block list with its first block on axis B and its length."""
+    first = 0
+    for name, count in subject.model.block_lists.items():
+        yield name, first, count
+        first += count
+
+
+def _map(received: Tensor, subject: Subject) -> np.ndarray:
+    """Attention over its mean, pooled to at most MAP_GRID."""
+    clip = (received / received.mean()).view(1, 1, *subject.grid)
+    size = [min(n, most) for n, most in zip(subject.grid, MAP_GRID, strict=True)]
+    return F.adaptive_avg_pool3d(clip, size)[0, 0].numpy()
+
+
+def _attention_facts(recording: Recording, mask: np.ndarray) -> dict[str, Any]:
+    received = list(recording.received.values())
+    errors = [part.relative_error() for part in received]
+    if errors[0] is None:
+        return {"foreground": float(mask.mean())}
+    return {
+        "foreground": float(mask.mean()),
+        "attention_error": float(np.mean(errors)),
+        "attention_rows": round(float(np.mean([part.sampled for part in received]))),
+    }
+
+
+def _rows(values: list[Any]) -> np.ndarray:
+    return np.stack([np.asarray(value, np.float64) for value in values])[None]
+
+
+def _typed(name: str, array: np.ndarray) -> np.ndarray:
+    wide = name.startswith(FLOAT64)
+    return array.astype(np.float64 if wide else np.float16 if name in FLOAT16 else np.float32)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()})"

@@ -1,0 +1,141 @@
+"""What every block adds to its tokens, seen by hooks: deltas on sampled tokens, norms, times.
+
+A block's delta is output minus input of its first updated tensor (of HunyuanVideo the image, or
+the joint stream that begins with it). Whole deltas of all blocks and steps are hundreds of
+gigabytes, so they are kept on a fixed random subset of image tokens, projected to WIDTH numbers a
+token where the model is wider (random signs, which keep inner products in expectation).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiling_core.engine.anchors import tensors_of
+
+WIDTH = 256  # numbers that are kept of a sampled token
+NORM_TOKENS = 1024  # most tokens whose norms the magnitude ratio is the mean of
+
+
+def sampled_tokens(tokens: int, count: int, seed: int = 0) -> Tensor:
+    """`count` of `tokens` token numbers, ascending; always the same ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(tokens, generator=generator)[:count].sort().values
+
+
+def projection(width: int, seed: int = 0) -> Tensor | None:
+    """(width, WIDTH) of +-WIDTH**-0.5, or None for a model that is no wider."""
+    if width <= WIDTH:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (width, WIDTH), generator=generator).float() * 2 - 1
+    return signs * WIDTH**-0.5
+
+
+class Timer:
+    """Seconds between start and stop; on a GPU by events, without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = device.type == "cuda"
+        self._start = self._now()
+        self._stop: Any = None
+
+    def stop(self) -> None:
+        self._stop = self._now()
+
+    def seconds(self) -> float:
+        """ValueError before `stop`; on a GPU the device has to have passed it."""
+        if self._stop is None:
+            raise ValueError("the timer still runs")
+        if self._events:
+            return self._start.elapsed_time(self._stop) / 1000
+        return self._stop - self._start
+
+    def _now(self) -> Any:
+        if not self._events:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class BlockTap:
+    """Hooks on the blocks of one model call after another.
+
+    blocks: all lists in order; tokens: image tokens of this process. `sketches`, `norms` and
+    `timers` hold what the last call left; `inside` is the number of the block that runs now.
+    """
+
+    def __init__(self, blocks: list[nn.Module], tokens: int, count: int) -> None:
+        self.blocks, self.tokens = blocks, tokens
+        self.kept = sampled_tokens(tokens, count)
+        self.normed = sampled_tokens(tokens, NORM_TOKENS)
+        self.projection: Tensor | None = None
+        self._ready: torch.device | None = None
+        self.inside: int | None = None
+        self.left: Callable[[int], None] = lambda block: None  # called after each block
+        self._handles: list[Any] = []
+        self.start_call()
+
+    def start_call(self) -> None:
+        self.sketches: list[Tensor] = []
+        self.timers: list[Timer] = []
+        self.norms: Tensor | None = None
+        self._first: Tensor | None = None
+        self._before: Tensor | None = None
+
+    def open(self) -> None:
+        """Put the hooks on."""
+        for number, block in enumerate(self.blocks):
+            before = block.register_forward_pre_hook(self._enter(number), with_kwargs=True)
+            after = block.register_forward_hook(self._leave(number))
+            self._handles += [before, after]
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        while self._handles:
+            self._handles.pop().remove()
+        self.inside = None
+
+    def _enter(self, number: int) -> Callable[..., None]:
+        @torch.compiler.disable  # compiled blocks call their hooks from inside
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = tensors_of([*args, *kwargs.values()])[0]
+            self._prepare(x)
+            self._before = x[:, self.kept]
+            if number == 0:
+                self._first = x[:, self.normed].float()
+            self.inside = number
+            self.timers.append(Timer(x.device))
+
+        return hook
+
+    def _leave(self, number: int) -> Callable[..., None]:
+        @torch.compiler.disable
+        def hook(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self.timers[-1].stop()
+            x = tensors_of(output)[0]
+            delta = x[:, self.kept].float() - self._before.float()  # (B, kept, D)
+            if self.projection is not None:
+                delta = delta @ self.projection
+            self.sketches.append(delta.flatten())
+            if number == len(self.blocks) - 1:
+                added = x[:, self.normed].float() - self._first
+                self.norms = added.norm(dim=-1).flatten()
+            self.left(number)
+            self.inside = None
+
+        return hook
+
+    def _prepare(self, x: Tensor) -> None:
+        """Bring indices and projection to the device, once."""
+        if self._ready == x.device:
+            return
+        self._ready = x.device
+        self.kept, self.normed = self.kept.to(x.device), self.normed.to(x.device)
+        signs = projection(x.shape[-1])
+        self.projection = None if signs is None else signs.to(x.device)

@@ -1,0 +1,77 @@
+"""Replay: a recorded run once more, with a small error before one step, to see what it does.
+
+Up to that step the model is not run: its recorded predictions are returned, so that the solver,
+with all its history, comes to the same latent. The prediction before the step gets EPSILON of its
+change to the next one added, the kind of error that reuse makes; from there on the model runs.
+Sensitivity is the distance of the final latents over that of the latents at the step: how much of
+an error in the middle is left at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from profiling_core.engine.anchors import Anchor, forecast_prediction, tensors_of
+from profiling_core.engine.seams import in_front
+from profiling_core.errors import ProfileError
+from profiling_core.plan.plan import Branch
+from profiling_core.recording.run_data import Recording
+
+EPSILON = 0.1
+
+
+class Replay:
+    """Attached and told the position like a Recorder; step: 1..steps-1."""
+
+    def __init__(self, recording: Recording, step: int) -> None:
+        if not 1 <= step < recording.subject.steps:
+            raise ProfileError(
+                f"sensitivity step {step}: expected 1..{recording.subject.steps - 1}"
+            )
+        self.recording, self.step = recording, step
+        self.injected: float | None = None  # distance of the latents at the step
+        self._position: tuple[int, Branch] | None = None
+
+    def begin(self, step: int, branch: Branch = "cond") -> None:
+        """Say which step and branch the next model call belongs to."""
+        self._position = (step, branch)
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[Replay]:
+        """In front of the model's call inside the with block."""
+        with in_front(model, self):
+            yield self
+
+    def call(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer one call of the model from the recording, or by running it."""
+        step, branch = self._position
+        if step < self.step:
+            return self._recorded(step, branch)
+        if step == self.step and self.injected is None:
+            latents = tensors_of(args[0] if args else next(iter(kwargs.values())))
+            now = torch.cat([latent.flatten().float().cpu() for latent in latents])
+            self.injected = float((now - self.recording.latents[step]).norm())
+        return run(*args, **kwargs)
+
+    def effect(self, latent: Tensor, disturbed: Tensor) -> float:
+        """Distance of the final latents over the injected one."""
+        if not self.injected:
+            raise ProfileError(
+                f"the error before step {self.step} left the latent as it was: the predictions of "
+                "these steps do not differ, or the loop does not use what the model returns"
+            )
+        copies = self.recording.copies  # the recorded latents hold the clip that often
+        distance = float((latent.float() - disturbed.float()).norm())
+        return distance * copies**0.5 / self.injected
+
+    def _recorded(self, step: int, branch: Branch) -> Any:
+        predictions = self.recording.predictions[branch]
+        needed: list[tuple[Anchor, float]] = [(predictions[step], 1.0)]
+        if step == self.step - 1:
+            needed = [(predictions[step], 1.0 - EPSILON), (predictions[step + 1], EPSILON)]
+        return forecast_prediction(needed)

@@ -1,0 +1,358 @@
+"""Recorder: follows one full run of a model from outside and turns it into a profile.
+
+    recorder = Recorder("my.profile", model=fingerprint, steps=50, sigmas=sigmas, ...)
+    with recorder.attached(model):
+        for step, t in enumerate(timesteps):
+            recorder.begin(step, "cond")
+            ...model(...)...
+    profile = recorder.finish(latent, prompt=prompt, seed=seed)
+
+It is attached and told the position like a DeltaCache, and changes nothing: hooks on the model and
+its blocks, and the attention function of their code shown to it (attention_tap). What it keeps lies
+on the host: every prediction and latent once, a sketch of every block's delta, on attention steps
+one number per token and block.
+
+Under sequence parallelism every rank of `group` records its own tokens or heads, and `finish` adds
+the parts up; latents and predictions of the model's call are whole on every rank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from profiling_core.engine.anchors import keep, tensors_of
+from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
+from profiling_core.errors import PlanError, ProfileError
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.plan import Branch, ModelFingerprint
+from profiling_core.profile.profile import MOST_MAPS, Profile, Settings, Subject, add_runs
+from profiling_core.recording.arrays import profile_of
+from profiling_core.recording.attention_hooks import Call, functions_of, tapped
+from profiling_core.recording.attention_share import attention_received
+from profiling_core.recording.block_hooks import BlockTap, Timer
+from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.run_data import Recording
+
+EXACT_TOKENS = 8192  # of more tokens a sample of the queries is taken
+SAMPLED_QUERIES = 1024  # per head
+
+
+class Recorder:
+    """Records one run on a grid of noise levels, whose sizes it finds in the first model call.
+
+    path: the profile that the run will be added to; it is checked here, and its settings hold.
+    settings: those of a new profile. lists: attribute paths of block lists, where they differ from
+    the fingerprint's names. group: processes that share the clip's tokens or heads. ProfileError
+    when the existing profile does not fit. `sampling` is what the subject will say but the sizes.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        settings: Settings | None = None,
+        *,
+        model: ModelFingerprint,
+        steps: int,
+        sigmas: tuple[float, ...],
+        solver: str,
+        shift: float,
+        branches: tuple[Branch, ...],
+        lists: dict[str, str] | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self._known = _existing(self.path)
+        self.settings = self._known.settings if self._known else settings or Settings()
+        every = self.settings.attention_every
+        attention = tuple(range(0, steps, every)) if every else ()
+        self.sampling = {
+            "model": model,
+            "steps": steps,
+            "sigmas": tuple(float(sigma) for sigma in sigmas),
+            "solver": solver,
+            "shift": float(shift),
+            "branches": tuple(branches),
+            "attention_steps": attention,
+            "map_steps": _spread(attention, MOST_MAPS),
+        }
+        self._check_known(self.sampling)
+        for step in self.settings.sensitivity:
+            if step >= steps:
+                raise ProfileError(
+                    f"sensitivity step {step}: this run has the steps 0..{steps - 1}"
+                )
+        self.model, self.branches, self.steps = model, tuple(branches), steps
+        self._lists, self._group = lists, group
+        self._handles: list[Any] = []
+        self._seam = ExitStack()
+        self._clear()
+
+    # -- attach and detach
+
+    def attach(self, model: nn.Module) -> Recorder:
+        """Put the hooks on `model`; ProfileError when it is not the fingerprint's."""
+        inner = unwrapped(model)
+        found = {name: block_list(inner, name, self._lists) for name in self.model.block_lists}
+        self._check_model(found, hidden_width(inner))
+        self._blocks = [block for blocks in found.values() for block in blocks]
+        self._patch = _patch_size(inner)
+        self._clear()
+        before = model.register_forward_pre_hook(self._before_call, with_kwargs=True)
+        after = model.register_forward_hook(self._after_call, with_kwargs=True)
+        self._handles += [before, after]
+        return self
+
+    def detach(self) -> None:
+        """Take every hook off again; what was recorded stays until the next attach."""
+        self._seam.close()
+        if self._tap is not None:
+            self._tap.close()
+        while self._handles:
+            self._handles.pop().remove()
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[Recorder]:
+        """`attach` for a with block; detached at its end, exceptions included."""
+        self.attach(model)
+        try:
+            yield self
+        finally:
+            self.detach()
+
+    # -- position
+
+    def begin(self, step: int, branch: Branch = "cond") -> None:
+        """Say which step and branch the next model call belongs to: every pair once, in order."""
+        count = self._calls
+        expected = (count // len(self.branches), self.branches[count % len(self.branches)])
+        if (step, branch) != expected or step >= self.steps:
+            raise ProfileError(
+                f"step {step}, {branch}: a profile needs a full run of {self.steps} steps, each "
+                f"once; expected step {expected[0]}, {expected[1]}"
+            )
+        self._position = (step, branch)
+
+    # -- the model's call
+
+    def _before_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
+        if self._position is None:
+            raise ProfileError(
+                "the model was called without a position: call begin(step, branch) before every "
+                "model call"
+            )
+        step, branch = self._position
+        first = args[0] if args else next(iter(kwargs.values()))
+        latents = tensors_of(first)
+        if self.recording is None:
+            self._since = time.perf_counter()
+            self._start(latents[0].device, *self._sizes(latents, kwargs))
+        self._see_latents(step, branch, latents)
+        self._measures = step in self.recording.subject.attention_steps
+        if self._measures or (self._calls == 0 and functions_of(self._blocks)):
+            self._seam.enter_context(tapped(self._blocks, self._see_attention))
+        if self._calls == 0:
+            self._seam.enter_context(self.recording.counted_linears(self._tap, self._blocks))
+        self._tap.start_call()
+        self._timer = Timer(latents[0].device)
+
+    def _after_call(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        self._timer.stop()
+        self._seam.close()
+        step, branch = self._position
+        self._position = None
+        self.recording.see_blocks(step, branch, self._tap)
+        self._see_output(step, branch, output)
+        if not self._measures:
+            seconds = [timer.seconds() for timer in self._tap.timers]
+            self.recording.see_seconds(self._timer.seconds(), seconds)
+        self._calls += 1
+        self.recording.seconds = time.perf_counter() - self._since
+
+    def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
+        """The latents that the model is given."""
+        if branch == self.branches[0]:
+            self.recording.see_latent(step, latents)
+
+    def _see_output(self, step: int, branch: Branch, output: Any) -> None:
+        """What the model returns."""
+        tensors = (tensor.detach().clone() for tensor in tensors_of(output))
+        prediction = keep(output, tensors, "stream", "host")
+        self.recording.see_prediction(step, branch, prediction)
+
+    def _sizes(
+        self, latents: list[Tensor], kwargs: dict[str, Any]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the latent, (C, F, H, W), and of the tokens along F, H and W."""
+        shape = tuple(latents[0].shape[-4:])
+        pairs = zip(shape[1:], self._patch, strict=True)
+        return shape, tuple(size // patch for size, patch in pairs)
+
+    def _start(self, device: torch.device, shape: tuple[int, ...], grid: tuple[int, ...]) -> None:
+        """Complete the subject by the sizes of the first call."""
+        self._check_known(self.sampling | {"latent": shape, "grid": grid})
+        subject = Subject(**self.sampling, latent=shape, grid=grid)
+        ranks = dist.get_world_size(self._group) if self._group is not None else 1
+        tokens = grid[0] * grid[1] * grid[2] // ranks
+        count = max(1, self.settings.delta_tokens // ranks)
+        self._tap = BlockTap(self._blocks, tokens, count)
+        self._tap.left = self._block_left
+        self._tap.open()
+        self.recording = Recording(subject, device)
+
+    # -- attention
+
+    def _see_attention(self, call: Call) -> None:
+        block = self._tap.inside
+        if block is None:  # the text's own refiner, say
+            return
+        if self._calls == 0:
+            self.recording.flops[block] += call.flops
+        if not self._measures or block in self._seen:
+            return
+        self._seen.add(block)
+        step, branch = self._position
+        frames, rows, columns = self.recording.subject.grid
+        tokens = frames * rows * columns
+        if call.q.shape[1] < tokens:
+            raise ProfileError(
+                f"block {block} attends from {call.q.shape[1]} of {tokens} tokens: ring attention "
+                "shows no process a whole row; record with Ulysses alone or in one process"
+            )
+        received = attention_received(
+            call.q, call.k, tokens, call.key_lens, self._queries(tokens), self._generator
+        )
+        self.recording.see_attention(step, branch, block, received)
+
+    def _block_left(self, block: int) -> None:
+        if self._measures and block not in self._seen:
+            raise ProfileError(
+                f"block {block} ran without a call of its attention function (compiled or fused "
+                "attention): record without it, or prepare the profile with --attention_every 0"
+            )
+        self._seen.discard(block)
+
+    def _queries(self, tokens: int) -> int | None:
+        """Queries that are sampled per head; None: all."""
+        asked = self.settings.attention_queries
+        if asked is None:
+            return None if tokens <= EXACT_TOKENS else SAMPLED_QUERIES
+        return asked if asked < tokens else None
+
+    # -- the result
+
+    def finish(
+        self,
+        latent: Tensor,
+        *,
+        prompt: str,
+        seed: int | None = None,
+        guidance: float | None = None,
+        video: Tensor | None = None,
+    ) -> Profile:
+        """The run as a profile of its own, added to `path` where one was given.
+
+        latent: the final one; video: (3, F, H, W), for motion masks. ProfileError for an unfinished
+        run and when it does not fit the file, which then stays as it was.
+        """
+        expected = self.steps * len(self.branches)
+        if self._calls != expected:
+            raise ProfileError(
+                f"the run made {self._calls} of {expected} model calls: only full runs are recorded"
+            )
+        self.recording.see_final(latent)
+        facts = {"prompt": prompt, "seed": seed, "guidance": guidance}
+        number = len(self._known.runs) if self._known else 0
+        profile = profile_of(
+            self.recording, self.settings, facts, video=video, number=number, group=self._group
+        )
+        writes = self._group is None or dist.get_rank(self._group) == 0
+        if self.path is not None and writes:
+            self._known = add_runs(self.path, profile)
+        return profile
+
+    # -- sensitivity
+
+    def measure_sensitivity(self, latent: Tensor, sample: Callable[[Replay], Tensor]) -> None:
+        """One disturbed run for every step that the settings name; nothing when they name none.
+
+        latent: the recorded run's; sample(replay): the final latent of the same run, sampled once
+        more with `replay` attached and told the position.
+        """
+        for step in self.settings.sensitivity:
+            replay = Replay(self.recording, step)
+            self.recording.sensitivity[step] = replay.effect(latent, sample(replay))
+
+    # -- checks
+
+    def _clear(self) -> None:
+        self.recording: Recording | None = None
+        self._position: tuple[int, Branch] | None = None
+        self._tap: BlockTap | None = None
+        self._timer: Timer | None = None
+        self._calls, self._measures = 0, False
+        self._seen: set[int] = set()  # blocks whose self-attention was seen in this run of theirs
+        self._generator = torch.Generator().manual_seed(0)
+
+    def _check_known(self, sampling: dict[str, Any]) -> None:
+        """ProfileError when the existing profile's runs were of another model, grid or size."""
+        if self._known is not None and self._known.subject is not None:
+            self._known.check_subject(self._known.subject.model_copy(update=sampling))
+
+    def _check_model(self, found: dict[str, nn.ModuleList | None], width: int | None) -> None:
+        for name, expected in self.model.block_lists.items():
+            blocks = found[name]
+            count = "none" if blocks is None else len(blocks)
+            if count != expected:
+                raise ProfileError(f"{self.model.name} has {expected} {name}, this model {count}")
+        if width is not None and width != self.model.width:
+            raise ProfileError(
+                f"{self.model.name} has hidden width {self.model.width}, this model {width}"
+            )
+
+
+def recorder_of(
+    path: str | Path | None, model: str, *, sigmas: tuple[float, ...], solver: str, shift: float
+) -> Recorder | None:
+    """The recorder of a tree's run of one of `models.MODELS`; None without a path."""
+    if path is None:
+        return None
+    planned = MODELS[model]
+    return Recorder(
+        path,
+        model=planned.fingerprint,
+        steps=len(sigmas),
+        sigmas=sigmas,
+        solver=solver,
+        shift=shift,
+        branches=planned.family.branches,
+    )
+
+
+def _existing(path: Path | None) -> Profile | None:
+    return Profile.load(path) if path is not None and path.exists() else None
+
+
+def _spread(steps: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """At most `most` of the steps, first and last among them."""
+    if len(steps) <= most:
+        return steps
+    return tuple(steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most))
+
+
+def _patch_size(model: nn.Module) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a token, where the model or its config says it."""
+    config = getattr(model, "config", None)
+    size = getattr(config, "patch_size", None) or getattr(model, "patch_size", None)
+    if isinstance(size, int):  # diffusers' HunyuanVideo
+        return (getattr(config, "patch_size_t", None) or 1, size, size)
+    if size is None or len(size) != 3:
+        raise PlanError(f"{type(model).__name__} says no patch_size of three numbers: {size}")
+    return tuple(size)

@@ -1,0 +1,129 @@
+"""Foreground by SAM 2: transformers' Sam2Model on the prediction's principal components as RGB.
+
+Transformers' own preparation of images needs torchvision, so it is done here: every frame is
+resized to the model's square, normalised as ImageNet images are, and segmented on its own.
+
+The prompt of a frame comes from the saliency of `pca_mask.saliency`, which is positive on the
+side of the components' Otsu split that is the more compact: one positive point, the strongest
+token of the foreground after averaging over its 3 x 3 neighbours, so that a lone outlier does not
+win; and one negative point, of the quarter of the tokens with the least saliency the one farthest
+from it. A frame without foreground tokens is not segmented, its mask is empty.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+
+from profiling_core.errors import ProfileError
+from profiling_core.recording.pca_mask import saliency
+
+MODEL_TYPES = ("sam2", "sam2_video")  # of the latter the image part is used
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LAYOUT = (
+    "expected a folder in transformers' layout: config.json with model_type sam2 or sam2_video and "
+    "model.safetensors, as `hf download facebook/sam2.1-hiera-large --local-dir FOLDER` makes it, "
+    "or save_pretrained of a Sam2Model"
+)
+
+
+@torch.no_grad()
+def sam2_mask(rgb: Tensor, folder: str | Path, grid: tuple[int, int, int]) -> Tensor:
+    """Foreground tokens (f, h, w of `grid`, bool) of rgb (f, H, W, 3) uint8, as `to_rgb` makes it.
+
+    `folder` holds the weights; ProfileError says what is missing there.
+    """
+    model = _load(str(Path(folder).resolve()), rgb.device)
+    frames = rgb.permute(3, 0, 1, 2).float()  # (3, f, H, W)
+    shown = saliency(frames, grid)
+    mask = torch.zeros(grid, dtype=torch.bool, device=rgb.device)
+    for frame in range(grid[0]):
+        if (shown[frame] > 0).any():
+            mask[frame] = _segment(model, frames[:, frame], shown[frame])
+    return mask
+
+
+def prompt_points(shown: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Positive and negative prompt token (row, column) of one frame's saliency (h, w)."""
+    around = F.avg_pool2d(shown[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+    strongest = torch.where(shown > 0, around, float("-inf")).argmax()
+    row, column = divmod(int(strongest), shown.shape[1])
+    rows = torch.arange(shown.shape[0], device=shown.device)[:, None]
+    columns = torch.arange(shown.shape[1], device=shown.device)
+    distance = (rows - row).square() + (columns - column).square()
+    quiet = shown <= shown.flatten().kthvalue(max(1, shown.numel() // 4)).values
+    farthest = torch.where(quiet, distance, -1).argmax()
+    return (row, column), divmod(int(farthest), shown.shape[1])
+
+
+def _segment(model: Any, frame: Tensor, shown: Tensor) -> Tensor:
+    """Foreground tokens (h, w) of one frame (3, H, W) in 0..255."""
+    rows, columns = _image_size(model)
+    image = F.interpolate(frame[None] / 255, (rows, columns), mode="bilinear", antialias=True)
+    mean, std = (image.new_tensor(v)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
+    height, width = shown.shape
+    points = [  # x, y in pixels; the model adds half a pixel
+        [(column + 0.5) * columns / width - 0.5, (row + 0.5) * rows / height - 0.5]
+        for row, column in prompt_points(shown)
+    ]
+    output = model(
+        pixel_values=(image - mean) / std,
+        input_points=image.new_tensor(points)[None, None],  # (1, 1, 2, 2)
+        input_labels=torch.tensor([[[1, 0]]], device=image.device),
+    )
+    best = int(output.iou_scores[0, 0].argmax())
+    logits = output.pred_masks[0, 0, best][None, None].float()
+    inside = F.interpolate(logits, (rows, columns), mode="bilinear") > 0
+    return F.adaptive_avg_pool2d(inside.float(), (height, width))[0, 0] >= 0.5
+
+
+def _image_size(model: Any) -> tuple[int, int]:
+    """Rows and columns that the vision encoder takes."""
+    rows, columns = model.config.vision_config.backbone_config.image_size
+    return int(rows), int(columns)
+
+
+@lru_cache(maxsize=1)  # a recorded run asks at every attention step
+def _load(folder: str, device: torch.device) -> Any:
+    """The model in fp32; ProfileError when the folder does not hold all of it."""
+    _check_folder(Path(folder))
+    try:
+        from transformers import Sam2Model
+    except ImportError as error:
+        raise ProfileError(f"masks by sam2 need transformers with Sam2Model: {error}") from None
+    try:
+        model, report = Sam2Model.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ProfileError(f"SAM 2 weights {folder}: {error}; {LAYOUT}") from error
+    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if missing:
+        raise ProfileError(
+            f"SAM 2 weights {folder}: {len(missing)} tensors are missing or of another size, "
+            f"{missing[0]} first; {LAYOUT}"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _check_folder(folder: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ProfileError(f"SAM 2 weights {folder}: no {name} there; {LAYOUT}")
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if found not in MODEL_TYPES:
+        raise ProfileError(f"SAM 2 weights {folder}: model_type {found!r}; {LAYOUT}")

@@ -1,0 +1,1 @@
+"""Weights fitted, and plans chosen, with the model in the loop."""

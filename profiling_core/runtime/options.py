@@ -1,0 +1,81 @@
+"""The two command-line options, shared by both trees, and what their values mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import speedup_flops
+from profiling_core.plan.presets import available, load_preset
+from profiling_core.plan.regrid import SPEEDUPS
+from profiling_core.profile.profile import Profile
+
+DEFAULT_PRESET = "paper"
+OURS = ("balanced", *(name for name in SPEEDUPS if name != "balanced"))  # the usual one first
+
+
+def add_delta_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--delta_cache [PLAN]` and `--delta_profile FILE`."""
+    parser.add_argument(
+        "--delta_cache",
+        nargs="?",
+        const=DEFAULT_PRESET,
+        default=None,
+        metavar="PLAN",
+        help="reuse features as planned: a preset (paper, release; quality, balanced, fast) or a "
+        "plan file; alone it means 'paper', the published method. Absent: no caching.",
+    )
+    parser.add_argument(
+        "--delta_profile",
+        default=None,
+        metavar="FILE",
+        help="record what this full run does into a profile, from which plans are made; further "
+        "runs (other prompts, other seeds) into the same file are added to it.",
+    )
+
+
+def check_profile_target(args: argparse.Namespace) -> None:
+    """PlanError for a `--delta_profile` that cannot work, before anything is loaded."""
+    if args.delta_profile is None:
+        return
+    if args.delta_cache is not None:
+        raise PlanError(
+            f"--delta_profile {args.delta_profile} with --delta_cache {args.delta_cache}: a "
+            "profile needs a full run, leave one of the two out"
+        )
+    path = Path(args.delta_profile)
+    if path.is_dir():
+        raise PlanError(f"--delta_profile {path}: this is a folder, name a file")
+    if path.exists():
+        Profile.load(path)
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise PlanError(f"--delta_profile {path}: {existing} is no folder that can be written to")
+
+
+def pointer_to_ours(model: str) -> str:
+    """A line for the log of a run with the paper's plan: which others there are, how fast."""
+    speedups = {name: speedup_flops(load_preset(model, name)) for name in (DEFAULT_PRESET, *OURS)}
+    ours = ", ".join(f"--delta_cache {name} {speedups[name]:.2f}x" for name in OURS)
+    return (
+        f"this is the paper's plan, {speedups[DEFAULT_PRESET]:.2f}x by block FLOPs; ours: {ours}; "
+        "on the bundled miniatures all of them stay nearer to the full run (docs/presets.md)"
+    )
+
+
+def resolve_plan(value: str | None, model: str) -> CachePlan | None:
+    """The plan that `--delta_cache value` names for `model`; PlanError says what is wrong.
+
+    A preset's name wins over a file of the same name in the working directory; write ./name for
+    the file.
+    """
+    if value is None:
+        return None
+    if value in available(model):
+        return load_preset(model, value)
+    if value.endswith(".json") or "/" in value or os.path.exists(value):
+        return CachePlan.load(value)
+    return load_preset(model, value)  # raises, with the names that exist

@@ -1,0 +1,1 @@
+"""A profile and a budget in, a plan out. NumPy alone, no model runs."""

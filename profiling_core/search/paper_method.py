@@ -1,0 +1,223 @@
+"""From a profile to the paper's plan: equations 6 to 15 of arXiv 2504.03140. No torch.
+
+Blocks (equations 6 and 7): `block_scores` parts them into foreground F and background B. What is
+reused between two compute steps:
+
+background   B, the paper's method
+foreground   F, its counter-check
+split        F in the early segments, B in the later ones; they part at the compute step that halves
+             the reuse steps best
+alternate    F and B by turns, F in the first segment
+
+A segment runs from one compute step to the next and has at least one reuse step. All blocks run at
+its first step, so that a reuse always has its anchor there; the side that a segment does not reuse
+runs at all of its steps.
+
+Steps (equations 12 and 15): a schedule of `schedule`. What is not given of warm-up, Tmax and Tmin
+comes from the curve of relative L1 between consecutive predictions, see `step_change`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+from profiling_core.errors import PlanError, UserError
+from profiling_core.plan import CachePlan, schedule
+from profiling_core.plan.model_specs import consecutive
+from profiling_core.plan.plan import Storage, StoragePlace
+from profiling_core.profile.block_scores import SCORES, Parted, part_blocks
+from profiling_core.profile.profile import Profile
+from profiling_core.profile.step_change import shrinking_intervals
+
+BLOCKS = ("background", "foreground", "split", "alternate")
+PATTERNS = {
+    "stepwise": schedule.stepwise,
+    "inverse": schedule.inverse,
+    "average": schedule.average,
+}
+ORDERS = ("hold", "linear")
+
+# Rows of the paper's tables 3 and 4: blocks and pattern.
+ABLATIONS = {
+    "Foreground-focused Block Reuse": ("foreground", "stepwise"),
+    "Background-focused Block Reuse": ("background", "stepwise"),
+    "Background+Foreground (Split)": ("split", "stepwise"),
+    "Background+Foreground (Alternate)": ("alternate", "stepwise"),
+    "Foreground+Stepwise": ("foreground", "stepwise"),
+    "Foreground+Step Inverse": ("foreground", "inverse"),
+    "Foreground+Step Average": ("foreground", "average"),
+    "Background+Stepwise": ("background", "stepwise"),
+    "Background+Step Inverse": ("background", "inverse"),
+    "Background+Step Average": ("background", "average"),
+}
+
+
+def paper_plan(
+    profile: Profile,
+    *,
+    tau: float | None = None,
+    share: float | None = None,
+    lists: Sequence[str] | None = None,
+    blocks: str = "background",
+    pattern: str = "stepwise",
+    tmax: int | None = None,
+    tmin: int | None = None,
+    warmup: int | None = None,
+    steps: Sequence[int] | None = None,
+    order: str = "hold",
+    storage: Storage = "stream",
+    storage_place: StoragePlace = "device",
+    name: str | None = None,
+) -> CachePlan:
+    """The paper's plan from a profile; this module's docstring says what is derived and how.
+
+    tau or share (of background blocks) part the blocks, by default Otsu's threshold; lists: the
+    block lists to reuse; steps: the compute steps themselves, instead of pattern, tmax, tmin and
+    warmup; order: "hold" as published, or "linear" in sigma; storage, storage_place: of the
+    deltas, see `anchors`. PlanError names what does not fit.
+    """
+    _check_choice("blocks", blocks, BLOCKS)
+    _check_choice("order", order, ORDERS)
+    parted = part_blocks(profile, tau=tau, share=share, lists=lists)
+    computed, step_settings, step_words = _compute_steps(
+        profile, steps, pattern, {"tmax": tmax, "tmin": tmin, "warmup": warmup}
+    )
+    subject = profile.recorded
+    return CachePlan.build(
+        name=name or f"paper-{blocks}-{'steps' if steps is not None else pattern}",
+        **subject.plan_fields,
+        storage=storage,
+        storage_place=storage_place,
+        sites=_sites(parted, blocks, _segments(subject.steps, computed), profile, order),
+        provenance={
+            "made_by": "profiling_core.paper_plan",
+            "source": _source(profile, parted, blocks, step_words),
+            "profile_sha256": profile.sha256(),
+            "settings": {
+                "tau": parted.tau,
+                "tau_from": parted.found_by,
+                **({} if share is None else {"share": share}),
+                "blocks": blocks,
+                "lists": ", ".join(parted.lists),
+                **step_settings,
+                "order": order,
+                "runs": len(profile.runs),
+            },
+        },
+    )
+
+
+def every_ablation(profile: Profile, **settings: Any) -> dict[str, CachePlan]:
+    """Every row of the paper's tables 3 and 4 as a plan, by the row's name.
+
+    Settings as for `paper_plan`, without blocks, pattern, steps and name. Two rows stand in both
+    tables (foreground and background, stepwise) and are equal but for the name.
+    """
+    return {
+        row: paper_plan(profile, blocks=blocks, pattern=pattern, name=row, **settings)
+        for row, (blocks, pattern) in ABLATIONS.items()
+    }
+
+
+def _compute_steps(
+    profile: Profile,
+    steps: Sequence[int] | None,
+    pattern: str,
+    intervals: dict[str, int | None],
+) -> tuple[tuple[int, ...], dict[str, str | int], str]:
+    """Compute steps, the settings behind them, and both in words."""
+    _check_choice("pattern", pattern, PATTERNS)
+    total = profile.recorded.steps
+    try:
+        if steps is not None:
+            _check_alone(pattern, intervals)
+            listed = schedule.explicit(total, steps)
+            return listed, {"steps": ",".join(map(str, listed))}, "compute steps as given"
+        found = shrinking_intervals(profile, **intervals)
+        computed = PATTERNS[pattern](total, found.warmup, found.tmax, found.tmin)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise PlanError(str(error)) from None
+    derived = f" ({' and '.join(found.derived)} from the L1 curve)" if found.derived else ""
+    words = (
+        f"warm-up {found.warmup}, {pattern} intervals with Tmax {found.tmax} and "
+        f"Tmin {found.tmin}{derived}"
+    )
+    return computed, {"pattern": pattern, **found.settings}, words
+
+
+def _check_alone(pattern: str, intervals: dict[str, int | None]) -> None:
+    others = [name for name, value in intervals.items() if value is not None]
+    others += [f"pattern {pattern}"] if pattern != "stepwise" else []
+    if others:
+        raise PlanError(f"steps and {', '.join(others)} both say what to compute: give one")
+
+
+def _segments(steps: int, computed: Sequence[int]) -> list[range]:
+    """The reuse steps of every segment that has some."""
+    if not computed or computed[0] != 0:
+        raise PlanError("compute steps must begin with step 0: a reuse before has no anchor")
+    found = [range(a + 1, b) for a, b in pairwise((*computed, steps)) if b - a > 1]
+    if not found:
+        raise PlanError(f"all {steps} steps are computed, none is left to reuse")
+    return found
+
+
+def _sites(
+    parted: Parted, blocks: str, segments: list[range], profile: Profile, order: str
+) -> list[dict]:
+    """One site per block list and reused side, computed wherever it is not reused."""
+    steps, sites = profile.recorded.steps, []
+    for name in parted.lists:
+        for side, reused in _reused_by_side(blocks, segments).items():
+            members = getattr(parted, side)[name]
+            skipped = {step for segment in reused for step in segment}
+            computed = [step for step in range(steps) if step not in skipped]
+            if members:
+                sites.append(
+                    {
+                        "kind": "intervals",
+                        "block_list": name,
+                        "intervals": consecutive(members),
+                        "compute_steps": dict.fromkeys(profile.recorded.branches, computed),
+                        "skip": order,
+                    }
+                )
+    return sites
+
+
+def _reused_by_side(blocks: str, segments: list[range]) -> dict[str, list[range]]:
+    if blocks in ("background", "foreground"):
+        return {blocks: segments}
+    if len(segments) < 2:
+        raise PlanError(f"blocks {blocks!r} needs two segments with reuse steps, found 1")
+    if blocks == "alternate":
+        return {"foreground": segments[::2], "background": segments[1::2]}
+    done = list(accumulate(len(segment) for segment in segments))
+    first = min(range(1, len(segments)), key=lambda n: abs(2 * done[n - 1] - done[-1]))
+    return {"foreground": segments[:first], "background": segments[first:]}
+
+
+def _source(profile: Profile, parted: Parted, blocks: str, step_words: str) -> str:
+    reused = {
+        "background": "background blocks reused",
+        "foreground": "foreground blocks reused",
+        "split": "foreground blocks reused early, background blocks late",
+        "alternate": "foreground and background blocks reused by turns",
+    }[blocks]
+    count, runs = sum(map(len, parted.background.values())), len(profile.runs)
+    number = count + sum(map(len, parted.foreground.values()))
+    return (
+        f"arXiv 2504.03140, equations 6 to 15, on a profile of {runs} run{'s' * (runs > 1)}: "
+        f"{count} of {number} {' and '.join(parted.lists)} are background "
+        f"({SCORES[parted.score]} below {parted.tau:.4g}, {parted.found_by}); {reused}; "
+        f"{step_words}"
+    )
+
+
+def _check_choice(what: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise PlanError(f"{what} {value!r} is unknown: take {', '.join(choices)}")

@@ -1,0 +1,135 @@
+"""The shipped presets made anew: `quality`, `balanced` and `fast` are searched here.
+
+The miniatures' on the profiles that lie beside their weights, the official models' on published
+figures (`published`). A profile's presets are what `plan --speedup` finds on it, with the way to
+skip that is the solver's own.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+
+from profiling_core.plan import CachePlan
+from profiling_core.plan.model_specs import MODELS, PlannedModel
+from profiling_core.plan.presets import STEPS, build_preset
+from profiling_core.plan.regrid import SPEEDUPS
+from profiling_core.plan.solvers import skips_of
+from profiling_core.profile.profile import Profile
+from profiling_core.search.flow_solvers import Levels
+from profiling_core.search.level_prior import (
+    LABEL,
+    SCALE,
+    changes,
+    gram,
+    published_ratios,
+    step_search,
+)
+from profiling_core.search.search import Budget, PlanSearch
+from profiling_core.search.sensitivity import DEFAULT
+from profiling_core.search.step_search import StepSearch
+
+PROFILES = {  # of the models that were profiled, in a clone of the repository
+    "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
+    "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
+}
+DIGITS = 4  # of a predicted error: machines round differently
+
+
+def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
+    """The plan behind a shipped model's file; ProfileError where its profile is not there."""
+    name = planned.fingerprint.name
+    if preset not in SPEEDUPS:
+        return build_preset(planned, preset)
+    if name in PROFILES:
+        return _profiled(name).plan(preset)
+    return _published(planned, preset)
+
+
+def presets_from(profile: Profile) -> list[CachePlan]:
+    """`quality`, `balanced` and `fast` of a profile's own model and grid."""
+    found = ProfiledPresets(profile)
+    return [found.plan(preset) for preset in SPEEDUPS]
+
+
+def missing_profiles() -> list[Path]:
+    """The profiles that building all presets needs and that are not there."""
+    paths = [_repository() / path for path in PROFILES.values()]
+    return [path for path in paths if not path.is_file()]
+
+
+class ProfiledPresets:
+    """Makes the presets of one profile; the tables are made once."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.skip = _skip_of(profile.recorded.solver)
+        self.search = PlanSearch(profile, (self.skip,))
+
+    def plan(self, preset: str) -> CachePlan:
+        """One of SPEEDUPS."""
+        budget, count = Budget(speedup=SPEEDUPS[preset]), _count(self.search.paths.steps, preset)
+        point = self.search.point_of(self.skip, count)
+        plan = self.search.plan_of(point, budget, preset)
+        return _with_error(plan, point.error)
+
+
+def _published(planned: PlannedModel, preset: str) -> CachePlan:
+    name, family = planned.fingerprint.name, planned.family
+    choice = _published_search(name).best(_count(STEPS, preset))
+    site = {
+        "kind": "prediction",
+        "compute_steps": dict.fromkeys(family.branches, choice.steps),
+        "skip": _skip_of(family.solver),
+    }
+    plan = CachePlan.build(
+        name=preset,
+        model=planned.fingerprint,
+        steps=STEPS,
+        sigmas=[round(sigma, 6) for sigma in planned.sigmas(STEPS)],
+        solver=family.solver,
+        shift=family.shift,
+        sites=[site],
+        provenance={
+            "made_by": f"profiling-dit {version('profiling-dit')}",
+            "source": f"{LABEL}: MagCache's magnitude ratios of {name} (Apache License 2.0)",
+            "settings": {"speedup": SPEEDUPS[preset], "sensitivity": DEFAULT},
+        },
+        predicted_error=0.0,
+    )
+    return _with_error(plan, SCALE * choice.error)
+
+
+@cache
+def _published_search(name: str) -> StepSearch:
+    planned = MODELS[name]
+    levels, solver = Levels(planned.sigmas(STEPS)), planned.family.solver
+    products = gram(changes(levels, published_ratios(name)))
+    return step_search(products, levels, solver, _skip_of(solver))
+
+
+@cache
+def _profiled(name: str) -> ProfiledPresets:
+    return ProfiledPresets(Profile.load(_repository() / PROFILES[name]))
+
+
+def _count(steps: int, preset: str) -> int:
+    """Compute steps that reach the preset's speed-up."""
+    return max(1, int(steps / SPEEDUPS[preset] + 1e-9))
+
+
+def _skip_of(solver: str) -> str:
+    """What the presets do on a skipped step: a jump, with Euler a correction."""
+    return skips_of(solver)[-1]
+
+
+def _with_error(plan: CachePlan, error: float) -> CachePlan:
+    """The plan with this predicted error, to DIGITS digits."""
+    expected = plan.expected.model_copy(update={"predicted_error": float(f"{error:.{DIGITS}g}")})
+    return plan.model_copy(update={"expected": expected})
+
+
+def _repository() -> Path:
+    """Where the trees lie beside the package when it is installed with -e."""
+    return Path(str(resources.files("profiling_core"))).parent

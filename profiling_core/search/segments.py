@@ -1,0 +1,211 @@
+"""Segments: the error that every stretch between two compute steps leaves, for every way to skip.
+
+A segment (i, j, n) skips the steps between the compute steps j and n; i is the compute step before
+j. Its error d(i, j, n) is a vector: what the latent at n differs by from the recorded run's when
+everything up to j was as recorded. On Paths it is known for all 20,000 segments of 50 steps at
+once, before any plan is chosen.
+
+Forecast (hold, linear, weights). The solver goes through all levels and is given f_s for v_s:
+
+    (1)  d = sum over s in j+1 .. n-1 of W[n, s] (f_s - v_s)
+
+where W[n, s] is the factor of prediction s in the latent at n, read off by running the solver on
+unit vectors. For Euler it is sigma_s+1 - sigma_s, so (1) is the summed step x forecast error: the
+vectors are added before the norm is taken, since errors within a segment line up.
+
+    (2)  hold     f_s = v_j
+    (3)  linear   f_s = v_j + (sigma_s - sigma_j) / (sigma_j - sigma_i) (v_j - v_i)
+    (4)  weights  f_s = a_s v_j + b_s v_i, the least squares fit over all runs with a ridge
+
+Forecast and correction (corrected), for Euler. Once v_n is known, the line from v_j to v_n
+replaces the forecasts (3) of the stretch; the difference goes into the prediction that the solver
+is given at n, so that no solver has to know of it (plan.corrections):
+
+    (5)  e = (1) with the forecasts (3)                              what the model sees at n
+         d = sum over s of (sigma_s+1 - sigma_s) (line_s - v_s)      what is left once corrected
+
+Jump. The solver itself goes from j to n. With the recorded latent y_j that it goes on from, and
+the clean latents m of the recorded run, in the notation of flow_solvers:
+
+    (6)  e = solver's latent at n from (y_j, m_j, m_i), as the model sees it - x_n
+         d = the same, for UniPC corrected by m_n, - y_n
+
+Where the model sees another latent than the one that goes on (corrected, and UniPC's jump) its
+prediction errs by what e does to it. A share of e stands for that: the table holds d + SEEN e.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from profiling_core.search import flow_solvers
+from profiling_core.search.flow_solvers import Levels
+from profiling_core.search.trajectories import Paths
+
+SEEN = 0.5  # a choice between none and all; `plan --validate` tries what the model says to it
+RIDGE = 1e-6  # of the mean squared prediction; keeps weights of nearly equal anchors small
+
+
+@dataclass(frozen=True)
+class Table:
+    """Errors of N segments.
+
+    row_of: the row of (i, j, n), -1 where the order is wrong, (S, S, S + 1); i is j for the first
+    step, which has none before it, n is S at the end. ends: n of every row; errors: (N, R, D) fp32.
+    """
+
+    row_of: np.ndarray
+    ends: np.ndarray
+    errors: np.ndarray
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Errors of the segments of some paths for one way to skip."""
+
+    paths: Paths
+    skip: str
+
+    @cached_property
+    def table(self) -> Table:
+        """The errors of all segments."""
+        steps, count = self.paths.steps, 0
+        row_of = np.full((steps, steps, steps + 1), -1)
+        found, ends = [], []
+        for i, j in _pairs(steps):
+            found.append(self.errors(i, j).astype(np.float32))
+            ends.append(np.arange(j + 1, steps + 1))
+            row_of[i, j, j + 1 :] = count + np.arange(steps - j)
+            count += steps - j
+        return Table(row_of, np.concatenate(ends), np.concatenate(found))
+
+    def errors(self, i: int, j: int) -> np.ndarray:
+        """What the table holds of (i, j, n) for all n after j: (S - j, R, D)."""
+        if self.skip == "jump":
+            return self._jumps(i, j)
+        return self._corrected(i, j) if self.skip == "corrected" else self._forecasts(i, j)
+
+    def weights(self, anchors: Sequence[int], step: int) -> np.ndarray:
+        """(4) with any number of anchors: their weights in the forecast of `step`, in that order.
+
+        The ridge pulls towards holding the first.
+        """
+        products = self._products[np.ix_(anchors, anchors)]
+        ridge = RIDGE * np.trace(products) / len(anchors) * np.eye(len(anchors))
+        wanted = self._products[anchors, step] + ridge[0]
+        return np.linalg.solve(products + ridge, wanted)
+
+    @cached_property
+    def _products(self) -> np.ndarray:
+        """Products of the predictions, summed over the runs: (S, S)."""
+        return np.einsum("ard,brd->ab", self.paths.predictions, self.paths.predictions)
+
+    def _pair_weights(self, i: int, j: int, steps: np.ndarray) -> np.ndarray:
+        """`weights` of [j, i] for many steps at once: (len(steps), 2)."""
+        g = self._products
+        ridge = RIDGE * (g[i, i] + g[j, j]) / 2
+        (a, b), d = (g[j, j] + ridge, g[i, j]), g[i, i] + ridge
+        first, second = g[j, steps] + ridge, g[i, steps]
+        return np.stack([d * first - b * second, a * second - b * first], 1) / (a * d - b * b)
+
+    def _forecasts(self, i: int, j: int) -> np.ndarray:
+        v, sigma = self.paths.predictions, self.paths.levels.sigma
+        later = np.arange(j + 1, self.paths.steps)
+        if self.skip == "hold" or i == j:
+            forecast = np.broadcast_to(v[j], (later.size, *v[j].shape))
+        elif self.skip in ("linear", "corrected"):
+            slope = (sigma[later] - sigma[j]) / (sigma[j] - sigma[i])
+            forecast = v[j] + slope[:, None, None] * (v[j] - v[i])
+        else:
+            pair = self._pair_weights(i, j, later)[..., None, None]
+            forecast = pair[:, 0] * v[j] + pair[:, 1] * v[i]
+        error = forecast - v[j + 1 :]
+        # row n: steps j+1 .. n-1 have been forecast when the latent at n is made
+        factors = np.tril(self._response[j + 1 :, j + 1 :], -1)
+        return (factors @ error.reshape(later.size, v[j].size)).reshape(-1, *v[j].shape)
+
+    def _corrected(self, i: int, j: int) -> np.ndarray:
+        v, sigma, seen = self.paths.predictions, self.paths.levels.sigma, self._forecasts(i, j)
+        n = np.arange(j + 1, self.paths.steps)
+        steps = np.diff(sigma)[n]
+        share = steps * (sigma[n] - sigma[j])
+        # sums over the steps before n: of the steps, and of the steps times the line's rise
+        width = (np.cumsum(steps) - steps)[:, None, None]
+        rise = ((np.cumsum(share) - share) / (sigma[n] - sigma[j]))[:, None, None]
+        moved = steps[:, None, None] * v[n]
+        line = width * v[j] + rise * (v[n] - v[j])
+        left = line - (np.cumsum(moved, axis=0) - moved)
+        # the end has no prediction to correct by
+        return np.concatenate([left + SEEN * seen[:-1], seen[-1:]])
+
+    @cached_property
+    def _response(self) -> np.ndarray:
+        """W of (1): (S + 1, S)."""
+        units = np.eye(self.paths.steps)
+        start = np.zeros(self.paths.steps)
+        return flow_solvers.run(self.paths.solver, self.paths.levels, start, lambda k, _: units[k])
+
+    def _jumps(self, i: int, j: int) -> np.ndarray:
+        went_on, clean = self._recorded
+        steps, solver = self.paths.steps, self.paths.solver
+        levels, found = self.paths.levels, [jump(solver, self.paths.levels, i, j, steps)]
+        if j + 1 < steps:
+            found.insert(0, jump(solver, levels, i, j, np.arange(j + 1, steps)))
+        factors = [np.concatenate(f) for f in zip(*found, strict=True)]
+        latents = [went_on[j], clean[j], clean[i], np.append(clean[j + 1 :], clean[-1:], axis=0)]
+        # the last one is the clean latent at n itself; at the end there is none, its factor is 0
+        terms = zip(factors, latents, strict=True)
+        left = sum(f[:, None, None] * x for f, x in terms) - went_on[j + 1 :]
+        if solver == "unipc" and j + 1 < steps:
+            left[:-1] += SEEN * self._seen(i, j)
+        return left
+
+    def _seen(self, i: int, j: int) -> np.ndarray:
+        """e of (6) for UniPC and all n after j but the end: its predictor is that of DPM++."""
+        went_on, clean = self._recorded
+        factors = jump("dpm++", self.paths.levels, i, j, np.arange(j + 1, self.paths.steps))
+        terms = zip(factors[:3], (went_on[j], clean[j], clean[i]), strict=True)
+        return sum(f[:, None, None] * x for f, x in terms) - self.paths.latents[j + 1 : -1]
+
+    @cached_property
+    def _recorded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The latents that the recorded run went on from (S + 1, R, D), and its clean ones."""
+        paths, levels = self.paths, self.paths.levels
+        clean = paths.latents[:-1] - levels.sigma[:-1, None, None] * paths.predictions
+        went_on = paths.latents.copy()
+        if paths.solver == "unipc":
+            for k in range(1, paths.steps):
+                i = max(k - 2, 0)
+                keep, new, old, there = jump("unipc", levels, i, k - 1, np.array([k]))
+                moved = keep * went_on[k - 1] + new * clean[k - 1] + old * clean[i]
+                went_on[k] = moved + there * clean[k]
+        return went_on, clean
+
+
+def jump(solver: str, levels: Levels, i: int, j: int, n: int | np.ndarray) -> list[np.ndarray]:
+    """Factors (N,) of y_j, m_j, m_i and m_n in the solver's latent at n, (6); i is j at the start.
+
+    n: levels before the end, or the end alone.
+    """
+    count, at_end = np.size(n), np.ndim(n) == 0 and n == len(levels)
+    nothing = np.zeros(count)
+    if i == j or at_end:
+        keep, new = (np.broadcast_to(f, count) for f in flow_solvers.first_order(levels, j, n))
+        if solver == "unipc" and not at_end:  # the corrector of first order, (C1)
+            return [keep, new / 2, nothing, new / 2]
+        return [keep, new, nothing, nothing]
+    if solver == "unipc":
+        return list(flow_solvers.corrector(levels, i, j, n))
+    return [*flow_solvers.second_order(levels, i, j, n), nothing]
+
+
+def _pairs(steps: int) -> Iterator[tuple[int, int]]:
+    """(i, j) with i before j, and (0, 0): step 0 has none before it."""
+    yield 0, 0
+    for j in range(1, steps):
+        for i in range(j):
+            yield i, j

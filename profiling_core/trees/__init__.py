@@ -1,0 +1,1 @@
+"""Both trees behind one face, for commands and benchmarks."""

@@ -1,0 +1,223 @@
+"""The user's model in one of the two trees, asked for as the tree's own command line would.
+
+profiling_core can be installed alone, so nothing here imports a tree before it was found: next to
+the package (a checkout), in the current folder, or the current folder itself. The tree's parser
+gives the defaults and its checks the errors; this module only says which option is which.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from profiling_core.errors import CompareError, InputError
+from profiling_core.plan import CachePlan
+
+if TYPE_CHECKING:
+    from profiling_core.engine.run_stats import RunStats
+    from profiling_core.parallel.ranks import Ranks
+
+PACKAGE = Path(__file__).resolve().parents[2]  # the folder that holds profiling_core
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says of the model and of a clip; None: the tree's own default."""
+
+    model: str | None = None
+    ckpt_dir: str | None = None
+    dit_weight: str | None = None
+    size: str | None = None  # width*height
+    frame_num: int | None = None
+    steps: int | None = None
+    solver: str | None = None
+    shift: float | None = None
+    guidance: float | None = None
+    tree_options: tuple[str, ...] = ()  # further options of the tree's command line
+
+
+class TreeModel(ABC):
+    """A model that was asked for and checked; `load` reads its weights."""
+
+    folder: ClassVar[str]
+    marks: ClassVar[tuple[str, ...]]  # files that this tree has and the official repository lacks
+    script: ClassVar[str]
+    code: ClassVar[str]  # the tree's package
+    # of the tree's options: they shape no clip, or are the comparison's own
+    not_settings: ClassVar[frozenset[str]] = frozenset({"delta_cache", "delta_profile", "prompt"})
+    pipeline: Any
+
+    def __init__(self, asked: Asked, prompt: str) -> None:
+        """CompareError for what cannot work; `prompt` is one of those to come, checked for all."""
+        put_on_path(self)
+        script = self._script()
+        with self.one_line():
+            parser = script.build_parser()
+            given = parser.parse_args(list(asked.tree_options))
+            argv = [*asked.tree_options, *self._argv(asked, given), f"--prompt={prompt}"]
+            self.args = parser.parse_args(argv)
+            if (self.args.delta_cache or self.args.delta_profile) is not None:
+                raise CompareError("--tree-options: plans are named in --plans, not there")
+            self._check(script, asked)
+
+    def _script(self) -> Any:
+        """The module of the tree's command line; CompareError when a package is not installed."""
+        try:
+            _tell_warnings_once()
+            return importlib.import_module(self.script)
+        except ModuleNotFoundError as error:
+            raise CompareError(
+                f"{self.folder} needs the package {error.name}: pip install -r requirements.txt"
+            ) from None
+
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(f"{self.code}.{name}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that shapes a clip or its time, by the tree's own names."""
+        kept = {k: v for k, v in vars(self.args).items() if k not in self.not_settings}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in kept.items()}
+
+    @property
+    def plan_model(self) -> str:
+        return self.config.plan_model
+
+    @property
+    def last_run(self) -> RunStats:
+        return self.pipeline.last_run
+
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of one clip as it is kept, fp32."""
+        frames, height, width = self.clip_shape
+        return 3 * frames * height * width * 4
+
+    @contextmanager
+    def one_line(self) -> Iterator[None]:
+        """The tree's errors for what a user can put right, as this command's."""
+        try:
+            yield
+        except InputError as error:
+            raise CompareError(" ".join(str(error).split())) from error
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """`one_line`, and a failed allocation as such a line."""
+        memory = self._module("memory").out_of_memory_as_input_error
+        with self.one_line(), memory(self.device, self.describe()):
+            yield
+
+    @property
+    def device(self) -> Any:
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @abstractmethod
+    def _argv(self, asked: Asked, given: Any) -> list[str]:
+        """The tree's options for what was asked; `given`: its parsed further options."""
+
+    @abstractmethod
+    def _check(self, script: Any, asked: Asked) -> None:
+        """The tree's own checks of `self.args`, and `self.config`."""
+
+    @property
+    @abstractmethod
+    def clip_shape(self) -> tuple[int, int, int]:
+        """Frames, height, width."""
+
+    @property
+    @abstractmethod
+    def fps(self) -> int: ...
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Model, size, steps and so on in one line."""
+
+    @abstractmethod
+    def check_plan(self, plan: CachePlan) -> CachePlan:
+        """The plan on this run's noise levels; PlanError when it is another model's."""
+
+    @property
+    @abstractmethod
+    def checkpoint(self) -> list[Path]:
+        """The files that the weights are read from."""
+
+    @abstractmethod
+    def load(self, ranks: Ranks | None = None) -> None:
+        """Read the weights; ranks: the processes that share a clip, all of them load."""
+
+    @abstractmethod
+    def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
+        """The encoded prompt and the noise, drawn as the tree's command line draws it."""
+
+    @abstractmethod
+    def denoise(
+        self,
+        inputs: tuple[Any, ...],
+        plan: CachePlan | None = None,
+        *,
+        steps: int | None = None,
+        recorder: Any = None,
+    ) -> Any:
+        """A latent; `last_run` says what it took. recorder: told the position, as by the tree."""
+
+    @abstractmethod
+    def decode(self, latent: Any) -> Any:
+        """Its clip (3, F, H, W), fp32 in [-1, 1] on the CPU; None on ranks after the first."""
+
+    @abstractmethod
+    def save(self, video: Any, path: Path) -> None:
+        """Write the clip as the tree's command line does."""
+
+
+def find_tree(tree: type[TreeModel] | TreeModel) -> Path:
+    """The tree's folder; CompareError says where it was looked for."""
+    here = Path.cwd()
+    places = (PACKAGE / tree.folder, here / tree.folder, here)
+    for place in places:
+        if all((place / mark).is_file() for mark in tree.marks):
+            return place
+    looked = ", ".join(dict.fromkeys(map(str, places)))
+    raise CompareError(
+        f"the tree {tree.folder} (with {', '.join(tree.marks)}) is in none of {looked}: run this "
+        "from a checkout of ProfilingDiT"
+    )
+
+
+def put_on_path(tree: type[TreeModel] | TreeModel) -> None:
+    """Make the tree importable, before anything else of its name."""
+    place = str(find_tree(tree))
+    if place not in sys.path:
+        sys.path.insert(0, place)
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """'832*480' or '832x480' to (832, 480): width, height, on both trees."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})[x*]([1-9][0-9]{0,5})", size)
+    if found is None:
+        raise CompareError(f"--size {size}: expected width*height in pixels, as 832*480")
+    return int(found[1]), int(found[2])
+
+
+def _tell_warnings_once() -> None:
+    """The trees' log: warnings alone, each once, since every clip would repeat them."""
+    from loguru import logger
+
+    told: set[str] = set()
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            sys.stderr.write(line)
+
+    logger.remove()
+    logger.add(tell, level="WARNING", format="{level}: {message}")

@@ -1,0 +1,253 @@
+"""python -m profiling_core: what it prints and how it fails."""
+
+import io
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from made_profiles import made_profile
+from profiling_core.__main__ import main
+from profiling_core.plan import CachePlan
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.presets import load_preset, presets_of
+from profiling_core.profile.profile import Profile, Settings
+from profiling_core.search.paper_method import ABLATIONS, every_ablation, paper_plan
+
+
+def test_show_draws_the_release_plan(capsys):
+    assert main(["show", "release"]) == 0
+    out = capsys.readouterr().out
+    assert "computes 1984 of 4000 block runs (49.6 %)" in out
+    assert "blocks 10-20  ++++++#.....#.....#.....#.....#.....#.....#.....#." in out
+    assert "6.25 GiB at 32760 tokens" in out
+
+
+def test_show_takes_sizes_and_a_file(capsys, tmp_path):
+    path = tmp_path / "mine.json"
+    load_preset("wan2.1-t2v-1.3B", "paper").save(path)
+    assert main(["show", str(path), "--tokens", "1024", "--dtype", "bfloat16"]) == 0
+    assert "30 MiB at 1024 tokens" in capsys.readouterr().out
+
+
+def test_show_knows_the_usual_sizes_of_every_model(capsys, tmp_path):
+    name = "hunyuan-video-t2v-720p"
+    for preset, held in (
+        ("release", "9 x tokens x 3072 + 0 x latent = 6.13 GiB"),
+        ("paper", "8 x tokens x 3072 + 0 x latent = 5.45 GiB"),
+        ("balanced", "0 x tokens x 3072 + 2 x latent = 29 MiB"),
+    ):
+        assert main(["show", preset, "--model", name]) == 0
+        out = capsys.readouterr().out
+        assert f"{held} at 119056 tokens, 7603200 latent elements (1280x720, 129 frames" in out
+    path = tmp_path / "mine.json"
+    load_preset(name, "release").save(path)
+    assert main(["show", str(path)]) == 0  # the file says what model it is for
+    assert "at 119056 tokens" in capsys.readouterr().out
+    for model in MODELS:
+        assert main(["show", "paper", "--model", model]) == 0
+        assert f"{MODELS[model].clip.tokens} tokens" in capsys.readouterr().out
+
+
+def test_bad_plan_is_one_line_and_exit_code_2(capsys, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text("{}")
+    for value, text in (("nope", "no preset 'nope'"), (str(path), "plan format None")):
+        assert main(["show", value]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and text in error and error.count("\n") == 1
+
+
+def test_odd_arguments_are_one_line(capsys):
+    for arguments, text in (
+        (["show", "x" * 300], "no preset 'xxx"),
+        (["show", "paper", "--model", "/x"], "--model /x: plans are shipped for wan2.1-t2v-14B"),
+        (["show", "paper", "--tokens", "-5"], "--tokens -5: expected at least 1"),
+        (["presets", "--out", "/proc"], "/proc"),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and text in error and error.count("\n") == 1
+
+
+def test_presets_are_written_again_identically(capsys, tmp_path):
+    assert main(["presets", "--out", str(tmp_path)]) == 0
+    assert len(list(tmp_path.iterdir())) == 3 * 5 + 2 * 6
+    for model, planned in MODELS.items():
+        for preset in presets_of(planned):
+            written = (tmp_path / f"{model}.{preset}.json").read_text()
+            assert written == load_preset(model, preset).dumps()
+    assert main(["presets", "--out", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+# -- profiles
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    path = tmp_path / "wan.profile"
+    made_profile().save(path)
+    return path
+
+
+def refused(capsys, arguments):
+    """The one line on stderr of a command that must fail."""
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def plan_command(profile, out, *more):
+    return ["plan", "--profile", str(profile), "--method", "paper", "-o", str(out), *more]
+
+
+def test_show_prints_a_profile_by_its_content(capsys, recorded, tmp_path):
+    other = tmp_path / "named-like-a-plan.json"
+    recorded.rename(other)
+    assert main(["show", str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "profile of wan2.1-t2v-mini: 2 runs" in out and "foreground blocks (4): 1 5 8-9" in out
+    assert "--tokens is for plans" in refused(capsys, ["show", other, "--tokens", 5])
+
+
+def test_show_writes_prompts_that_the_terminal_cannot(monkeypatch, tmp_path):
+    profile = made_profile(runs=1)
+    run = profile.runs[0].model_copy(update={"prompt": "一只猫"})
+    replace(profile, runs=(run,)).save(tmp_path / "a.profile")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["show", str(tmp_path / "a.profile")]) == 0
+    terminal.flush()
+    assert rb"'\u4e00\u53ea\u732b'" in terminal.buffer.getvalue()
+
+
+def test_plan_writes_the_paper_s_plan_and_draws_it(capsys, recorded, tmp_path):
+    out = tmp_path / "paper.json"
+    options = ["--share", "0.6", "--warmup", "6", "--tmax", "12", "--tmin", "2", "--name", "mine"]
+    assert main(plan_command(recorded, out, *options)) == 0
+    text = capsys.readouterr().out
+    plan = CachePlan.load(out)
+    wanted = paper_plan(made_profile(), share=0.6, warmup=6, tmax=12, tmin=2, name="mine")
+    assert plan.dumps() == wanted.dumps()
+    assert "plan 'mine' for wan2.1-t2v-mini" in text and "++++++#...........#........#" in text
+    assert f"--delta_cache {out}" in text
+    assert main(plan_command(recorded, out, "--blocks", "alternate", "--order", "linear")) == 0
+    assert len(CachePlan.load(out).sites) == 2
+    assert main(plan_command(recorded, out, "--steps", "0,1,2,9", "--lists", "blocks")) == 0
+    assert CachePlan.load(out).sites[0].compute_steps["cond"] == (0, 1, 2, 9)
+    for row, (blocks, pattern) in ABLATIONS.items():
+        given = ["--blocks", blocks, "--pattern", pattern, "--name", row]
+        assert main(plan_command(recorded, out, *given)) == 0
+        assert CachePlan.load(out).dumps() == every_ablation(made_profile())[row].dumps()
+
+
+def test_plan_refuses_what_does_not_fit(capsys, recorded, tmp_path):
+    out = tmp_path / "paper.json"
+    for more, text in (
+        (["--share", "0"], "share 0 of background blocks: expected above 0 and below 1"),
+        (["--share", "1"], "share 1 of background"),
+        (["--tau", "0.99"], "tau 0.99 leaves no foreground block"),
+        (["--lists", "single_blocks"], "'single_blocks' is not one of blocks"),
+        (["--steps", "0,1,77"], "compute step 77 lies outside 0..49"),
+        (["--steps", "0,one"], "--steps '0,one': expected whole numbers"),
+        (["--steps", "0,9", "--warmup", "6"], "steps and warmup both say"),
+        (["--warmup", "-1"], "warm-up of -1 steps, expected 1..49"),
+    ):
+        assert text in refused(capsys, plan_command(recorded, out, *more))
+    assert not out.exists()
+
+
+def test_plan_refuses_files_that_are_none(capsys, recorded, tmp_path):
+    out = tmp_path / "paper.json"
+    before = recorded.read_bytes()
+    plan = tmp_path / "plan.json"
+    load_preset("wan2.1-t2v-mini", "paper").save(plan)
+    assert "no safetensors file, a plan perhaps" in refused(capsys, plan_command(plan, out))
+    assert "no such file" in refused(capsys, plan_command(tmp_path / "nothing", out))
+    assert "this is a profile" in refused(capsys, plan_command(recorded, recorded))
+    assert "this is a folder" in refused(capsys, plan_command(recorded, tmp_path))
+    assert recorded.read_bytes() == before
+    cut = tmp_path / "cut.profile"
+    for length in (4, 100, len(before) - 1):
+        cut.write_bytes(before[:length])
+        for command in (plan_command(cut, out), ["show", cut]):
+            assert "not a whole safetensors file" in refused(capsys, command)
+    bare = tmp_path / "bare.profile"
+    assert main(["profile", str(bare), "--attention_every", "0"]) == 0
+    capsys.readouterr()
+    assert "no run yet" in refused(capsys, plan_command(bare, out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bare.profile",
+        "cut.profile",
+        "plan.json",
+        "wan.profile",
+    ]
+
+
+def test_plan_of_a_profile_without_attention_says_what_to_record(capsys, tmp_path):
+    profile = made_profile()
+    subject = profile.subject.model_copy(update={"attention_steps": (), "map_steps": ()})
+    arrays = {n: a for n, a in profile.arrays.items() if n[:4] not in ("atte", "mask")}
+    path = tmp_path / "bare.profile"
+    replace(profile, subject=subject, arrays=arrays).save(path)
+    assert "attention_every > 0" in refused(capsys, plan_command(path, tmp_path / "p.json"))
+
+
+def test_profile_prepares_settings_without_runs(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "new.profile"
+    assert main(["profile", str(path)]) == 0
+    assert Profile.load(path) == Profile(Settings())
+    assert f"--delta_profile {path}" in capsys.readouterr().out
+    masks = tmp_path / "masks.npy"
+    masks.touch()
+    monkeypatch.chdir(tmp_path)
+    options = ["--mask", "file", "--mask_source", "masks.npy", "--attention_every", "2"]
+    options += ["--attention_queries", "512", "--high_threshold", "1.5", "--delta_tokens", "16"]
+    assert main(["profile", "b.profile", *options, "--sensitivity", "1,3,20"]) == 0
+    assert Profile.load("b.profile").settings == Settings(
+        mask="file",
+        mask_source=str(masks),  # absolute: runs start in other folders
+        attention_every=2,
+        attention_queries=512,
+        high_share=None,
+        high_threshold=1.5,
+        delta_tokens=16,
+        sensitivity=(1, 3, 20),
+    )
+    assert main(["show", "b.profile"]) == 0
+    assert "a profile without runs yet" in capsys.readouterr().out
+
+
+def test_profile_refuses_settings_that_cannot_be_recorded(capsys, recorded, tmp_path):
+    path = tmp_path / "new.profile"
+    for options, text in (
+        (["--attention_every", "-1"], "--attention_every: Input should be greater than or equal"),
+        (["--attention_queries", "0"], "--attention_queries: "),
+        (["--high_share", "1.5"], "--high_share: Input should be less than 1, found '1.5'"),
+        (["--high_share", "nan"], "--high_share: "),
+        (["--high_threshold", "0"], "--high_threshold: "),
+        (["--delta_tokens", "0"], "--delta_tokens: "),
+        (["--sensitivity", "0,3"], "--sensitivity[0]: "),
+        (["--sensitivity", "3,3"], "--sensitivity: 3 follows 3, expected ascending"),
+        (["--sensitivity", "a"], "--sensitivity 'a': expected whole numbers"),
+        (["--mask", "sam2"], "--mask sam2 needs --mask_source: the folder of SAM2's weights"),
+        (["--mask", "sam2", "--mask_source", str(tmp_path)], "not found, expected the folder"),
+        (
+            ["--mask", "file", "--mask_source", "nowhere.npy"],
+            "--mask_source nowhere.npy: not found",
+        ),
+        (["--mask_source", "x"], "--mask_source x goes with --mask sam2 or file, not pca"),
+    ):
+        assert text in refused(capsys, ["profile", path, *options])
+    assert not path.exists()
+    assert "exists" in refused(capsys, ["profile", recorded])
+    assert "no folder" in refused(capsys, ["profile", tmp_path / "no" / "a.profile"])
+
+
+def test_show_and_plan_import_no_torch(recorded):
+    command = "import sys; from profiling_core.__main__ import main; "
+    command += f"main(['show', {str(recorded)!r}]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], capture_output=True).returncode == 0

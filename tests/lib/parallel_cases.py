@@ -1,0 +1,245 @@
+"""Both miniatures on several processes, against one: run by torchrun, says what it saw as JSON.
+
+    torchrun --nproc_per_node=2 tests/parallel_cases.py found.json wan:ulysses=2,fsdp=1 ...
+
+Rank 0 first makes the clips alone, then all make them together. The steps are few; the plans are
+made for them, so that they reuse something.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "Wan2.1"), str(ROOT / "HunyuanVideo")]
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from loguru import logger  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+import wan.vae  # noqa: E402
+from hyvideo.config import CONFIGS as HUNYUAN  # noqa: E402
+from hyvideo.pipeline import HunyuanVideo  # noqa: E402
+from hyvideo.sigmas import sigmas_fp32 as hunyuan_sigmas  # noqa: E402
+from profiling_core.parallel.degrees import Degrees  # noqa: E402
+from profiling_core.parallel.launch import from_first  # noqa: E402
+from profiling_core.parallel.ranks import Ranks, ranks_of  # noqa: E402
+from profiling_core.parallel.sequence import SequenceShare  # noqa: E402
+from profiling_core.parallel.xdit import LayerShare  # noqa: E402
+from profiling_core.plan import CachePlan  # noqa: E402
+from profiling_core.runtime.options import resolve_plan  # noqa: E402
+from wan.attention import attention  # noqa: E402
+from wan.configs import CONFIGS as WAN  # noqa: E402
+from wan.configs import parse_size  # noqa: E402
+from wan.sigmas import sigmas_fp32 as wan_sigmas  # noqa: E402
+from wan.text2video import WanT2V  # noqa: E402
+
+STEPS, SEED, CFG_SCALE = 12, 7, 2.0
+PLANS = (None, "release", "balanced")
+COLLECTIVES = {"all_to_all": "alltoall", "all_gather": "allgather", "send": "send"}
+
+
+class Wan:
+    """A pipeline of the Wan miniature in fp32."""
+
+    def __init__(self, ranks: Ranks | None, **options: bool) -> None:
+        self.config = WAN["t2v-mini"]
+        self.pipeline = WanT2V(
+            self.config, self.config.ckpt_dir, "cpu", fp32=True, ranks=ranks, **options
+        )
+        shift = self.config.sample_shift
+        self.grid = {"solver": "unipc", "shift": shift}
+        self.sigmas = wan_sigmas("unipc", STEPS, shift)
+
+    def denoise(self, plan: CachePlan | None, cfg_scale: float) -> Tensor:
+        config = self.config
+        contexts = self.pipeline.encode([config.example_prompt, "a dull picture"])
+        shape = config.latent_shape(parse_size(config.default_size), config.frame_num)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
+        run = {"sampling_steps": STEPS, "guide_scale": cfg_scale, "progress": False}
+        return self.pipeline.denoise(*contexts, noise, plan=plan, **run)
+
+
+class Hunyuan:
+    """A pipeline of the HunyuanVideo miniature in fp32."""
+
+    def __init__(self, ranks: Ranks | None, **options: bool) -> None:
+        self.config = HUNYUAN["HYVideo-mini"]
+        self.pipeline = HunyuanVideo(
+            self.config, self.config.model_base, "cpu", fp32=True, ranks=ranks, **options
+        )
+        self.grid = {"solver": "euler", "shift": self.config.flow_shift}
+        self.sigmas = hunyuan_sigmas(STEPS, self.config.flow_shift)
+
+    def denoise(self, plan: CachePlan | None, cfg_scale: float) -> Tensor:
+        config, length = self.config, self.config.video_length
+        negative = "a dull picture" if cfg_scale > 1 else None
+        prompt = "blue star moving left over red checks"
+        conditioning = self.pipeline.encode(prompt, negative, video_length=length)
+        shape = config.latent_shape(config.video_size, length)
+        noise = self.pipeline.noise(shape, SEED, "cpu")
+        run = {"infer_steps": STEPS, "cfg_scale": cfg_scale, "progress": False}
+        return self.pipeline.denoise(conditioning, noise, plan=plan, **run)
+
+
+TREES = {"wan": Wan, "hunyuan": Hunyuan}
+MODELS = {"wan": "wan2.1-t2v-mini", "hunyuan": "hunyuan-video-t2v-mini"}
+
+
+def plan_of(tree: Wan | Hunyuan, name: str, preset: str | None) -> CachePlan | None:
+    """The preset with compute steps at other places: every third step of the first ten reuses."""
+    if preset is None:
+        return None
+    document = resolve_plan(preset, MODELS[name]).model_dump(mode="json", exclude_none=True)
+    document.pop("expected")
+    computed = [step for step in range(STEPS) if step in (0, STEPS - 1) or step % 3]
+    for site in document["sites"]:
+        site["compute_steps"] = dict.fromkeys(site["compute_steps"], computed)
+    fields = {key: value for key, value in document.items() if key != "format"}
+    return CachePlan.build(**{**fields, "steps": STEPS, "sigmas": tree.sigmas, **tree.grid})
+
+
+def case_of(text: str) -> tuple[str, dict[str, int]]:
+    """'wan:ulysses=2,fsdp=1' to its tree and numbers."""
+    name, _, rest = text.partition(":")
+    return name, {key: int(value) for key, value in (pair.split("=") for pair in rest.split(","))}
+
+
+class Counter(TorchDispatchMode):
+    """Counts the collectives that this process takes part in, by sort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = dict.fromkeys(COLLECTIVES, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            name = func.overloadpacket._qualified_op_name.split("::")[1].strip("_")
+            for sort, part in COLLECTIVES.items():
+                self.found[sort] += name.replace("_", "").startswith(part)
+        return func(*args, **(kwargs or {}))
+
+
+def run_case(text: str, alone: dict[tuple[str, bool], dict[str | None, Tensor]]) -> list[dict]:
+    name, numbers = case_of(text)
+    fsdp = bool(numbers.pop("fsdp", 0))
+    ranks = ranks_of(Degrees(**numbers))
+    guided = name == "hunyuan" and ranks.degrees.cfg > 1
+    cfg_scale = CFG_SCALE if guided or name == "wan" else 1.0
+    if (name, guided) not in alone:
+        alone[name, guided] = from_first(
+            {plan: tree.denoise(plan_of(tree, name, plan), cfg_scale) for plan in PLANS}
+            if ranks.first and (tree := TREES[name](None))
+            else None
+        )
+    options = {"dit_fsdp": True, "t5_fsdp": True} if fsdp else {}
+    tree, found = TREES[name](ranks, **options), []
+    for preset in PLANS:
+        plan, want = plan_of(tree, name, preset), alone[name, guided][preset]
+        with Counter() as counter:
+            latent = tree.denoise(plan, cfg_scale)
+        stats = tree.pipeline.last_run
+        found.append(
+            {
+                "case": text,
+                "plan": preset,
+                "error": float((latent - want).norm() / want.norm()),
+                "equal": torch.equal(latent, want),
+                "hash": hashlib.sha256(latent.numpy().tobytes()).hexdigest(),
+                "collectives": counter.found,
+                "calls": stats.model_calls,
+                "block_runs": stats.block_runs,
+                "block_runs_full": stats.block_runs_full,
+                "peak_bytes": stats.cache_peak_bytes,
+            }
+        )
+    return found
+
+
+def layer_cases() -> list[dict[str, Any]]:
+    """yunchang's attention layer, through its self-check and against one process."""
+    world, found = dist.get_world_size(), []
+    for degrees in (Degrees(ulysses=world), Degrees(ring=world)):
+        share = LayerShare(ranks_of(degrees), attention, "yunchang", torch.device("cpu"))
+        share.check(torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = torch.randn((3, 1, 64, 4, 16), generator=generator)
+        got = share.gather(share.attention(*(share.take(x) for x in (q, k, v))))
+        want = attention(q, k, v)
+        error = float((got - want).abs().max())
+        found.append({"case": f"layer:{degrees}", "error": error})
+    return found
+
+
+SHARES = (  # image tokens, text tokens, key_lens, samples
+    (64, 0, None, 1),
+    (75, 0, None, 2),
+    (75, 0, (75, 40), 2),
+    (75, 9, None, 1),
+    (77, 9, (81, 86), 2),
+    (3, 0, None, 1),
+)
+
+
+def share_cases() -> list[dict[str, Any]]:
+    """Our attention on random numbers: token counts that do not divide, text, hidden keys."""
+    world, found = dist.get_world_size(), []
+    ways = [Degrees(ulysses=world), Degrees(ring=world)]
+    ways += [Degrees(ulysses=2, ring=2)] if world == 4 else []
+    for degrees in ways:
+        share = SequenceShare(ranks_of(degrees), attention)
+        for tokens, text, lens, samples in SHARES:
+            generator = torch.Generator().manual_seed(0)
+            q, k, v = torch.randn((3, samples, tokens + text, 4, 16), generator=generator)
+            own = [torch.cat((share.take(x[:, :tokens]), x[:, tokens:]), 1) for x in (q, k, v)]
+            out = share.attention(*own, lens, text)
+            image, joint = out.split((out.shape[1] - text, text), dim=1)
+            got = torch.cat((share.gather(image), joint), dim=1)
+            error = float((got - attention(q, k, v, lens)).abs().max())
+            found.append({"case": f"share:{degrees}, {tokens} + {text}", "error": error})
+    return found
+
+
+def decode_case(name: str) -> dict[str, Any]:
+    """A decode in tiles of all ranks, against the same tiles in one process; small tiles."""
+    ranks = ranks_of(Degrees(ulysses=dist.get_world_size()))
+    tree = TREES[name](None)
+    vae, latent = tree.pipeline.vae, tree.denoise(None, 1.0)
+    if name == "wan":
+        wan.vae.OVERLAP, wan.vae.LEAST_TILE = 32, 32
+        grid = vae._tiles(latent.shape[-2:], ranks.world)
+        assert grid[0] * grid[1] == ranks.world, grid
+        with vae._tiled(latent.shape[-2:], *grid):
+            alone = vae.decode(latent)
+    else:
+        vae.model.enable_tiling(64, 64, 16, 48, 48, 12)
+        latent = latent[0]
+        alone = vae.decode(latent)
+    shared = vae.decode_shared(latent, ranks)
+    whole = shared is not None and torch.equal(shared, alone)
+    return {"case": f"{name}:decode", "has": shared is not None, "equal": whole}
+
+
+def main(target: str, *cases: str) -> None:
+    torch.set_num_threads(1)
+    logger.remove()
+    dist.init_process_group("gloo")
+    alone: dict[tuple[str, bool], dict[str | None, Tensor]] = {}
+    own = [row for case in cases for row in run_case(case, alone)]
+    own += [decode_case(name) for name in TREES]
+    own += share_cases() + layer_cases()
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, own)
+    if dist.get_rank() == 0:
+        Path(target).write_text(json.dumps(every))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

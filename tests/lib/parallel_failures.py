@@ -1,0 +1,51 @@
+"""The Wan command line on two processes, one of which fails in a named way: run by torchrun."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[2] / "Wan2.1"
+sys.path[:0] = [str(TREE), str(TREE.parent)]
+RANK = int(os.environ["RANK"])
+
+
+def fail_at_a_step(end: str) -> None:
+    """Rank 1 raises, or is killed, at its third model call."""
+    from profiling_core.errors import InputError
+    from wan.model import WanModel
+
+    forward, calls = WanModel.forward, []
+
+    def failing(self: WanModel, *args: object, **kwargs: object) -> object:
+        calls.append(None)
+        if RANK == 1 and len(calls) == 3:
+            if end == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise InputError("this rank has had enough")
+        return forward(self, *args, **kwargs)
+
+    WanModel.forward = failing
+
+
+def main(way: str, target: str) -> None:
+    prompt, plan, seed = "red circle", "balanced", "5"
+    if way == "prompt" and RANK == 1:
+        prompt = "blue circle"
+    if way == "plan" and RANK == 1:
+        plan = "fast"
+    if way in ("raise", "kill"):
+        fail_at_a_step(way)
+    if way == "seed":
+        seed = "-1"
+    options = ["--task", "t2v-mini", "--frame_num", "5", "--sample_steps", "6"]
+    options += ["--ulysses_size", "2", "--prompt", prompt, "--base_seed", seed]
+    sys.argv = ["generate.py", *options, "--delta_cache", plan, "--save_file", target]
+    runpy.run_path(str(TREE / "generate.py"), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

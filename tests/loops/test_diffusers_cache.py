@@ -1,0 +1,261 @@
+"""cache_pipeline on diffusers' real pipeline classes: exactness, state, what it leaves behind."""
+
+import inspect
+from contextlib import ExitStack
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+
+import tiny_pipelines
+from naive_walk import naive
+from profiling_core import cache_pipeline
+from profiling_core.errors import PlanError
+from profiling_core.loops.diffusers_models import fingerprint_of, loop_models
+from profiling_core.loops.scheduler_grid import grid_of, when_set
+from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import format_bytes
+from tiny_pipelines import STEPS, Tiny, build
+
+TWO_CALLS = ("wan", "wan22", "wan_i2v", "hunyuan_cfg", "hunyuan_i2v", "hunyuan15")
+RELEASE_LIKE = (0, 1, 2, 5, 8)
+pytestmark = pytest.mark.filterwarnings("ignore:CPU Autocast", "ignore:In CPU autocast")
+
+
+def made_plan(tiny: Tiny, sites: list[dict], steps: int = STEPS) -> CachePlan:
+    """A plan on the grid of the pipeline's own scheduler."""
+    seen = {}
+
+    def note(scheduler, told):
+        seen["grid"] = grid_of(scheduler, told)
+
+    with when_set(tiny.pipe.scheduler, note):
+        tiny.latents(num_inference_steps=steps)
+    grid = seen["grid"]
+    model = fingerprint_of(loop_models(tiny.pipe).models[0])
+    return CachePlan.build(
+        name="made",
+        model=model,
+        steps=grid.steps,
+        sigmas=grid.sigmas,
+        solver=grid.solver,
+        shift=grid.shift,
+        sites=sites,
+        provenance={"made_by": "tests", "source": "by hand"},
+    )
+
+
+def intervals(tiny: Tiny, skip: str = "hold", computed=RELEASE_LIKE, runs=((1, 2),)) -> list[dict]:
+    """A run of blocks in every list."""
+    steps = {"cond": computed, "uncond": computed}
+    more = {"compute_steps": steps, "intervals": runs, "skip": skip}
+    lists = loop_models(tiny.pipe).lists
+    return [{"kind": "intervals", "block_list": name, **more} for name in lists]
+
+
+def prediction(skip: str, computed=RELEASE_LIKE) -> list[dict]:
+    steps = {"cond": computed, "uncond": computed}
+    return [{"kind": "prediction", "compute_steps": steps, "skip": skip}]
+
+
+def naively(tiny: Tiny, name: str, plan: CachePlan) -> torch.Tensor:
+    """The latents of a second implementation."""
+    found, calls = loop_models(tiny.pipe), 2 if name in TWO_CALLS else 1
+    firsts = (0,)
+    if len(found.models) > 1:
+        shares = []
+        with when_set(tiny.pipe.scheduler, lambda s, told: shares.append(found.steps_of(s))):
+            tiny.latents()
+        firsts = (0, shares[0][0])
+    with ExitStack() as stack:
+        for model, first in zip(found.models, firsts, strict=True):
+            stack.enter_context(naive(plan, model, found.lists, calls, first))
+        return tiny.latents()
+
+
+@pytest.mark.parametrize("name", tiny_pipelines.ALL)
+def test_a_plan_that_computes_everything_gives_the_pipelines_own_bits(name: str) -> None:
+    tiny = build(name)
+    expected, every = tiny.video(), tuple(range(STEPS))
+    plan = made_plan(tiny, [*prediction("hold", every), *intervals(tiny, computed=every)])
+    with cache_pipeline(tiny.pipe, plan) as cache:
+        assert torch.equal(tiny.video(), expected)
+    assert cache.report.block_runs == cache.report.block_runs_full > 0
+    assert cache.report.reused_calls == cache.report.reused_intervals == 0
+
+
+@pytest.mark.parametrize("skip", ["hold", "linear"])
+@pytest.mark.parametrize("name", tiny_pipelines.ALL)
+def test_interval_plans_equal_a_naive_walk_bit_for_bit(name: str, skip: str) -> None:
+    tiny = build(name)
+    full = tiny.latents()
+    plan = made_plan(tiny, intervals(tiny, skip))
+    with cache_pipeline(tiny.pipe, plan) as cache:
+        found = tiny.latents()
+    assert torch.equal(found, naively(tiny, name, plan)) and not torch.equal(found, full)
+    assert torch.equal(tiny.latents(), full)
+    calls = (2 if name in TWO_CALLS else 1) * len(loop_models(tiny.pipe).lists)
+    reused = STEPS - len(RELEASE_LIKE) - (name == "wan22")  # its second model begins with a run
+    assert cache.report.reused_intervals == calls * reused
+    assert cache.report.bytes_held == 0 < cache.report.peak_bytes
+
+
+@pytest.mark.parametrize("skip", ["hold", "linear"])
+@pytest.mark.parametrize("name", tiny_pipelines.ALL)
+def test_plans_of_the_prediction_equal_a_naive_forecast_bit_for_bit(name: str, skip: str) -> None:
+    tiny = build(name)
+    plan = made_plan(tiny, prediction(skip))
+    with cache_pipeline(tiny.pipe, plan) as cache:
+        found = tiny.latents()
+    assert torch.equal(found, naively(tiny, name, plan))
+    calls = 2 if name in TWO_CALLS else 1
+    assert cache.report.reused_calls == calls * (STEPS - len(RELEASE_LIKE) - (name == "wan22"))
+
+
+class OnlyVisited(UniPCMultistepScheduler):
+    """Sets the levels that a jump leaves, written apart from the library."""
+
+    def set_timesteps(self, num_inference_steps=None, device=None, **more):
+        super().set_timesteps(num_inference_steps, device, **more)
+        kept = torch.tensor([s in RELEASE_LIKE for s in range(len(self.timesteps))] + [True])
+        self.sigmas, self.timesteps = self.sigmas[kept], self.timesteps[kept[:-1]]
+        self.num_inference_steps = len(self.timesteps)
+
+
+@pytest.mark.parametrize("name", ["wan", "wan22"])
+def test_a_jump_gives_the_scheduler_the_visited_levels_alone(name: str) -> None:
+    tiny = build(name)
+    plan = made_plan(tiny, prediction("jump"))
+    with cache_pipeline(tiny.pipe, plan) as cache:
+        found = tiny.latents()
+        assert torch.equal(tiny.latents(), found)
+    own = tiny.pipe.scheduler
+    tiny.pipe.scheduler = OnlyVisited.from_config(own.config)
+    assert torch.equal(tiny.latents(), found)
+    assert cache.report.model_calls == 2 * len(RELEASE_LIKE)
+    assert cache.report.block_runs_full == 2 * 6 * STEPS
+
+
+def test_a_jump_is_refused_where_the_scheduler_steps_by_number() -> None:
+    tiny = build("cogvideox")
+    plan = made_plan(tiny, prediction("jump"))
+    with cache_pipeline(tiny.pipe, plan), pytest.raises(PlanError, match="steps by the number"):
+        tiny.latents()
+
+
+@pytest.mark.parametrize("preset", ["quality", "balanced", "fast"])
+@pytest.mark.parametrize("name", tiny_pipelines.ALL)
+def test_presets_named_by_speed_keep_it_on_every_pipeline(name: str, preset: str) -> None:
+    tiny, lines = build(name), []
+    speedup = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}[preset]
+    with cache_pipeline(tiny.pipe, preset, tell=lines.append) as cache:
+        tiny.latents(num_inference_steps=24)
+    share = cache.report.block_runs / cache.report.block_runs_full
+    assert 1 / share == pytest.approx(speedup, rel=0.12)
+    assert any("the steps of" in line for line in lines)  # not searched for this model
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+@pytest.mark.parametrize("name", ["wan", "hunyuan"])
+def test_the_papers_presets_reuse_blocks_of_the_families_they_are_for(name, preset) -> None:
+    tiny = build(name)
+    with cache_pipeline(tiny.pipe, preset) as cache:
+        tiny.latents(num_inference_steps=50)
+    assert cache.report.reused_intervals > 0 == cache.report.reused_calls
+
+
+def test_a_second_video_and_other_step_counts_and_an_error_in_between() -> None:
+    tiny = build("wan")
+    plan = made_plan(tiny, [*intervals(tiny, "linear")])
+    with cache_pipeline(tiny.pipe, plan) as cache:
+        first = tiny.latents()
+        other = tiny.latents(num_inference_steps=6)
+        assert cache.plan.steps == 6 and not torch.equal(other, first)
+        with pytest.raises(RuntimeError, match="stop here"):
+            tiny.latents(callback_on_step_end=stopping_at(4))
+        assert type(tiny.pipe.transformer).__mro__[1].__name__ != "WanTransformer3DModel"
+        assert torch.equal(tiny.latents(), first)
+
+
+def stopping_at(last: int):
+    def callback(pipe, step, t, kwargs):
+        if step == last:
+            raise RuntimeError("stop here")
+        return kwargs
+
+    return callback
+
+
+def test_an_interrupted_run_frees_everything_and_the_next_is_right() -> None:
+    tiny = build("wan")
+    plan = made_plan(tiny, intervals(tiny))
+
+    def interrupt(pipe, step, t, kwargs):
+        pipe._interrupt = step == 3
+        return kwargs
+
+    with cache_pipeline(tiny.pipe, plan) as cache:
+        first = tiny.latents()
+        tiny.latents(callback_on_step_end=interrupt)
+        assert cache.report.model_calls == 2 * 4 and cache.report.bytes_held == 0
+        assert torch.equal(tiny.latents(), first)
+
+
+def test_detach_gives_back_what_was_there() -> None:
+    tiny = build("wan")
+    pipe, scheduler = tiny.pipe, tiny.pipe.scheduler
+    expected = tiny.latents()
+    before = (type(pipe), set(vars(pipe)), type(pipe.transformer), set(vars(scheduler)))
+    cache = cache_pipeline(pipe, "balanced")
+    assert not torch.equal(tiny.latents(), expected)
+    assert isinstance(pipe, before[0]) and type(pipe).__name__ == before[0].__name__
+    assert type(pipe.transformer) is before[2]  # between calls the model is the bare one
+    cache.detach()
+    after = (type(pipe), set(vars(pipe)), type(pipe.transformer), set(vars(scheduler)))
+    assert after == before
+    assert torch.equal(tiny.latents(), expected)
+    cache.detach()  # twice does no harm
+
+
+def test_the_calls_signature_and_the_pipelines_parts_stay() -> None:
+    tiny = build("ltx")
+    own = inspect.signature(tiny.pipe.__call__)
+    with cache_pipeline(tiny.pipe, "fast"):
+        assert inspect.signature(tiny.pipe.__call__) == own
+        assert tiny.pipe.components["transformer"] is tiny.pipe.transformer
+
+
+def test_nothing_is_held_when_the_vae_decodes() -> None:
+    tiny, held = build("wan"), []
+    plan = made_plan(tiny, intervals(tiny))
+    decode = tiny.pipe.vae.decode
+
+    def watched(*args, **kwargs):
+        held.append(sum(c.bytes_held for c in cache._loop._caches))
+        return decode(*args, **kwargs)
+
+    tiny.pipe.vae.decode = watched
+    with cache_pipeline(tiny.pipe, plan) as cache:
+        tiny.video()
+    assert held == [0]
+
+
+def test_what_is_told_before_the_run_is_what_is_counted_after_it() -> None:
+    tiny, lines = build("hunyuan"), []
+    plan = made_plan(tiny, intervals(tiny))
+    with cache_pipeline(tiny.pipe, plan, tell=lines.append) as cache:
+        tiny.latents()
+    assert cache.plan.expected.block_runs == 2 * cache.report.block_runs  # of both branches
+    assert any(line.startswith("ran ") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan", "ltx"])
+@pytest.mark.parametrize("sites", [intervals, lambda tiny: prediction("linear")])
+def test_the_bytes_told_in_the_first_call_are_those_that_are_held(name, sites) -> None:
+    tiny, lines = build(name), []
+    plan = made_plan(tiny, sites(tiny))
+    with cache_pipeline(tiny.pipe, plan, tell=lines.append) as cache:
+        tiny.latents()
+    told = next(line for line in lines if line.endswith("for every model call of a step"))
+    calls = 2 if name in TWO_CALLS else 1
+    assert f"at most {format_bytes(cache.report.peak_bytes // calls)} of" in told

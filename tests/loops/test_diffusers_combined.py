@@ -1,0 +1,196 @@
+"""cache_pipeline with what users combine it with: offloading, compile, adapters, other caches."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import remove_hook_from_module
+from diffusers import FirstBlockCacheConfig, WanVACETransformer3DModel
+from diffusers.hooks import apply_group_offloading
+from test_diffusers_cache import intervals, made_plan, prediction
+from torch import nn
+
+from profiling_core import cache_pipeline
+from profiling_core.errors import PlanError
+from profiling_core.loops.refusals import refuse_intervals
+from tiny_pipelines import Tiny, build
+
+PLANS = {"intervals": lambda tiny: intervals(tiny, "linear"), "jump": lambda _: prediction("jump")}
+
+
+def cached(tiny: Tiny, kind: str = "intervals") -> torch.Tensor:
+    with cache_pipeline(tiny.pipe, made_plan(tiny, PLANS[kind](tiny))):
+        return tiny.latents()
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_models_that_accelerate_moves_in_front_of_every_call(kind: str) -> None:
+    tiny = build("wan")
+    expected, moved = cached(tiny, kind), []
+    model, hook = cpu_offload_with_hook(tiny.pipe.transformer, execution_device="cpu")
+    before = hook.hook.pre_forward
+    hook.hook.pre_forward = lambda *a, **k: moved.append(1) or before(*a, **k)
+    tiny.latents()
+    full = len(moved)
+    assert torch.equal(cached(tiny, kind), expected)
+    calls = len(moved) - 2 * full  # made_plan makes a full run as well
+    assert calls == (10 if kind == "jump" else 20) and full == 20  # a jump spares the transfers
+    remove_hook_from_module(model, recurse=True)
+
+
+def test_group_offloading_without_a_stream() -> None:
+    tiny = build("wan")
+    expected = cached(tiny)
+    cpu = torch.device("cpu")
+    apply_group_offloading(
+        tiny.pipe.transformer,
+        onload_device=cpu,
+        offload_device=cpu,
+        offload_type="block_level",
+        num_blocks_per_group=2,
+    )
+    assert torch.equal(cached(tiny), expected)
+
+
+def test_group_offloading_with_a_stream_is_refused_for_intervals_alone() -> None:
+    tiny = build("wan")
+    hook = SimpleNamespace(group=SimpleNamespace(stream=object()))
+    registry = SimpleNamespace(get_hook=lambda name: hook)
+    plan = made_plan(tiny, intervals(tiny))
+    tiny.pipe.transformer.blocks[0]._diffusers_hook = registry
+    with pytest.raises(PlanError, match="fetches the next group in a fixed order"):
+        refuse_intervals(plan, [tiny.pipe.transformer])
+
+
+def test_compiled_blocks_add_no_graph_and_no_break() -> None:
+    import torch._dynamo as dynamo
+
+    tiny = build("wan")
+    plan = made_plan(tiny, intervals(tiny, "linear"))
+    with cache_pipeline(tiny.pipe, plan):
+        expected = tiny.latents()
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    tiny.pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    tiny.latents()
+    graphs = dynamo.utils.counters["stats"]["unique_graphs"]
+    with cache_pipeline(tiny.pipe, plan) as cache:
+        found = tiny.latents()
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
+    assert not dynamo.utils.counters["graph_break"] and cache.report.reused_intervals > 0
+    torch.testing.assert_close(found, expected)
+
+
+class LowRank(nn.Module):
+    """A linear layer with an adapter beside it, as LoRA puts it there."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.base = linear
+        self.down = nn.Linear(linear.in_features, 2, bias=False)
+        self.up = nn.Linear(2, linear.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_adapters_in_the_blocks() -> None:
+    tiny = build("wan")
+    without = cached(tiny)
+    torch.manual_seed(9)
+    for block in tiny.pipe.transformer.blocks:
+        block.attn1.to_q = LowRank(block.attn1.to_q)
+    full, found = tiny.latents(), cached(tiny)
+    assert not torch.equal(found, without) and not torch.equal(found, full)
+    assert torch.equal(found, cached(tiny))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantised_linear_layers() -> None:
+    tiny = build("wan")
+    quantised = torch.ao.quantization.quantize_dynamic(
+        tiny.pipe.transformer.blocks, {nn.Linear}, dtype=torch.qint8
+    )
+    tiny.pipe.transformer.blocks = quantised
+    full, found = tiny.latents(), cached(tiny)
+    assert torch.isfinite(found).all() and not torch.equal(found, full)
+    assert torch.equal(tiny.latents(), full)
+
+
+def test_context_parallelism_is_refused_for_intervals() -> None:
+    tiny = build("wan")
+    plan = made_plan(tiny, intervals(tiny))
+    tiny.pipe.transformer._parallel_config = object()
+    with cache_pipeline(tiny.pipe, plan), pytest.raises(PlanError, match="shards the tokens"):
+        tiny.latents()
+
+
+def test_hints_between_the_blocks_are_refused_for_intervals() -> None:
+    tiny = build("wan")
+    vace = WanVACETransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, num_layers=6, vace_layers=[0, 3], ffn_dim=32
+    )
+    with pytest.raises(PlanError, match="adds its hints between the blocks"):
+        refuse_intervals(made_plan(tiny, intervals(tiny)), [vace])
+
+
+def test_other_caches_are_named_and_refused() -> None:
+    tiny = build("wan")
+    tiny.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(PlanError, match=r"FirstBlockCacheConfig is enabled.*disable_cache\(\)"):
+        cache_pipeline(tiny.pipe, "balanced")
+    tiny.pipe.transformer.disable_cache()
+    cache = cache_pipeline(tiny.pipe, "balanced")
+    tiny.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(PlanError, match="FirstBlockCacheConfig is enabled"):
+        tiny.latents()
+    cache.detach()
+    tiny.pipe.transformer.disable_cache()
+    tiny.pipe.transformer._is_cached = True  # what cache-dit sets
+    with pytest.raises(PlanError, match="cache-dit is enabled"):
+        cache_pipeline(tiny.pipe, "balanced")
+    del tiny.pipe.transformer._is_cached
+    with cache_pipeline(tiny.pipe, "fast"), pytest.raises(PlanError, match="cached or profiled"):
+        cache_pipeline(tiny.pipe, "balanced")
+
+
+def test_cache_dit_itself_is_refused() -> None:
+    cache_dit = pytest.importorskip("cache_dit")
+    tiny = build("wan")
+    cache_dit.enable_cache(tiny.pipe)
+    try:
+        with pytest.raises(PlanError, match="cache-dit is enabled"):
+            cache_pipeline(tiny.pipe, "balanced")
+    finally:
+        cache_dit.disable_cache(tiny.pipe)
+
+
+def test_bad_plans_and_calls_are_said(tmp_path) -> None:
+    tiny = build("hunyuan")
+    with pytest.raises(PlanError, match="no preset 'paper' for LTXVideo"):
+        cache_pipeline(build("ltx").pipe, "paper")
+    with pytest.raises(PlanError, match=r"nothing\.json"):
+        cache_pipeline(tiny.pipe, tmp_path / "nothing.json")
+    wan = build("wan")
+    other = made_plan(wan, prediction("hold"))
+    with cache_pipeline(tiny.pipe, other), pytest.raises(PlanError, match="has 6 blocks"):
+        tiny.latents()
+    with pytest.raises(PlanError, match="has no transformer"):
+        cache_pipeline(SimpleNamespace(components={"unet": None}), "balanced")
+
+
+def test_a_call_that_begins_in_the_middle_is_refused() -> None:
+    tiny = build("wan")
+    plain = type(tiny.pipe)
+
+    class FromVideo(plain):
+        def __call__(self, *args, strength: float = 0.8, **kwargs):
+            return super().__call__(*args, **kwargs)
+
+    tiny.pipe.__class__ = FromVideo
+    with cache_pipeline(tiny.pipe, "fast") as cache:
+        with pytest.raises(PlanError, match=r"strength 0\.8"):
+            tiny.latents()
+        tiny.latents(strength=1.0)
+    assert cache.report.block_runs > 0 and type(tiny.pipe) is FromVideo

@@ -1,0 +1,63 @@
+"""What trains the miniatures computes what their trees compute."""
+
+import pytest
+import torch
+
+import hyvideo.layers
+from hunyuan_toys import randomise
+from hyvideo.model import HYVideoDiffusionTransformer
+from hyvideo.rope import rope_tables
+from miniatures import flow, samplers
+from miniatures.hunyuan import dit, vae
+from miniatures.wan import vae as wan_vae
+
+SIZES = dit.CONFIG.transformer | {"mm_double_blocks_depth": 1, "mm_single_blocks_depth": 2}
+
+
+@torch.no_grad()
+def test_hidden_padding_and_plain_attention_equal_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut text and SDPA against padded text and plain operations, two text lengths in a batch."""
+    tree = randomise(HYVideoDiffusionTransformer(**SIZES), 0)
+    trained = dit.PaddedTransformer(**SIZES).eval()
+    trained.load_state_dict(tree.state_dict())
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 16, 2, 4, 4, generator=generator)
+    states = torch.randn(2, dit.CONFIG.text_len, SIZES["text_states_dim"], generator=generator)
+    pooled = torch.randn(2, SIZES["text_states_dim_2"], generator=generator)
+    mask = (torch.arange(dit.CONFIG.text_len) < torch.tensor([[7], [4]])).long()
+    rope = rope_tables((2, 2, 2), SIZES["rope_dim_list"])
+    call = (x, torch.tensor([900.0, 300.0]), states, mask, pooled, *rope, torch.tensor([1.0, 6e3]))
+    expected = tree(*call)["x"]
+    monkeypatch.setattr(hyvideo.layers, "attention", flow.plain_attention)
+    assert (trained(*call)["x"] - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (tree(*call)["x"] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_folded_statistics_change_the_latents_basis_and_nothing_else() -> None:
+    plain, folded = (randomise(vae.build(), 2) for _ in range(2))
+    video = torch.randn(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(3))
+    mean = torch.linspace(-2, 2, 16)
+    std = torch.linspace(0.5, 8, 16)
+    vae.fold_statistics(folded, mean.tolist(), std.tolist())
+    latent, logvar = vae.encode(plain, video)
+    other, other_logvar = vae.encode(folded, video)
+    shape = (1, -1, 1, 1, 1)
+    expected = (latent - mean.view(shape)) / std.view(shape)
+    assert torch.allclose(other, expected, atol=1e-5)
+    assert torch.allclose(other_logvar, logvar - 2 * std.log().view(shape), atol=1e-5)
+    shown = vae.decode(plain, latent)
+    assert (vae.decode(folded, other) - shown).abs().max() < 1e-4 * shown.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tree", ["wan", "hunyuan"])
+def test_a_refinement_goes_on_from_the_bundled_autoencoder(tree: str) -> None:
+    """What `decoder` starts from without a run of its own is what the tree decodes with."""
+    sampler = samplers.SAMPLERS[tree]()
+    config, kind = sampler.config, {"wan": wan_vae, "hunyuan": vae}[tree].AUTOENCODER
+    bundled = kind.read(config.ckpt_dir if tree == "wan" else config.model_base)
+    video = 0.8 * torch.randn(3, 5, 16, 16, generator=torch.Generator().manual_seed(4)).clamp(-1, 1)
+    mean, _ = kind.encode(bundled, video[None])
+    shown = kind.decode(bundled, mean)[0].clamp(-1, 1)
+    assert (sampler.reconstruct(video).clamp(-1, 1) - shown).abs().max() < 1e-3

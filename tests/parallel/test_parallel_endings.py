@@ -1,0 +1,121 @@
+"""When one of several processes fails: all end soon, that one says why, no file stays."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_parallel import torchrun
+
+from profiling_core.errors import ParallelError, PlanError
+from profiling_core.parallel.degrees import Degrees, check_heads, degrees_from
+from profiling_core.parallel.launch import fingerprint
+from profiling_core.parallel.ranks import local_device
+from profiling_core.plan.regrid import SPEEDUPS
+from profiling_core.plan.restrict import plan_of_both
+from profiling_core.runtime import exit_codes as endings
+from profiling_core.runtime.options import resolve_plan
+from tree_paths import ROOT
+
+SAYS = {
+    "prompt": "error: the processes were not given the same --prompt: 'red circle' on rank 0, "
+    "'blue circle' on rank 1",
+    "plan": "error: the processes were not given the same plan: 'balanced (sha256 ",
+    "raise": "error: this rank has had enough",
+    "kill": "SIGKILL",
+}
+SOON = 60.0  # seconds, imports and loading included, on a machine with other work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", SAYS)
+def test_one_failing_process_ends_all(tmp_path: Path, way: str) -> None:
+    target = tmp_path / "clip.mp4"
+    start = time.monotonic()
+    result = torchrun(2, ROOT / "tests" / "lib" / "parallel_failures.py", way, str(target))
+    said = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode != 0 and time.monotonic() - start < SOON
+    assert SAYS[way] in (said[0] if way != "kill" else result.stderr)
+    assert len(said) == (way != "kill"), said  # nobody else complains
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_without_a_seed_all_ranks_take_one(tmp_path: Path) -> None:
+    target = tmp_path / "clip.mp4"
+    result = torchrun(2, ROOT / "tests" / "lib" / "parallel_failures.py", "seed", str(target))
+    assert result.returncode == 0 and target.stat().st_size, result.stderr[-2000:]
+    assert result.stdout.count("drew base_seed") == 1  # rank 0's, the only one that is told
+
+
+def test_degrees_are_named_by_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("--u", "--r", "--c")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert degrees_from(*names, (2, 2, 2)) == Degrees(2, 2, 2)
+    with pytest.raises(ParallelError, match="--u 2 x --r 3 x --c 1 = 6 processes, but"):
+        degrees_from(*names, (2, 3, 1))
+    with pytest.raises(ParallelError, match="--r 0 is no number of processes"):
+        degrees_from(*names, (2, 0, 1))
+    with pytest.raises(ParallelError, match="--c 3: there are two guidance branches"):
+        degrees_from(*names, (1, 1, 3))
+
+
+def test_heads_have_to_divide() -> None:
+    check_heads(Degrees(ulysses=4), 40, "--u")
+    with pytest.raises(ParallelError, match="--u 3 does not divide the model's 4 heads: take"):
+        check_heads(Degrees(ulysses=3), 4, "--u")
+
+
+def test_a_local_rank_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert local_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ParallelError, match="local rank 2 has no GPU: this machine has 2"):
+        local_device()
+
+
+@pytest.mark.parametrize("preset", SPEEDUPS)
+def test_a_plan_of_both_branches_skips_as_each_did(preset: str) -> None:
+    plan = resolve_plan(preset, "wan2.1-t2v-mini")
+    both = plan_of_both(plan)
+    assert both.branches == ("cond",) and both.solver_steps == plan.solver_steps
+    assert 2 * both.expected.block_runs == plan.expected.block_runs
+    assert both.expected.predicted_error == plan.expected.predicted_error
+    assert plan_of_both(both) is both
+
+
+def test_a_plan_that_treats_the_branches_apart_is_refused() -> None:
+    document = resolve_plan("release", "wan2.1-t2v-mini").model_dump(mode="json", exclude_none=True)
+    document.pop("expected")
+    document["sites"][0]["compute_steps"]["uncond"] = [0, 5]
+    plan = type(resolve_plan("release", "wan2.1-t2v-mini")).from_dict(document)
+    with pytest.raises(PlanError, match="treats cond and uncond differently"):
+        plan_of_both(plan)
+
+
+def test_files_are_told_apart_by_their_headers(tmp_path: Path) -> None:
+    one, other = tmp_path / "a", tmp_path / "b" / "a"
+    other.parent.mkdir()
+    one.write_bytes(b"x" * 100)
+    other.write_bytes(b"x" * 100)
+    assert fingerprint(one) == fingerprint(other)
+    other.write_bytes(b"x" * 99 + b"y")
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_an_echo_waits_and_one_process_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(endings.time, "sleep", slept.append)
+    lost = RuntimeError("[gloo] Connection closed by peer")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    endings.wait_for_turn(lost)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, error in (("0", ValueError("x")), ("1", ValueError("x")), ("0", lost)):
+        monkeypatch.setenv("RANK", rank)
+        endings.wait_for_turn(error)
+    assert slept == [endings.TURN, endings.ECHO]
+    assert not endings.is_echo(ValueError("NCCL"))

@@ -1,0 +1,391 @@
+"""Plans: checks with the place in the file, JSON round trip, cost, carry-over."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from made_plans import plans
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import held_anchors, picture
+from profiling_core.plan.presets import available, load_preset
+from profiling_core.runtime.options import resolve_plan
+from toys import both, intervals, prediction, toy_plan
+
+
+def document() -> dict:
+    return json.loads(load_preset("wan2.1-t2v-14B", "paper").dumps())
+
+
+def test_linear_prediction_holds_two_latents_per_branch():
+    plan = toy_plan([prediction(both(0, 1, 4, 8), "linear")])
+    assert (held_anchors(plan).deltas, held_anchors(plan).predictions) == (0, 4)
+
+
+def test_linear_weights_extrapolate_a_straight_line_in_sigma():
+    plan = toy_plan([prediction(both(0, 2, 5), "linear")])
+    for step, forecast in plan.forecasts(plan.prediction, "cond").items():
+        assert sum(w for _, w in forecast) == pytest.approx(1)
+        if len(forecast) == 2:
+            value = sum(w * (3 * plan.sigmas[a] + 1) for a, w in forecast)
+            assert value == pytest.approx(3 * plan.sigmas[step] + 1)
+
+
+def test_interval_reuse_counts_only_where_the_prediction_is_computed():
+    plan = toy_plan([prediction(both(0, 1, 2, 4, 6)), intervals(both(0, 4), [[1, 3]])], steps=8)
+    assert set(plan.forecasts(plan.interval_sites[0], "cond")) == {1, 2, 6}
+    assert plan.expected.block_runs == 2 * (5 * 6 - 3 * 3)
+
+
+def test_picture_shows_both_branches_once_when_they_agree():
+    plan = toy_plan([intervals(both(0, 4, 8), [[1, 3], [5, 5]])])
+    lines = picture(plan)
+    assert lines[1] == "blocks 1-3  #...#...#..."
+    assert lines[2] == "blocks 5    #...#...#..."
+    apart = toy_plan([prediction({"cond": [0, 6], "uncond": [0, 3, 6]})])
+    assert [line.split() for line in picture(apart)[1:3]] == [
+        ["prediction", "cond", "#.....#....."],
+        ["prediction", "uncond", "#..#..#....."],
+    ]
+
+
+def change(path: str, value: object):
+    def apply(doc: dict) -> None:
+        *parents, last = path.split("/")
+        for part in parents:
+            doc = doc[int(part)] if isinstance(doc, list) else doc[part]
+        if isinstance(doc, list):
+            doc[int(last)] = value
+        elif value is ...:
+            del doc[last]
+        else:
+            doc[last] = value
+
+    return apply
+
+
+STEPS = "sites/0/compute_steps/cond"
+
+
+@pytest.mark.parametrize(
+    ("mistake", "text"),
+    [
+        (change("format", 7), "plan format 7 is not known here; this version reads format 1"),
+        (change("format", ...), "plan format None is not known"),
+        (change("extra", 1), "extra: unknown key"),
+        (change("notes", []), "notes: unknown key"),
+        (change("solver", ...), "solver: missing"),
+        (change("sites/0/extra", 1), r"sites\[0\]\.extra: unknown key"),
+        (change("sites/0/kind", "tokens"), r"sites\[0\]: "),
+        (change("steps", 40), "50 sigmas for 40 steps"),
+        (change("sigmas/3", 0.5), r"sigmas must fall, but sigmas\[4\]"),
+        (change("sigmas/3", "high"), r"sigmas\[3\]: .* found 'high'"),
+        (change(STEPS, [0, 5, 3]), r"sites\[0\]\.compute_steps\.cond: .* 3 follows 5"),
+        (change(STEPS, [0, 50]), r"compute_steps\.cond: compute step 50 lies outside 0\.\.49"),
+        (change(STEPS, [3, 5]), "step 0 must be computed"),
+        (change(STEPS, []), "step 0 must be computed"),
+        (change(STEPS, [0, 1.5]), r"sites\[0\]\.compute_steps\.cond\[1\]"),
+        (change(STEPS, [0, True]), r"sites\[0\]\.compute_steps\.cond\[1\]"),
+        (
+            change("sites/0/compute_steps", {"uncond": [0]}),
+            "names the same branches, cond first",
+        ),
+        (change("sites/0/compute_steps", {"third": [0]}), r"compute_steps\.third"),
+        (change("sites/0/intervals", [[5, 3]]), r"interval \[5, 3\] ends before it starts"),
+        (change("sites/0/intervals", [[0, 3], [3, 5]]), "sorted and apart: 3 follows 3"),
+        (change("sites/0/intervals", [[8, 9], [3, 5]]), "sorted and apart: 3 follows 9"),
+        (change("sites/0/intervals", [[38, 40]]), "block 40 of 40 blocks"),
+        (change("sites/0/intervals", []), "no intervals"),
+        (change("sites/0/block_list", "layers"), "'layers' is not one of blocks"),
+        (change("sites/0/skip", "guess"), r"sites\[0\]\.skip: .* found 'guess'"),
+        (change("sites/0/skip", "weights"), "'weights' go with skip 'weights'"),
+        (change("sites/0/weights", {"cond": {}}), "'weights' go with skip 'weights'"),
+        (change("model/width", 0), r"model\.width"),
+        (change("model/block_lists", {}), r"model\.block_lists: .* at least 1 item"),
+        (
+            change("model/block_cost", {"blocks": 2.0}),
+            r'model: block_cost {"blocks": 2.0}: every block counts the same',
+        ),
+        (change("model/block_cost", None), "model: block_cost null"),
+        (change("guard", {"threshold": 0.1}), "guard: unknown key"),
+        (change("provenance/settings", {"a": float("inf")}), r"provenance\.settings\.a"),
+        (change("expected/block_runs", 12), "the file says 12, its steps give 1984"),
+    ],
+)
+def test_mistakes_are_refused_with_their_place(mistake, text):
+    doc = document()
+    mistake(doc)
+    with pytest.raises(PlanError, match=text):
+        CachePlan.from_dict(doc)
+
+
+def test_an_empty_block_cost_of_older_files_loads_and_is_not_written_again():
+    doc = document()
+    plain = CachePlan.from_dict(doc)
+    doc["model"]["block_cost"] = {}
+    older = CachePlan.from_dict(doc)
+    assert older == plain and "block_cost" not in older.dumps()
+
+
+def test_overlapping_sites_and_two_predictions_are_refused():
+    with pytest.raises(PlanError, match=r"sites\[1\].intervals: blocks 3 is in sites\[0\]"):
+        toy_plan([intervals(both(0), [[1, 3]]), intervals(both(0), [[3, 4]])])
+    with pytest.raises(PlanError, match="more than one prediction site"):
+        toy_plan([prediction(both(0)), prediction(both(0))])
+
+
+def test_interval_compute_step_inside_a_prediction_gap_is_refused():
+    with pytest.raises(PlanError, match="step 3 is a reuse step of the prediction"):
+        toy_plan([prediction(both(0, 6)), intervals(both(0, 3), [[1, 2]])])
+
+
+def test_jump_needs_the_same_steps_in_both_branches():
+    with pytest.raises(PlanError, match="a jump skips the step for all branches"):
+        toy_plan([prediction({"cond": [0, 4], "uncond": [0, 5]}, "jump")])
+
+
+def test_weights_are_needed_for_every_reuse_step_and_only_there():
+    site = prediction(both(0, 1, 2), "weights")
+    give = {str(step): [2.0, -1.0] for step in range(3, 6)}
+    complete = {**site, "weights": {"cond": give, "uncond": give}}
+    toy_plan([complete], steps=6)
+    for broken, text in (
+        ({k: v for k, v in give.items() if k != "4"}, "missing for step 4"),
+        ({**give, "1": [1.0]}, "given for computed or unknown step 1"),
+        ({**give, "4": [1, 1, 1, 1]}, "give 1 to 3"),
+        ({**give, "x": [1.0]}, "'x' is not a step number"),
+    ):
+        with pytest.raises(PlanError, match=text):
+            toy_plan([{**site, "weights": {"cond": give, "uncond": broken}}], steps=6)
+    early = {**prediction(both(0, 3), "weights")}
+    few = {str(s): [2.0, -1.0] for s in (1, 2, 4, 5)}
+    with pytest.raises(PlanError, match="2 weights, but 1 anchors before this step"):
+        toy_plan([{**early, "weights": {"cond": few, "uncond": few}}], steps=6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ("nonsense", "not JSON"),
+        ('{"format": 1, "format": 1}', "key 'format' twice"),
+        ('{"format": 1, "shift": NaN}', "NaN is not a number that a plan may hold"),
+        ("[" * 200_000, "not JSON|nested too deeply"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"\x02\0\0\0\0\0\0\0{}", "this is no plan but a profile; make a plan from it"),
+    ],
+)
+def test_text_that_is_no_plan_is_refused(text, message):
+    with pytest.raises(PlanError, match=message):
+        CachePlan.loads(text)
+
+
+def test_missing_file_and_folder_are_named(tmp_path):
+    with pytest.raises(PlanError, match=r"nowhere\.json: No such file"):
+        CachePlan.load(tmp_path / "nowhere.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path, tmp_path / "pipe.json"):
+        with pytest.raises(PlanError, match="not a regular file"):
+            CachePlan.load(path)
+
+
+def test_failed_save_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("profiling_core.plan.plan.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        load_preset("wan2.1-t2v-14B", "paper").save(tmp_path / "plan.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_option_value_is_a_preset_or_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = "wan2.1-t2v-14B"
+    assert resolve_plan(None, model) is None
+    assert resolve_plan("paper", model).name == "paper"
+    toy_plan([], name="mine").save(tmp_path / "mine.json")
+    assert resolve_plan("mine.json", model).name == "mine"
+    with pytest.raises(PlanError, match=r"no preset 'fastest' for .*: there are paper, release"):
+        resolve_plan("fastest", model)
+    with pytest.raises(PlanError, match=r"other\.json: No such file"):
+        resolve_plan("other.json", model)
+    assert available(model) == ["paper", "release", "quality", "balanced", "fast"]
+
+
+def test_model_with_another_depth_or_width_is_refused():
+    plan = load_preset("wan2.1-t2v-14B", "paper")
+    plan.check_model({"blocks": 40}, 5120)
+    with pytest.raises(PlanError, match="14B has 40 blocks, this model 30"):
+        plan.check_model({"blocks": 30}, 5120)
+    with pytest.raises(PlanError, match="has 40 blocks, this model none"):
+        plan.check_model({})
+    with pytest.raises(PlanError, match="hidden width 5120, this model 1536"):
+        plan.check_model({"blocks": 40}, 1536)
+
+
+# -- carry-over
+
+
+def grid(steps: int, shift: float) -> tuple[float, ...]:
+    levels = [1 - step / steps for step in range(steps)]
+    return tuple(shift * s / (1 + (shift - 1) * s) for s in levels)
+
+
+def renamed(plan: CachePlan) -> CachePlan:
+    """The steps of a preset as a plan that keeps its noise levels."""
+    return plan.model_copy(update={"name": "explicit"})
+
+
+def test_same_grid_gives_the_same_plan():
+    plan = load_preset("wan2.1-t2v-14B", "paper")
+    assert plan.at(plan.sigmas, solver="unipc", shift=5.0) is plan
+
+
+def test_neighbouring_solver_grid_keeps_the_steps_and_says_so():
+    plan = load_preset("wan2.1-t2v-14B", "release")
+    carried = plan.at(grid(50, 5.0), solver="dpm++", shift=5.0)
+    assert carried.sites == plan.sites
+    assert "made for 50 unipc steps, shift 5; on 50 dpm++ steps" in carried.notes[0]
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(25, 5.0), (100, 5.0), (50, 3.0), (50, 16.0)])
+def test_computed_noise_levels_are_the_nearest_ones_of_the_new_grid(steps, shift):
+    plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
+    sigmas = grid(steps, shift)
+    carried = plan.at(sigmas, solver="unipc", shift=shift)
+    computed = carried.prediction.compute_steps["cond"]
+    assert computed[0] == 0 and carried.steps == steps
+    for planned in plan.solver_steps:
+        distance = min(abs(sigmas[s] - plan.sigmas[planned]) for s in computed)
+        assert distance == min(abs(s - plan.sigmas[planned]) for s in sigmas)
+    assert carried.expected.block_runs == 2 * 40 * len(computed)
+    assert carried.expected.predicted_error is None
+
+
+def test_levels_outside_the_planned_range_are_computed_with_a_warning():
+    plan = load_preset("wan2.1-t2v-14B", "balanced")
+    sigmas = grid(50, 1.0)  # reaches down to 0.02, the plan to 0.09
+    carried = plan.at(sigmas, solver="unipc", shift=1.0)
+    outside = [s for s, sigma in enumerate(sigmas) if sigma < 0.05]
+    assert outside and set(outside) <= set(carried.prediction.compute_steps["cond"])
+    assert any("outside the planned range" in note for note in carried.notes)
+
+
+def test_changed_cost_and_an_idle_plan_are_told():
+    plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
+    fewer, ten = (plan.at(grid(n, 5.0), solver="unipc", shift=5.0) for n in (30, 10))
+    assert "there instead of 2.00x" in fewer.notes[-1]
+    assert "too few steps are left to skip" in ten.notes[-1]
+
+
+def test_grid_without_distinct_levels_is_refused_in_one_line():
+    plan = load_preset("wan2.1-t2v-14B", "paper")
+    with pytest.raises(
+        PlanError, match=r"cannot be carried to 3 unipc steps.*sigmas must fall"
+    ) as e:
+        plan.at((1.0, 1.0, 0.5), solver="unipc", shift=1.0)
+    assert "\n" not in str(e.value)
+
+
+def test_fitted_weights_are_not_carried_to_other_levels():
+    give = {str(step): [2.0, -1.0] for step in range(3, 6)}
+    site = {**prediction(both(0, 1, 2), "weights"), "weights": {"cond": give, "uncond": give}}
+    plan = toy_plan([site], steps=6)
+    close = tuple(s * 0.9999 for s in plan.sigmas)
+    assert plan.at(close, solver="euler", shift=1.0).sites == plan.sites
+    with pytest.raises(PlanError, match="weights fitted to its own 6 noise levels"):
+        plan.at(grid(9, 1.0), solver="euler", shift=1.0)
+
+
+# -- random plans and damaged files
+
+
+@given(plans())
+def test_json_round_trip_changes_nothing(plan):
+    assert CachePlan.loads(plan.dumps()) == plan
+
+
+@given(plans())
+def test_lifetimes_cover_every_reuse_and_cost_is_within_the_full_run(plan):
+    assert 0 < plan.expected.block_runs <= plan.expected.block_runs_full
+    for site in plan.sites:
+        for branch in plan.branches:
+            computed = plan.computes(site, branch)
+            for step, forecast in plan.forecasts(site, branch).items():
+                assert step not in computed
+                assert forecast and all(a in computed and a < step for a, _ in forecast)
+
+
+def test_texts_with_brackets_survive_the_list_formatting():
+    plan = toy_plan([], name="list [1,  2]  and [[3]]")
+    assert CachePlan.loads(plan.dumps()).name == plan.name
+
+
+def mutate(text: str, rng: random.Random) -> str | bytes:
+    """One random damage: to the bytes, to a token, or to the document's structure."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        data = bytearray(text.encode())
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        return bytes(data)
+    if kind == 1:
+        start = rng.randrange(len(text))
+        return text[:start] + text[start + rng.randint(1, 200) :]
+    doc = json.loads(text)
+    parent, node = None, doc
+    key = None
+    while isinstance(node, dict | list) and node and (parent is None or rng.random() < 0.8):
+        keys = list(node) if isinstance(node, dict) else range(len(node))
+        parent, key = node, rng.choice(list(keys))
+        node = node[key]
+    strange = [None, True, -1, 0, 10**30, 1e308, -0.5, "", "0", [], {}, [[]], "hold", 3.5]
+    if kind == 2:
+        parent[key] = rng.choice(strange)
+    elif isinstance(parent, dict):
+        parent[str(rng.choice(strange))] = parent.pop(key)
+    else:
+        parent.insert(key, rng.choice([*strange, node]))
+    return json.dumps(doc)
+
+
+@settings(max_examples=40)
+@given(plans(), st.randoms(use_true_random=False))
+def test_damaged_random_plans_load_valid_or_are_refused(plan, rng):
+    for _ in range(5):
+        try:
+            loaded = CachePlan.loads(mutate(plan.dumps(), rng))
+        except PlanError as error:
+            assert str(error) and "\n" not in str(error)
+        else:
+            assert CachePlan.loads(loaded.dumps()) == loaded
+
+
+def test_six_hundred_mutations_of_a_shipped_plan_never_end_in_a_traceback():
+    rng = random.Random(7)
+    names = ("paper", "release", "balanced")
+    texts = [load_preset("wan2.1-t2v-1.3B", preset).dumps() for preset in names]
+    refused = 0
+    for number in range(600):
+        try:
+            loaded = CachePlan.loads(mutate(texts[number % 3], rng))
+        except PlanError as error:
+            refused += 1
+            assert str(error) and "\n" not in str(error)
+        else:
+            assert CachePlan.loads(loaded.dumps()) == loaded
+    assert refused > 300
+
+
+def test_plans_need_no_torch():
+    modules = "plan, schedule, cost, importers, models, presets, options, __main__"
+    code = f"import sys; from profiling_core import {modules}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,173 @@
+"""The shipped plans: what they compute, what they hold, how their lists are scaled."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from made_profiles import made_profile
+from profiling_core.__main__ import main
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import bytes_held, format_bytes, speedup_flops
+from profiling_core.plan.model_specs import HUNYUAN, MODELS, WAN
+from profiling_core.plan.presets import available, build_preset, load_preset, presets_of
+from profiling_core.search import preset_search as searched_presets
+from profiling_core.search.level_prior import LABEL
+
+SHIPPED = [(model, preset) for model, planned in MODELS.items() for preset in presets_of(planned)]
+HUNYUAN_720P, HUNYUAN_MINI = "hunyuan-video-t2v-720p", "hunyuan-video-t2v-mini"
+OURS = ("quality", "balanced", "fast")
+HELD = ("paper", "release", "foreground")
+
+
+def blocks(plan, block_list: str) -> list[int]:
+    """The reused blocks of a list, one by one."""
+    runs = [r for s in plan.interval_sites if s.block_list == block_list for r in s.intervals]
+    return [block for first, last in runs for block in range(first, last + 1)]
+
+
+@pytest.mark.parametrize(("model", "preset"), SHIPPED)
+def test_shipped_plan_is_what_its_builder_makes(model, preset):
+    assert load_preset(model, preset) == searched_presets.make_preset(MODELS[model], preset)
+
+
+def test_release_has_the_block_runs_measured_on_the_released_code():
+    plan = load_preset("wan2.1-t2v-14B", "release")
+    assert plan.expected.block_runs == 2 * 992
+    assert speedup_flops(plan) == pytest.approx(2.016, abs=1e-3)
+
+
+def test_paper_holds_ten_deltas_and_ours_nothing():
+    paper = load_preset("wan2.1-t2v-14B", "paper")
+    size = {"tokens": 32760, "stream_itemsize": 4, "latent_numel": 2096640}
+    assert bytes_held(paper, **size) == 10 * 32760 * 5120 * 4
+    for preset in OURS:
+        assert bytes_held(load_preset("wan2.1-t2v-14B", preset), **size) == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_ours_hold_less_than_100_mb_and_cost_what_they_say(model):
+    clip = MODELS[model].clip
+    plans = [load_preset(model, preset) for preset in OURS]
+    for plan, count in zip(plans, (33, 25, 16), strict=True):
+        size = {"tokens": clip.tokens, "stream_itemsize": 4, "latent_numel": clip.latent}
+        assert bytes_held(plan, **size) < 100e6, format_bytes(bytes_held(plan, **size))
+        assert plan.expected.speedup_flops == pytest.approx(50 / count, abs=1e-4)
+        computed = plan.prediction.compute_steps
+        assert set(computed.values()) == {computed["cond"]} and len(computed["cond"]) == count
+    quality, balanced, fast = (plan.expected.predicted_error for plan in plans)
+    assert 0 < quality < balanced < fast < 0.1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_plans_from_published_figures_say_so(model, capsys):
+    for preset in OURS:
+        plan = load_preset(model, preset)
+        published = "mini" not in model
+        assert (LABEL in plan.provenance.source) is published
+        assert (plan.provenance.profile_sha256 is None) is published
+        assert main(["show", preset, "--model", model]) == 0
+        assert (LABEL in capsys.readouterr().out) is published
+
+
+def test_hunyuan_release_runs_1632_of_3000_blocks():
+    plan = load_preset(HUNYUAN_720P, "release")
+    assert (plan.expected.block_runs, plan.expected.block_runs_full) == (1632, 3000)
+    assert blocks(plan, "double_blocks") == list(range(6, 20))
+    double, single = (site.compute_steps["cond"] for site in plan.interval_sites)
+    assert double == (*range(6), 6, 12, 18, 24, 30, 36, 42, 48)
+    assert single == (*range(6), 6, 18, 26, 32, 38, 42, 46, 48)
+
+
+def test_hunyuan_paper_and_foreground_share_the_single_blocks_between_them():
+    paper, other = (load_preset(HUNYUAN_720P, name) for name in ("paper", "foreground"))
+    background = [0, 2, 4, 5, 6, 7, *range(10, 22), 23, 25, 26, 27, 31, 33]
+    assert blocks(paper, "single_blocks") == background
+    assert blocks(other, "single_blocks") == [b for b in range(40) if b not in background]
+    assert [site.block_list for p in (paper, other) for site in p.sites] == ["single_blocks"] * 2
+    assert paper.sites[0].compute_steps == other.sites[0].compute_steps
+    assert (paper.expected.block_runs, other.expected.block_runs) == (2136, 2424)
+
+
+def test_hunyuan_balanced_corrects_where_wan_jumps():
+    ours, wan = (load_preset(name, "balanced") for name in (HUNYUAN_720P, "wan2.1-t2v-14B"))
+    assert ours.prediction.skip == "corrected" and not ours.jumps
+    assert ours.solver_steps == tuple(range(50))
+    assert wan.jumps and len(wan.solver_steps) == 25
+
+
+def test_hunyuan_bytes_count_image_and_text_tokens_of_both_kinds_of_blocks():
+    size = {"tokens": 119056, "stream_itemsize": 2, "latent_numel": 7603200}
+    half = {**size, "prediction_itemsize": 2}
+    names = (*HELD, *OURS)
+    held = {name: bytes_held(load_preset(HUNYUAN_720P, name), **half) for name in names}
+    delta = 119056 * 3072 * 2
+    expected = {"release": 9 * delta, "paper": 8 * delta, "foreground": 8 * delta}
+    assert held == {**expected, **dict.fromkeys(OURS, 2 * 7603200 * 2)}
+    lines = load_preset(HUNYUAN_720P, "balanced").summary_lines(**half)
+    assert "holds at most 29 MiB of anchors" in lines[-1]
+
+
+@pytest.mark.parametrize("model", [HUNYUAN_720P, HUNYUAN_MINI])
+def test_hunyuan_plans_have_one_branch_and_the_official_noise_levels(model):
+    level = np.linspace(1, 0, 51, dtype=np.float32)[:-1]
+    level = 7 * level / (1 + 6 * level)
+    for preset in available(model):
+        plan = load_preset(model, preset)
+        assert plan.branches == ("cond",) and (plan.solver, plan.shift) == ("euler", 7.0)
+        assert np.abs(np.array(plan.sigmas) - level).max() < 1e-6
+        assert plan.expected.block_runs_full == 50 * sum(plan.model.block_lists.values())
+    assert available(model) == [*HELD, *OURS] == presets_of(MODELS[model])
+
+
+def test_miniature_lists_are_the_released_ones_scaled_by_position():
+    plan, other = (load_preset(HUNYUAN_MINI, name) for name in ("release", "foreground"))
+    assert blocks(plan, "double_blocks") == [1, 2, 3]
+    assert blocks(plan, "single_blocks") == [0, 1, 3, 4, 6]
+    assert blocks(other, "single_blocks") == [2, 5, 7, 8, 9]
+    for words in ("double_blocks scaled to 4", "single_blocks scaled to 10"):
+        assert f"{words} by position, not profiled on this model" in plan.provenance.source
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7, 12, 20, 30, 40, 60])
+@pytest.mark.parametrize("released", [*WAN.released.values(), *HUNYUAN.released.values()])
+def test_background_and_foreground_part_the_blocks_at_every_depth(released, depth):
+    parts = [*released.background_at(depth), *released.foreground_at(depth)]
+    assert sorted(b for first, last in parts for b in range(first, last + 1)) == list(range(depth))
+    if depth == released.depth:
+        assert released.background_at(depth) == released.background
+
+
+def test_presets_of_the_other_family_are_refused():
+    with pytest.raises(PlanError, match=r"no preset 'foreground' for wan2.1-t2v-14B: there are"):
+        load_preset("wan2.1-t2v-14B", "foreground")
+
+
+def test_another_models_presets_are_those_of_its_family_s_official_one():
+    planned = MODELS["wan2.1-t2v-14B"]
+    fingerprint = planned.fingerprint.model_copy(update={"name": "mine", "width": 64})
+    plan = build_preset(replace(planned, fingerprint=fingerprint), "fast")
+    assert plan.sites == load_preset("wan2.1-t2v-14B", "fast").sites
+    assert plan.model.name == "mine" and "the steps of wan2.1-t2v-14B" in plan.provenance.source
+
+
+def test_presets_of_a_profile(tmp_path, capsys):
+    profile = made_profile(model=HUNYUAN_MINI, runs=2, steps=20)
+    profile.save(tmp_path / "my.profile")
+    command = ["presets", "--profile", str(tmp_path / "my.profile"), "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert "quality.json: 1.54x, predicted error" in capsys.readouterr().out
+    for preset, count in zip(OURS, (13, 10, 6), strict=True):
+        plan = CachePlan.load(tmp_path / f"{HUNYUAN_MINI}.{preset}.json")
+        assert plan.name == preset and len(plan.prediction.compute_steps["cond"]) == count
+        assert plan.provenance.profile_sha256 == profile.sha256()
+        assert plan.expected.predicted_error > 0
+
+
+def test_presets_without_the_trees_name_the_missing_profile(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(searched_presets, "_repository", lambda: tmp_path)
+    assert main(["presets", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "no profile" in error and "install the package from there" in error
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,126 @@
+"""Plans on other grids: whether the speed or the noise levels are kept, and what the log says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import speedup_flops
+from profiling_core.plan.importers import from_steps
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.presets import load_preset
+from profiling_core.plan.regrid import SPEEDUPS, carry_over
+
+MINI = "wan2.1-t2v-mini"
+WAN = {"solver": "unipc", "shift": 5.0}
+DENSE_ENDS = (0, 1, 2, 3, 4, 5, 9, 13, 17, 18, 19)  # of 20
+
+
+def grid(steps: int, shift: float = 5.0) -> tuple[float, ...]:
+    levels = np.linspace(0.999, 0.0, steps + 1)[:-1]
+    return tuple(shift * levels / (1 + (shift - 1) * levels))
+
+
+def plan(computed: tuple[int, ...] = DENSE_ENDS, steps: int = 20, skip: str = "jump") -> CachePlan:
+    return CachePlan.build(
+        name="toy",
+        model=MODELS[MINI].fingerprint,
+        steps=steps,
+        sigmas=grid(steps),
+        solver="unipc",
+        shift=5.0,
+        sites=from_steps(steps, computed, ("cond", "uncond"), skip),
+        provenance={"made_by": "tests", "source": "by hand"},
+    )
+
+
+def carried(one: CachePlan, steps: int, shift: float = 5.0, speed: bool = True) -> CachePlan:
+    return carry_over(one, grid(steps, shift), solver="unipc", shift=shift, keep_speed=speed)
+
+
+@pytest.mark.parametrize("steps", [8, 10, 15, 30, 40, 100])
+def test_the_share_of_computed_steps_is_kept(steps):
+    one = carried(plan(), steps)
+    computed = one.prediction.compute_steps["cond"]
+    assert len(computed) == round(11 / 20 * steps) and computed[0] == 0
+    assert one.expected.speedup_flops == pytest.approx(steps / len(computed), abs=1e-4)
+
+
+def test_dense_stretches_stay_dense_and_wide_ones_wide():
+    computed = carried(plan(), 40).prediction.compute_steps["cond"]
+    assert set(range(11)) <= set(computed)  # steps 0 to 5 of 20
+    assert [step for step in computed if 12 <= step < 34] == [14, 18, 22, 26, 30]  # of 9 and 13
+
+
+def test_another_shift_keeps_the_number_of_computed_steps():
+    one = carried(plan(), 20, shift=4.0)
+    assert len(one.prediction.compute_steps["cond"]) == 11
+    below = carried(plan(), 20, shift=1.0)  # its last levels lie below the planned ones
+    assert 19 in below.prediction.compute_steps["cond"]
+
+
+def test_levels_are_kept_unless_the_speed_is_asked_for():
+    levels, speed = (carried(plan(), 10, speed=speed) for speed in (False, True))
+    assert speedup_flops(levels) < speedup_flops(speed) == pytest.approx(10 / 6)
+
+
+@pytest.mark.parametrize("steps", [20, 30, 40])
+@pytest.mark.parametrize("name", SPEEDUPS)
+def test_presets_named_by_their_speed_keep_it(name, steps):
+    for model in ("wan2.1-t2v-14B", "hunyuan-video-t2v-720p"):
+        preset = load_preset(model, name)
+        one = preset.at(grid(steps, preset.shift), solver=preset.solver, shift=preset.shift)
+        count = round(preset.steps // SPEEDUPS[name] / preset.steps * steps)
+        assert len(one.prediction.compute_steps["cond"]) == count
+        assert one.notes[0].endswith("its speed is kept")
+
+
+@pytest.mark.parametrize("name", ["paper", "release", "toy", "2.00x"])
+def test_plans_of_explicit_steps_keep_their_noise_levels(name):
+    own = load_preset(MINI, name) if name in ("paper", "release") else plan()
+    own = own.model_copy(update={"name": name})
+    one = own.at(grid(30), solver="unipc", shift=5.0)
+    assert one.sites == carry_over(own, grid(30), **WAN, keep_speed=False).sites
+    assert one.sites != carry_over(own, grid(30), **WAN, keep_speed=True).sites
+    assert one.notes[0].endswith("its noise levels are kept")
+
+
+def test_one_computed_step_stays_one():
+    assert carried(plan((0,)), 7).prediction.compute_steps["cond"] == (0,)
+
+
+@pytest.mark.parametrize("name", ["paper", "release"])
+def test_intervals_keep_their_speed_too(name):
+    preset = load_preset(MINI, name)
+    one = carry_over(preset, grid(30), solver="unipc", shift=5.0, keep_speed=True)
+    assert speedup_flops(one) == pytest.approx(speedup_flops(preset), rel=0.1)
+
+
+def test_intervals_beside_a_prediction_stay_within_its_steps():
+    both = plan().model_dump(mode="json", exclude={"expected"})
+    steps = {branch: [0, 2, 4, 9, 18] for branch in ("cond", "uncond")}
+    both["sites"].append(
+        {
+            "kind": "intervals",
+            "block_list": "blocks",
+            "intervals": [[2, 5]],
+            "skip": "hold",
+            "compute_steps": steps,
+        }
+    )
+    one = carried(CachePlan.from_dict(both), 30)
+    visited = set(one.prediction.compute_steps["cond"])
+    inner = set(one.interval_sites[0].compute_steps["cond"])
+    assert inner < visited and 0 in inner
+
+
+def test_the_log_says_how_to_search_for_the_grid():
+    notes = carried(plan(), 10, shift=3.0).notes
+    assert (
+        "python -m profiling_core plan --profile PROFILE --speedup 1.82 --for-steps 10 "
+        "--for-shift 3 -o PLAN.json" in notes[1]
+    )
+    paper = load_preset(MINI, "paper")
+    other = paper.at(grid(30), solver="unipc", shift=5.0)
+    assert not any("--for-steps" in note for note in other.notes)  # not a plan of the search

@@ -1,0 +1,58 @@
+"""Plans on some of their steps and for other branches."""
+
+import pytest
+
+from profiling_core.plan.restrict import for_both_branches, on_steps, on_visited_steps
+from toys import both, intervals, prediction, toy_plan
+
+COMPUTED = (0, 1, 4, 6, 9)
+
+
+def test_a_plan_that_jumps_keeps_its_intervals_on_the_visited_levels() -> None:
+    sites = [prediction(both(*COMPUTED), "jump"), intervals(both(0, 4, 9), [[1, 2]])]
+    plan = toy_plan(sites)
+    left = on_visited_steps(plan)
+    assert left.sigmas == tuple(plan.sigmas[step] for step in COMPUTED)
+    assert [site.kind for site in left.sites] == ["intervals"]
+    assert left.sites[0].compute_steps == {"cond": (0, 2, 4), "uncond": (0, 2, 4)}
+    held = toy_plan([prediction(both(*COMPUTED))])
+    assert on_visited_steps(held) is held
+
+
+def test_a_part_computes_its_first_step_and_forecasts_from_its_own_anchors() -> None:
+    plan = toy_plan([prediction(both(*COMPUTED), "linear")])
+    part = on_steps(plan, range(5, 12))
+    assert part.steps == 7 and part.sigmas == plan.sigmas[5:]
+    assert part.prediction.compute_steps["cond"] == (0, 1, 4)  # 5, 6 and 9 of the plan
+    forecasts = part.forecasts(part.prediction, "cond")
+    assert forecasts[2] == part.line(2, [0, 1]) and set(forecasts) == {2, 3, 5, 6}
+    assert on_steps(plan, range(12)) is plan
+
+
+def test_fitted_weights_whose_anchors_are_gone_give_way_to_the_line() -> None:
+    weights = {str(step): [1.5, -0.5] for step in range(12) if step not in COMPUTED}
+    site = prediction(both(*COMPUTED), "weights") | {"weights": {b: weights for b in both()}}
+    plan = toy_plan([site])
+    part = on_steps(plan, range(5, 12))
+    found = part.forecasts(part.prediction, "cond")
+    line = dict(part.line(2, [0, 1]))
+    assert dict(found[2]) == pytest.approx(line)  # 7 of the plan: its anchors 6 and 4, 4 is gone
+    assert found[5] == ((4, 1.5), (1, -0.5))  # 10 of the plan: 9 and 6 are there
+
+
+def test_one_branch_becomes_two_with_the_same_steps() -> None:
+    single = toy_plan([prediction({"cond": COMPUTED}, "corrected")])
+    double = for_both_branches(single)
+    assert double.branches == ("cond", "uncond")
+    assert double.corrections("uncond") == single.corrections("cond")
+    assert for_both_branches(double) is double
+    bare = toy_plan([])
+    assert for_both_branches(bare) is bare
+
+
+def test_what_goes_with_a_plan_stays() -> None:
+    plan = toy_plan([prediction({"cond": COMPUTED})], predicted_error=0.01, storage="bfloat16")
+    plan = plan.model_copy(update={"notes": ("carried",)})
+    double = for_both_branches(plan)
+    assert double.expected.predicted_error == 0.01
+    assert (double.storage, double.notes, double.name) == ("bfloat16", ("carried",), plan.name)

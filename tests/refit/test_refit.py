@@ -1,0 +1,303 @@
+"""Weights fitted along cached runs: here of a small made flow whose full runs are known."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from made_profiles import made_profile
+from profiling_core.__main__ import main
+from profiling_core.engine.delta_cache import DeltaCache
+from profiling_core.errors import PlanError, ProfileError
+from profiling_core.plan import CachePlan
+from profiling_core.profile.profile import Profile
+from profiling_core.refit.refit import Form, clips_of, forms, one_pass, refit, steps_of, with_facts
+from profiling_core.refit.rollout import Clip, Weights
+from profiling_core.search.search import Budget, PlanSearch, Point
+from profiling_core.trees.tree_model import Asked
+
+HUNYUAN, WAN = "hunyuan-video-t2v-mini", "wan2.1-t2v-mini"
+GUIDANCE, SPREAD = 5.0, 0.5
+
+
+class Flow(torch.nn.Module):
+    """The exact velocity from noise to a mixture of normal distributions, SPREAD each."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name, count in (("double_blocks", 4), ("single_blocks", 10), ("blocks", 12)):
+            setattr(self, name, torch.nn.ModuleList(torch.nn.Identity() for _ in range(count)))
+        self.hidden_size = self.dim = width
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor, sigma: float, means: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        x, clean = x.double(), 1 - sigma
+        variance = (clean * SPREAD) ** 2 + sigma**2
+        off = x - clean * means
+        near = torch.softmax(-off.square().sum(dim=1) / (2 * variance), dim=0)
+        data = near @ (means + clean * SPREAD**2 / variance * off)
+        return ((x - data) / sigma).float()
+
+
+class MadeModel:
+    """A tree's model with Euler's loop; a prompt is a mixture, of two branches one is guided."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.subject = profile.recorded
+        self.model = Flow(self.subject.model.width)
+
+    def inputs(self, prompt: str, seed: int) -> tuple[torch.Tensor, ...]:
+        rng = torch.Generator().manual_seed(len(prompt) * 100 + seed)
+        size = int(np.prod(self.subject.latent))
+        means = [torch.randn(4, size, generator=rng, dtype=torch.float64) / 2 for _ in range(2)]
+        return *means, torch.randn(size, generator=rng)
+
+    def denoise(self, inputs, plan: CachePlan | None = None, *, recorder=None) -> torch.Tensor:
+        *means, latent = inputs
+        levels, branches = (*self.subject.sigmas, 0.0), self.subject.branches
+        watch = recorder or DeltaCache(plan or self.all_computed())
+        with watch.attached(self.model), torch.no_grad():
+            for step in range(self.subject.steps):
+                said = []
+                for branch, own in zip(branches, means, strict=False):
+                    watch.begin(step, branch)
+                    said.append(self.model(latent, levels[step], own))
+                flow = said[0]
+                if len(said) == 2:
+                    flow = said[1] + GUIDANCE * (said[0] - said[1])
+                latent = latent + (levels[step + 1] - levels[step]) * flow
+        return latent.reshape(self.subject.latent)
+
+    def all_computed(self) -> CachePlan:
+        provenance = {"made_by": "tests", "source": "tests"}
+        return CachePlan.build(
+            name="full", **self.subject.plan_fields, sites=[], provenance=provenance
+        )
+
+
+def small(model: str = HUNYUAN, runs: int = 3) -> Profile:
+    """A made profile of a small latent, its solver Euler."""
+    profile = made_profile(model=model, runs=runs, steps=16)
+    update = {"latent": (2, 1, 4, 4), "solver": "euler"}
+    return replace(profile, subject=profile.subject.model_copy(update=update))
+
+
+COMPUTED = (0, 1, 3, 6, 7, 10, 13)
+
+
+def form_of(profile: Profile, anchors: int, computed: tuple[int, ...] = COMPUTED) -> Form:
+    site = {
+        "kind": "prediction",
+        "compute_steps": dict.fromkeys(profile.recorded.branches, computed),
+        "skip": "linear",
+    }
+    fields = profile.recorded.plan_fields
+    provenance = {"made_by": "tests", "source": "tests"}
+    plan = CachePlan.build(name="line", **fields, sites=[site], provenance=provenance)
+    return Form(plan, anchors, f"{anchors} anchors")
+
+
+def clips(profile: Profile, *forms: Form) -> list[Clip]:
+    return clips_of(profile, MadeModel(profile), steps_of(forms), lambda _: None)
+
+
+def nothing(_: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("anchors", [2, 3])
+def test_a_refit_is_better_than_the_line_and_measured_as_it_runs(anchors: int) -> None:
+    profile = small()
+    form = form_of(profile, anchors)
+    own = clips(profile, form)
+    best, start = refit(own, form.plan, [form], nothing)
+    assert (best.words, start.plan) == (f"{anchors} anchors", form.plan)
+    assert best.error < 0.7 * start.error
+    assert best.plan.prediction.skip == "weights"
+    assert max(map(len, best.plan.prediction.weights["cond"].values())) == anchors
+    for clip, error in zip(own, best.errors, strict=True):
+        latent = clip.model.denoise(clip.inputs, best.plan).flatten()
+        far = float((latent - clip.final).norm() / clip.final.norm())
+        assert far == pytest.approx(error, rel=1e-3)
+
+
+def test_the_model_runs_once_at_a_compute_step() -> None:
+    profile = small(runs=2)
+    form = form_of(profile, 3)
+    own = clips(profile, form)
+    model = own[0].model.model
+    model.calls = 0
+    one_pass(own, form)
+    assert model.calls == 2 * len(COMPUTED)
+
+
+def test_one_prompt_lands_on_the_wanted_latents_as_near_as_its_anchors_reach() -> None:
+    """The missing part of the latent at a compute step is at right angles to the anchors."""
+    profile = small(runs=1)
+    form = form_of(profile, 2)
+    (clip,) = clips(profile, form)
+    site = one_pass([clip], form).plan
+    weights = Weights(site.forecasts(site.prediction, "cond"), site.corrections("cond"))
+    missing = clip.wanted[10] - clip.play(weights, until=10)
+    for anchor in (6, 7):
+        row = clip.prediction(anchor)
+        cosine = float(row @ missing.double() / (row.norm() * missing.double().norm()))
+        assert abs(cosine) < 0.05
+
+
+def test_two_branches_have_the_same_weights_and_are_guided() -> None:
+    profile = small(WAN)
+    form = form_of(profile, 3)
+    own = clips(profile, form)
+    best, start = refit(own, form.plan, [form], nothing)
+    weights = best.plan.prediction.weights
+    assert weights["cond"] == weights["uncond"]
+    assert best.error < 0.7 * start.error
+
+
+def test_a_start_that_is_better_stays() -> None:
+    profile = small()
+    good, bad = form_of(profile, 3, tuple(range(15))), form_of(profile, 2, (0, 8))
+    best, _ = refit(clips(profile, good, bad), good.plan, [bad], nothing)
+    assert best.plan is good.plan
+
+
+@pytest.fixture(scope="module")
+def search() -> PlanSearch:
+    return PlanSearch(made_profile(model=HUNYUAN, runs=2, steps=20))
+
+
+def test_forms_have_as_many_steps_as_the_budget_and_are_distinct(search: PlanSearch) -> None:
+    budget = Budget(speedup=2.0)
+    found = forms(search, search.point(budget), budget)
+    seen = {(form.anchors, form.plan.prediction.compute_steps["cond"]) for form in found}
+    assert len(seen) == len(found) >= 2
+    assert {len(steps) for _, steps in seen} == {10}
+    assert [form.anchors for form in found] == sorted((f.anchors for f in found), reverse=True)
+    first = found[0].plan.prediction.compute_steps["cond"]
+    assert first == search.point_of("corrected", 10).steps
+
+
+def test_bytes_limit_the_anchors(search: PlanSearch) -> None:
+    one = 16 * 9 * 16 * 16 * 4
+    point = search.point(Budget(speedup=2.0))
+    found = forms(search, point, Budget(speedup=2.0, max_bytes=2 * one))
+    assert {form.anchors for form in found} == {2}
+    with pytest.raises(PlanError, match="weights need 2 predictions a branch, more than 100 bytes"):
+        forms(search, point, Budget(speedup=2.0, max_bytes=100))
+
+
+def test_nothing_skipped_has_no_weights(search: PlanSearch) -> None:
+    point = Point("hold", tuple(range(20)), 1.0, 0.0)
+    with pytest.raises(PlanError, match="computes every step, there are no weights to fit"):
+        forms(search, point, Budget(speedup=1.0))
+
+
+def test_facts_go_into_the_provenance_and_the_error_stays(search: PlanSearch) -> None:
+    plan = with_facts(search.plan(Budget(speedup=2.0)), "mine", refit="3 anchors", refit_passes=2)
+    assert plan.name == "mine"
+    assert plan.provenance.settings["refit_passes"] == 2
+    assert plan.provenance.settings["speedup"] == 2.0
+    assert (
+        plan.expected.predicted_error == search.plan(Budget(speedup=2.0)).expected.predicted_error
+    )
+
+
+def test_a_run_without_a_seed_cannot_be_repeated() -> None:
+    profile = small(runs=1)
+    run = profile.runs[0].model_copy(update={"seed": None})
+    with pytest.raises(ProfileError, match="run 1 of the profile has no seed"):
+        clips(replace(profile, runs=(run,)), form_of(profile, 2))
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    profile = small(runs=1)
+    form = form_of(profile, 2)
+    own = clips(profile, form)
+    own[0].inputs[0].fill_(float("nan"))
+    with pytest.raises(ProfileError, match="prediction of step 0, cond, is not finite"):
+        one_pass(own, form)
+
+
+def test_a_number_of_passes_that_is_none_is_one_line(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "a.profile"
+    made_profile(runs=2, steps=20).save(path)
+    command = ["plan", "--profile", str(path), "-o", str(tmp_path / "a.json"), "--speedup", "2"]
+    assert main([*command, "--refit", "0"]) == 2
+    assert "--refit 0: expected at least 1 pass" in capsys.readouterr().err
+
+
+def test_the_command_measures_before_and_after_and_says_so_in_the_plan(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    profile, out = small(), tmp_path / "a.json"
+    profile.save(tmp_path / "a.profile")
+
+    class Loaded(MadeModel):
+        def __init__(self, asked: Asked, prompt: str) -> None:
+            super().__init__(profile)
+            assert (asked.model, asked.steps, prompt) == ("HYVideo-mini", 16, "prompt 0 of 0")
+
+        at_work = staticmethod(nullcontext)
+
+        def load(self) -> None:
+            pass
+
+    monkeypatch.setattr("profiling_core.commands.refit.tree_class", lambda tree: Loaded)
+    command = ["plan", "--profile", str(tmp_path / "a.profile"), "-o", str(out), "--speedup", "2"]
+    assert main([*command, "--refit", "3", "--name", "mine"]) == 0
+    said, plan = capsys.readouterr(), CachePlan.load(out)
+    settings = plan.provenance.settings
+    assert plan.name == "mine" and settings["refit_passes"] == 3
+    assert settings["measured_error"] <= settings["measured_error_before"]
+    assert said.err.count("full run ") == 3 and said.err.count("pass ") == 3
+    before = said.out.index("measured  worst run  plan")
+    assert f"{settings['measured_error']:.4f}" in said.out[before:]
+    assert "as searched" in said.out and "predicted before the refit" in said.out
+
+
+# -- what the plan's file says of it
+
+
+def with_given(given: dict, solver: str = "euler", skip: str = "linear") -> dict:
+    """A document of a plan with `given` weights on one branch."""
+    document = form_of(small(), 2).plan.model_dump(mode="json", exclude_none=True)
+    site = {**document["sites"][0], "skip": skip, "given": {"cond": given}}
+    if skip == "weights":
+        site["weights"] = {"cond": {str(s): [1.0] for s in range(16) if s not in COMPUTED}}
+    return {**document, "solver": solver, "sites": [site], "expected": None}
+
+
+def test_given_weights_are_read_with_the_steps_they_belong_to() -> None:
+    plan = CachePlan.from_dict(with_given({"3": [0.5, 0.25, 0.25], "6": [2, -1]}, skip="weights"))
+    found = {3: ((3, 0.5), (1, 0.25), (0, 0.25)), 6: ((6, 2.0), (3, -1.0))}
+    assert plan.corrections("cond") == found
+    assert CachePlan.loads(plan.dumps()).corrections("cond") == found
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (with_given({"3": [1.0]}), "given: goes with skip 'weights'"),
+        (with_given({"3": [1.0]}, "unipc", "weights"), "this plan's solver is unipc"),
+        (with_given({"2": [1.0]}, skip="weights"), "'2' is no compute step"),
+        (with_given({"1": [1, 2, 3]}, skip="weights"), "3 weights, expected 1 to 2"),
+        (with_given({"9" * 9: []}, skip="weights"), "is no compute step"),
+    ],
+)
+def test_given_weights_that_do_not_fit_are_refused(document: dict, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        CachePlan.from_dict(document)
+
+
+def test_given_weights_stay_with_their_solver() -> None:
+    plan = CachePlan.from_dict(with_given({"3": [0.5, 0.5]}, skip="weights"))
+    assert plan.at(plan.sigmas, solver="euler", shift=plan.shift) is plan
+    with pytest.raises(PlanError, match="made for Euler's steps, this plan's solver is dpm"):
+        plan.at(plan.sigmas, solver="dpm++", shift=plan.shift)

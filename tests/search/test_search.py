@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from made_profiles import made_profile
+from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import speedup_flops
+from profiling_core.search.search import Budget, PlanSearch
+
+WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
+
+
+@pytest.fixture(scope="module", params=[WAN, HUNYUAN])
+def search(request) -> PlanSearch:
+    return PlanSearch(made_profile(model=request.param, runs=3, steps=20))
+
+
+def test_a_speed_up_is_reached_with_the_least_error(search: PlanSearch) -> None:
+    plan = search.plan(Budget(speedup=1.9))
+    assert plan.name == "2.00x" and speedup_flops(plan) == 2.0
+    assert plan.expected.predicted_error == pytest.approx(search.predicted(plan))
+    points = [point for point in search.frontier((1.9,)) if len(point.steps) == 10]
+    assert plan.expected.predicted_error == min(point.error for point in points)
+    assert plan.branches == search.profile.recorded.branches
+
+
+def test_much_more_speed_predicts_more_error(search: PlanSearch) -> None:
+    for skip in search.skips:
+        errors = [search.choice(skip, count).error for count in (20, 14, 9, 5, 2)]
+        assert errors[0] < 1e-6
+        assert all(slower < faster for slower, faster in pairwise(errors))
+
+
+def test_a_largest_error_gives_the_fastest_plan_below_it(search: PlanSearch) -> None:
+    reached = search.plan(Budget(speedup=2.0)).expected.predicted_error
+    plan = search.plan(Budget(max_error=reached))
+    assert plan.expected.predicted_error <= reached
+    assert speedup_flops(plan) >= 2.0
+    with pytest.raises(PlanError, match=r"at 4\.00x the predicted error is .* at best, above"):
+        search.plan(Budget(speedup=4.0, max_error=reached / 10))
+
+
+def test_bytes_limit_the_ways_to_skip() -> None:
+    wan, hunyuan = (PlanSearch(made_profile(model=m, runs=2, steps=20)) for m in (WAN, HUNYUAN))
+    plan = wan.plan(Budget(max_bytes=0))
+    assert plan.jumps and speedup_flops(plan) == 2.0
+    one = 16 * 9 * 16 * 16 * 4
+    assert hunyuan.plan(Budget(max_bytes=one)).prediction.skip == "hold"
+    with pytest.raises(PlanError, match="0 B of anchors: the least is 144 KiB, with hold"):
+        hunyuan.plan(Budget(max_bytes=0))
+
+
+def test_fitted_weights_follow_the_compute_steps() -> None:
+    search = PlanSearch(made_profile(model=HUNYUAN, runs=3, steps=20), ("weights",))
+    site = search.plan(Budget(speedup=2.5)).prediction
+    computed = site.compute_steps["cond"]
+    assert sorted(map(int, site.weights["cond"])) == sorted(set(range(20)) - set(computed))
+    assert all(len(w) == 2 for s, w in site.weights["cond"].items() if int(s) > computed[1])
+
+
+def test_a_plan_says_where_it_comes_from(search: PlanSearch, tmp_path: Path) -> None:
+    plan = search.plan(Budget(speedup=3.0), name="mine")
+    plan.save(tmp_path / "mine.json")
+    told = json.loads((tmp_path / "mine.json").read_text())
+    assert told["name"] == "mine"
+    assert told["provenance"]["profile_sha256"] == search.profile.sha256()
+    assert told["provenance"]["settings"]["speedup"] == 3.0
+    assert told["provenance"]["settings"]["sensitivity"] == search.sensitivity.source
+    assert CachePlan.load(tmp_path / "mine.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "no budget: give a speed-up"),
+        ({"speedup": 0.5}, "speed-up 0.5: expected at least 1"),
+        ({"speedup": float("nan")}, "speed-up nan"),
+        ({"max_error": 0.0}, "largest error 0: expected above 0"),
+        ({"max_bytes": -1}, "-1 bytes: expected at least 0"),
+    ],
+)
+def test_budgets_that_limit_nothing_are_refused(budget: dict, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        Budget(**budget)
+
+
+def test_more_than_one_step_a_step_is_refused(search: PlanSearch) -> None:
+    with pytest.raises(PlanError, match="speed-up 21: 20 steps allow 20x at most"):
+        search.plan(Budget(speedup=21.0))
+    assert len(search.plan(Budget(speedup=20.0)).prediction.compute_steps["cond"]) == 1
+
+
+def test_a_way_to_skip_that_the_solver_lacks_is_refused() -> None:
+    with pytest.raises(PlanError, match="'jump' is no way to skip with euler: hold, linear"):
+        PlanSearch(made_profile(model=HUNYUAN, runs=1, steps=20), ("jump",))
+
+
+def test_measured_sensitivity_moves_the_compute_steps() -> None:
+    profile = made_profile(model=HUNYUAN, runs=2)
+    flat = PlanSearch(profile).plan(Budget(speedup=2.0)).prediction.compute_steps["cond"]
+    profile.arrays["sensitivity"][:, [1, 10, 25]] = [50.0, 20.0, 1.0]
+    search = PlanSearch(profile)
+    early = search.plan(Budget(speedup=2.0)).prediction.compute_steps["cond"]
+    assert search.sensitivity.source == "measured at 3 steps"
+    assert search.sensitivity.values[[0, 1, 25, 50]] == pytest.approx([50, 50, 1, 1])
+    assert sum(step < 10 for step in early) > sum(step < 10 for step in flat)
+
+
+def test_plans_of_other_sites_are_not_predicted(search: PlanSearch) -> None:
+    plan = search.plan(Budget(speedup=2.0))
+    other = plan.at(tuple(np.linspace(0.99, 0.02, 30)), solver=plan.solver, shift=plan.shift)
+    with pytest.raises(PlanError, match="plans of the whole prediction with the profile's 20"):
+        search.predicted(other)

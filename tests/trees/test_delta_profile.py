@@ -1,0 +1,167 @@
+"""`--delta_profile` on both command lines: recorded, added to, refused, never half-written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import generate
+import hyvideo.pipeline
+import sample_video
+import wan.text2video
+from profiling_core.profile.profile import Profile, Settings
+
+WAN = ("--task", "t2v-mini", "--prompt", "red circle", "--frame_num", "1", "--base_seed", "1")
+HUNYUAN = ("--model", "HYVideo-mini", "--prompt", "red circle", "--video-length", "1")
+HUNYUAN += ("--flow-reverse", "--seed", "1")
+MAINS = {
+    "wan": (generate.main, WAN, "--sample_steps", "--save_file"),
+    "hunyuan": (sample_video.main, HUNYUAN, "--infer-steps", "--save-path"),
+}
+Run = Callable[..., int]
+
+
+@pytest.fixture(params=list(MAINS))
+def tree(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def run(tree: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a tree's main() for an image of a few steps, in an empty working directory."""
+    main, fixed, steps_option, target_option = MAINS[tree]
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv: str, steps: int = 3) -> int:
+        target = "shown.mp4" if tree == "wan" else "shown"
+        return main([*fixed, steps_option, str(steps), target_option, target, *argv])
+
+    return call
+
+
+def shown(tmp_path: Path) -> list[bytes]:
+    """What was saved, and taken away again."""
+    paths = sorted(path for path in tmp_path.rglob("*") if path.suffix in (".png", ".mp4"))
+    kept = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    return kept
+
+
+def test_a_run_is_recorded_and_the_next_is_added(tree: str, run: Run, tmp_path: Path) -> None:
+    assert run() == 0
+    plain = shown(tmp_path)
+    assert len(plain) == 1
+    assert run("--delta_profile", "a.profile") == 0
+    assert shown(tmp_path) == plain  # recording changes nothing
+    assert run("--delta_profile", "a.profile") == 0
+    profile = Profile.load("a.profile")
+    assert [run.prompt for run in profile.runs] == ["red circle"] * 2
+    assert [run.seed for run in profile.runs] == [1, 1]
+    assert profile.recorded.branches == (("cond", "uncond") if tree == "wan" else ("cond",))
+    assert profile.recorded.attention_steps == (0,)
+    assert np.array_equal(profile.arrays["gram"][0], profile.arrays["gram"][1])
+    assert np.isfinite(profile.arrays["drift"]).all()
+
+
+def test_the_folder_is_made(run: Run, tmp_path: Path) -> None:
+    assert run("--delta_profile", "new/folder/a.profile", steps=2) == 0
+    assert len(Profile.load(tmp_path / "new" / "folder" / "a.profile").runs) == 1
+
+
+def test_the_files_own_settings_hold(tree: str, run: Run, tmp_path: Path) -> None:
+    settings = Settings(mask="motion", attention_every=0, sensitivity=(1, 2))
+    Profile(settings).save("a.profile")
+    assert run("--delta_profile", "a.profile") == 0
+    profile = Profile.load("a.profile")
+    assert profile.settings == settings and not profile.has_attention
+    effect = profile.arrays["sensitivity"][0]
+    assert np.isnan(effect[0]) and (effect[1:] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--delta_profile", "a.profile", "--delta_cache"), "with --delta_cache paper: a profile"),
+        (("--delta_profile", "."), "--delta_profile .: this is a folder, name a file"),
+        (("--delta_profile", "broken/a.profile"), "broken is no folder that can be written to"),
+        (("--delta_profile", "broken"), "profile broken: not a whole safetensors file"),
+    ],
+)
+def test_bad_targets_are_told_before_loading(
+    tree: str,
+    run: Run,
+    argv: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "broken").write_bytes(b"half a file")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("weights were about to be loaded")
+
+    for module in (wan.text2video, hyvideo.pipeline):
+        monkeypatch.setattr(module, "load_transformer", refuse)
+    capsys.readouterr()
+    assert run(*argv) == 2
+    assert says in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_another_step_count_leaves_the_file_alone(
+    tree: str, run: Run, capsys: pytest.CaptureFixture
+) -> None:
+    assert run("--delta_profile", "a.profile") == 0
+    before = Path("a.profile").read_bytes()
+    assert run("--delta_profile", "a.profile", steps=4) == 2
+    assert "the profile has steps 3, this run 4: record into another" in capsys.readouterr().err
+    assert Path("a.profile").read_bytes() == before
+
+
+def test_an_interrupted_run_leaves_the_file_alone(
+    tree: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run("--delta_profile", "a.profile") == 0
+    before = Path("a.profile").read_bytes()
+
+    def interrupt(*args: object) -> Tensor:
+        raise KeyboardInterrupt
+
+    for pipeline in (wan.text2video.WanT2V, hyvideo.pipeline.HunyuanVideo):
+        monkeypatch.setattr(pipeline, "decode", interrupt)
+    assert run("--delta_profile", "a.profile") == 130
+    assert Path("a.profile").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_clip_without_finite_numbers_is_not_recorded(
+    tree: str, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    module = wan.text2video if tree == "wan" else hyvideo.pipeline
+    load = module.load_transformer
+
+    def broken(*args: object, **kwargs: object) -> torch.nn.Module:
+        model = load(*args, **kwargs)
+        blocks = model.blocks if tree == "wan" else model.single_blocks
+        for parameter in blocks[1].parameters():
+            parameter.data.fill_(torch.nan)
+        return model
+
+    monkeypatch.setattr(module, "load_transformer", broken)
+    assert run("--delta_profile", "a.profile") == 2
+    block = 1 if tree == "wan" else 5  # four double blocks come first
+    assert f"delta of block {block} at step 0, cond, is not finite" in capsys.readouterr().err
+    assert not Path("a.profile").exists()
+
+
+def test_noise_is_not_profiled(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    argv = [option for option in HUNYUAN if option != "--flow-reverse"]
+    assert sample_video.main([*argv, "--delta_profile", str(tmp_path / "a.profile")]) == 2
+    assert "--delta_profile without --flow-reverse" in capsys.readouterr().err

@@ -1,0 +1,131 @@
+"""Bit equality with the official modules, where a checkout of Wan-Video/Wan2.1 is at hand.
+
+    WAN21_UPSTREAM=path/to/Wan2.1 python -m pytest tests/test_wan_against_upstream.py
+
+The official code wants CUDA and flash-attn; on the CPU it gets stand-ins for both: autocast regions
+of the CPU, and SDPA in the type of v in place of flash attention.
+"""
+
+import importlib
+import os
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wan.model import WanModel
+from wan.scheduler import build_scheduler
+from wan.t5 import TextEncoder
+from wan.vae import VideoVAE
+from wan_toys import TINY_DIT, randomise
+
+UPSTREAM = os.getenv("WAN21_UPSTREAM")
+pytestmark = pytest.mark.skipif(
+    not UPSTREAM, reason="set WAN21_UPSTREAM to a checkout of Wan-Video/Wan2.1"
+)
+SIZES = {**TINY_DIT, "dim": 256, "ffn_dim": 512, "num_heads": 4, "num_layers": 4}
+
+
+class CPUAutocast:
+    """In place of torch.cuda.amp: every region it opens is one without autocast, on the CPU."""
+
+    @staticmethod
+    def autocast(**options: object) -> torch.autocast:
+        return torch.autocast("cpu", enabled=False)
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, k_lens: Tensor, **options: object) -> Tensor:
+    keys = k.shape[1] if k_lens is None else int(k_lens[0])
+    half = [x.to(v.dtype).transpose(1, 2) for x in (q, k[:, :keys], v[:, :keys])]
+    return F.scaled_dot_product_attention(*half).transpose(1, 2).to(q.dtype)
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[types.SimpleNamespace]:
+    """Official modules under names of their own, since both packages are called wan."""
+    ours = types.ModuleType("official.modules.attention")  # theirs needs a GPU
+    ours.flash_attention = flash_attention
+    for name in ("official", "official.modules", "official.utils"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(Path(UPSTREAM, "wan", *name.split(".")[1:]))]
+        sys.modules[name] = package
+    sys.modules[ours.__name__] = ours
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "current_device", lambda: 0)  # a default argument asks for it
+        loaded = {
+            name.split(".")[1]: importlib.import_module(f"official.{name}")
+            for name in ("modules.model", "modules.t5", "modules.vae")
+        }
+        for name in ("fm_solvers", "fm_solvers_unipc"):
+            loaded[name] = importlib.import_module(f"official.utils.{name}")
+        patch.setattr(loaded["model"], "amp", CPUAutocast)
+        yield types.SimpleNamespace(**loaded)
+    for name in [name for name in sys.modules if name.split(".")[0] == "official"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("timestep", "seq_len"), [(999, 192), (500, 200), (0, 192)])
+def test_transformer(
+    upstream: types.SimpleNamespace, autocast: bool, timestep: int, seq_len: int
+) -> None:
+    ours = randomise(WanModel(**SIZES), seed=3, std=0.06)
+    theirs = upstream.model.WanModel(**SIZES).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x, text = [torch.randn(16, 3, 16, 16)], [torch.randn(9, TINY_DIT["text_dim"])]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        mine, official = (m(x, torch.tensor([timestep]), text, seq_len)[0] for m in (ours, theirs))
+    assert torch.equal(mine, official) and mine.std() > 0.1
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(50, 5.0), (50, 8.0), (40, 3.0), (10, 5.0), (1, 5.0)])
+@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
+def test_solvers(upstream: types.SimpleNamespace, solver: str, steps: int, shift: float) -> None:
+    settings = {"num_train_timesteps": 1000, "shift": 1, "use_dynamic_shifting": False}
+    if solver == "unipc":
+        theirs = upstream.fm_solvers_unipc.FlowUniPCMultistepScheduler(**settings)
+        theirs.set_timesteps(steps, device="cpu", shift=shift)
+    else:
+        theirs = upstream.fm_solvers.FlowDPMSolverMultistepScheduler(**settings)
+        theirs.set_timesteps(sigmas=upstream.fm_solvers.get_sampling_sigmas(steps, shift))
+    ours = build_scheduler(solver, steps, shift)
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+    x = y = torch.randn(1, 16, 3, 6, 8)
+    for t in ours.timesteps:
+        x = ours.step(torch.tanh(x) + x.roll(1, 1) / 2, t, x, return_dict=False)[0]
+        y = theirs.step(torch.tanh(y) + y.roll(1, 1) / 2, t, y, return_dict=False)[0]
+        assert torch.equal(x, y)
+
+
+def test_text_encoder(upstream: types.SimpleNamespace, checkpoint: Path) -> None:
+    file = checkpoint / "models_t5_umt5-xxl-enc-bf16.pth"
+    ours = TextEncoder(file, checkpoint / "google" / "umt5-xxl", 512)
+    sizes = {"vocab": 64, "dim": 32, "dim_attn": 32, "dim_ffn": 32, "num_heads": 4, "num_layers": 2}
+    theirs = upstream.t5.T5Encoder(**sizes, num_buckets=32, shared_pos=False)
+    theirs.to(torch.bfloat16).eval().load_state_dict(torch.load(file, weights_only=True))
+    for text in ("a red circle over blue stripes", "", "green " * 600):
+        tokens = ours.tokenizer(
+            text, padding="max_length", truncation=True, max_length=512, return_tensors="pt"
+        )
+        with torch.no_grad():
+            hidden = theirs(tokens.input_ids, tokens.attention_mask)[0]
+        assert torch.equal(ours(text), hidden[: tokens.attention_mask.sum()])
+
+
+def test_vae(upstream: types.SimpleNamespace, checkpoint: Path) -> None:
+    file = checkpoint / "Wan2.1_VAE.pth"
+    ours = VideoVAE(file, "cpu")
+    theirs = upstream.vae.WanVAE_(
+        dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], temperal_downsample=[False, True, True]
+    ).eval()
+    theirs.load_state_dict(torch.load(file, weights_only=True))
+    scale = [ours.mean.flatten(), ours.inverse_std.flatten()]
+    latent, video = torch.randn(16, 3, 6, 8), torch.rand(3, 9, 48, 64) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(ours.decode(latent), theirs.decode(latent[None], scale)[0].clamp(-1, 1))
+        assert torch.equal(ours.encode(video), theirs.encode(video[None], scale)[0])
