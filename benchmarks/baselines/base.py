@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isnan
@@ -55,11 +55,9 @@ class Spent:
     def block_runs_full(self) -> int:
         return sum(self.list_runs_full.values())
 
-    def share(self, block_cost: Mapping[str, float] | None = None) -> float:
-        """Part of the blocks' work that ran; block_cost: relative FLOPs of a block of each list."""
-        cost = block_cost or {}
-        done = sum(cost.get(name, 1.0) * runs for name, runs in self.list_runs.items())
-        return done / sum(cost.get(name, 1.0) * runs for name, runs in self.list_runs_full.items())
+    def share(self) -> float:
+        """Part of the block runs that ran."""
+        return self.block_runs / self.block_runs_full
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,6 @@ class Given:
         """The profile's prompts, recorded in full: what a refit plays."""
         return clips_of(self.profile, self.tree, range(self.tree.steps), log)
 
-    @property
-    def block_cost(self) -> dict[str, float]:
-        return self.profile.recorded.model.block_cost
-
     def steps_at(self, budget: float) -> int:
         """Computed steps that come nearest to the budget."""
         return max(1, round(self.tree.steps / budget))
@@ -167,7 +163,7 @@ def _peer(given: Given, build: type[Peer]) -> Callable[[float], Sampler]:
         if not made:
             path = given.tuning.path(f"calibration-{given.calibration}.json")
             made.append(calibrated(build(), given.tree, lambda: given.inputs, path))
-        return tuned(given.tuning, made[0], budget, given.block_cost)
+        return tuned(given.tuning, made[0], budget)
 
     return settle
 
@@ -310,11 +306,9 @@ class PaperPlans:
 
     def _side(self, parted: Parted) -> float:
         """Share of the block FLOPs that a reuse step skips; the mean of both where mixed."""
-        model = self.profile.recorded.model
-        total = sum(model.cost_of(name) * count for name, count in model.block_lists.items())
+        total = sum(self.profile.recorded.model.block_lists.values())
         skipped = [
-            sum(model.cost_of(name) * len(blocks) for name, blocks in side.items()) / total
-            for side in (parted.background, parted.foreground)
+            sum(map(len, side.values())) / total for side in (parted.background, parted.foreground)
         ]
         return {"background": skipped[0], "foreground": skipped[1]}.get(
             self.blocks, sum(skipped) / 2

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +24,6 @@ from torch import Tensor
 from benchmarks.baselines import Peer, Variant
 from benchmarks.lib.clips import Inputs, Tree
 from profiling_core.cost import speedup_flops
-from profiling_core.guard import with_compute_step
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.report.write import write_whole
@@ -86,14 +84,12 @@ class Planned(Sampler):
         """ValueError when other blocks ran than the plan says."""
         latent, stats = tree.denoise(inputs, self.plan).cpu(), tree.last_run
         plan = self.plan
-        if stats.extra_step is not None:  # of its guard
-            plan = with_compute_step(plan, stats.extra_step)
         if stats.block_runs != plan.expected.block_runs:
             raise ValueError(
                 f"plan {plan.name!r}: {stats.block_runs} block runs, "
                 f"expected {plan.expected.block_runs}"
             )
-        share = 1 / speedup_flops(plan)  # of these block runs, weighted by list
+        share = 1 / speedup_flops(plan)  # of these block runs
         return Ran(latent, share, stats.cache_peak_bytes, stats.denoise_seconds)
 
 
@@ -102,7 +98,6 @@ class Thresholded(Sampler):
     peer: Peer
     variant: Variant
     threshold: float
-    block_cost: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,7 +111,7 @@ class Thresholded(Sampler):
         with self.peer.attached(tree, self.variant, self.threshold) as spent:
             latent = tree.denoise(inputs).cpu()
         seconds = tree.last_run.denoise_seconds
-        return Ran(latent, spent.share(self.block_cost), spent.bytes_held, seconds)
+        return Ran(latent, spent.share(), spent.bytes_held, seconds)
 
 
 @dataclass(frozen=True)
@@ -172,7 +167,7 @@ def measured(tree: Tree, sampler: Sampler, reference: Reference) -> dict[str, An
 def plan_hash(plan: CachePlan) -> str:
     """Of what the plan does; its name and provenance do not count."""
     document = plan.model_dump(mode="json", exclude_none=True)
-    named = ("steps", "sigmas", "solver", "shift", "sites", "guard")
+    named = ("steps", "sigmas", "solver", "shift", "sites")
     kept = {name: document[name] for name in named if name in document}
     for site in kept["sites"]:  # fitted on one machine or another, weights differ in the last bits
         for name in {"weights", "given"} & site.keys():

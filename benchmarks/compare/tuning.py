@@ -112,14 +112,14 @@ class Tuning:
         return of_sampler[name]
 
 
-def tuned(tuning: Tuning, peer: Peer, budget: float, block_cost: dict[str, float]) -> Sampler:
+def tuned(tuning: Tuning, peer: Peer, budget: float) -> Sampler:
     """The peer at the budget: its best variant and threshold on the tuning prompts.
 
     UnreachableError when no variant comes near the budget.
     """
     samplers = []
     for variant in peer.variants(tuning.tree):
-        make = _maker(peer, variant, block_cost)
+        make = _maker(peer, variant)
         low, high = peer.span(variant)
         quick = _quick(tuning, peer, variant, make)
         samplers.append(make(bisect(quick, max(low, high * SMALLEST), high, budget)))
@@ -166,12 +166,10 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, default=asdict, ensure_ascii=False).encode())
 
 
-def _maker(
-    peer: Peer, variant: Variant, block_cost: dict[str, float]
-) -> Callable[[float], Thresholded]:
+def _maker(peer: Peer, variant: Variant) -> Callable[[float], Thresholded]:
     def make(threshold: float) -> Thresholded:
         digits = round(threshold) if peer.name in WHOLE else float(f"{threshold:.4g}")
-        return Thresholded(peer, variant, digits, block_cost)
+        return Thresholded(peer, variant, digits)
 
     return make
 
@@ -199,7 +197,7 @@ def _refined(tuning: Tuning, sampler: Thresholded, budget: float) -> Sampler:
     """The same variant, its threshold right for the mean over all tuning prompts."""
     if tuning.score(sampler).off(budget) <= TOLERANCE:
         return sampler
-    make = _maker(sampler.peer, sampler.variant, dict(sampler.block_cost))
+    make = _maker(sampler.peer, sampler.variant)
     low = sampler.threshold / AROUND
     high = min(sampler.threshold * AROUND, sampler.peer.span(sampler.variant)[1])
     found = make(bisect(lambda t: tuning.score(make(t)).speedup, low, high, budget))

@@ -242,10 +242,7 @@ def test_counts_equal_those_of_forward_hooks(benches, name, build):
     assert 0 < spent.reused_calls < spent.model_calls
     assert len(always_computed(peer, variant)) < len(seen.computed(len(BRANCHES[name]))[0])
     assert not torch.equal(latent, bench.full)
-    cost = {"double_blocks": 2.0}
-    weighted = {k: cost.get(k, 1.0) * v for k, v in spent.list_runs.items()}
-    full = {k: cost.get(k, 1.0) * v for k, v in spent.list_runs_full.items()}
-    assert spent.share(cost) == sum(weighted.values()) / sum(full.values())
+    assert spent.share() == spent.block_runs / spent.block_runs_full
 
 
 @pytest.mark.parametrize("name", BLOCKS)
