@@ -71,7 +71,7 @@ def test_two_hundred_tiny_jobs_cost_little_beyond_themselves(tmp_path) -> None:
     _, failed = made(tmp_path, clips, cluster)
     seconds = time.perf_counter() - start
     assert failed == 0 and len(content(tmp_path)) == 200
-    # 50 ms are asked for on a quiet machine (benchmarks/batch.py); here others may be at work
+    # 50 ms are asked for on a quiet machine (docs/batch.md); here others may be at work
     assert seconds / 200 < 0.5
 
 

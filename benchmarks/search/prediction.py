@@ -430,7 +430,7 @@ def one_step(like: CachePlan) -> CachePlan:
         solver=like.solver,
         shift=like.shift,
         sites=from_steps(like.steps, [0], like.branches),
-        provenance={"made_by": "benchmarks/prediction.py", "source": "step 0 alone"},
+        provenance={"made_by": "benchmarks/search/prediction.py", "source": "step 0 alone"},
     )
 
 
