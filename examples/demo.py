@@ -22,8 +22,6 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, not installed
-
 from profiling_core.compare.command import tree_class
 from profiling_core.compare.model import Asked, TreeModel
 from profiling_core.compare.prompts import CompareError
