@@ -41,7 +41,7 @@ NOTES = """\
 seconds: the denoising loop; ratio: full / run; ideal: block runs of full / run; PSNR (mean over
 frames) and SSIM against the full run, before the codec; held: anchors at most
 """
-NOISE = "* above the ideal: the machine was busier during the full run; more --rounds help\n"
+NOISE = "* above the ideal: noise of the machine, fewer with more --rounds"
 
 
 @dataclass(frozen=True)
