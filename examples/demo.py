@@ -22,8 +22,6 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, not installed
-
 from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import CompareError
 from profiling_core.metrics import Quality, compare
@@ -43,7 +41,7 @@ NOTES = """\
 seconds: the denoising loop; ratio: full / run; ideal: block runs of full / run; PSNR (mean over
 frames) and SSIM against the full run, before the codec; held: anchors at most
 """
-NOISE = "* above the ideal: the machine was busier during the full run; more --rounds help\n"
+NOISE = "* above the ideal: noise of the machine, fewer with more --rounds"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 import sys
 
-from benchmarks.compare.compare import main
+from benchmarks.compare.compare import build_parser, main
 
-sys.exit(main())
+__all__ = ["build_parser", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -137,7 +137,7 @@ def _uniform(given: Given, skip: str, budget: float) -> Sampler:
         name=f"uniform-{skip}-{count}",
         **subject.plan_fields,
         sites=sites,
-        provenance={"made_by": "benchmarks/compare.py", "source": f"{count} even steps"},
+        provenance={"made_by": "benchmarks/compare", "source": f"{count} even steps"},
     )
     return Planned(plan, f"{count} steps")
 

@@ -1,8 +1,10 @@
 """Does a plan do what was predicted: error, speed-up, and the seconds that its search takes?
 
-errors  40 plans a tree (prediction_plans.py) on calibration and held-out prompts: relative error of
-        the final latent beside the predicted one, rank correlations, a figure. Runs that have a row
-        already are not made again.
+errors  40 plans a tree on calibration and held-out prompts: relative error of the final latent
+        beside the predicted one, rank correlations, a figure. Every plan reuses the whole
+        prediction: "searched", the best of every reuse mode and speed-up; "exchanged", the same
+        with a few steps moved at random; "hand", a protected start and end; "uniform", even steps.
+        Runs that have a row already are not made again.
 speed   the denoising loop with searched plans and without, in alternation. By block FLOPs a plan
         of the whole prediction is as fast as its share of computed steps says; "with the loop"
         adds what every visited step costs beside the model, got from a run that computes one step.
@@ -12,7 +14,7 @@ search  a fresh process that loads the profile and plans for 2x, with one and wi
 Rows go to results/prediction.jsonl; the figures in docs/prediction.md are made of them:
 
     python -m benchmarks.search.prediction --threads 1
-    python -m benchmarks.search.prediction --parts errors --table   # from the rows alone, no runs
+    python -m benchmarks.search.prediction --parts errors --table    # from the rows alone, no runs
 """
 
 from __future__ import annotations
@@ -22,41 +24,52 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from benchmarks.compare.compare import Parser
-from benchmarks.compare.samplers import weights_hash
-from benchmarks.compare.tuning import tell
+from benchmarks.compare.policies import uniform_steps
+from benchmarks.compare.samplers import Planned, plan_hash, save_array, weights_hash
+from benchmarks.lib import ROOT
 from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import profile_path
-from benchmarks.lib.clips import BUILD, Tree
-from benchmarks.lib.command_line import quiet_log
+from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_path
+from benchmarks.lib.clips import BUILD, Inputs, Tree
+from benchmarks.lib.command_line import Parser, log, quiet_log
 from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
 from benchmarks.lib.timing import alternate, paired_ratio
-from benchmarks.search.prediction_errors import Ranks, Row, measure_all, pairs_of, prompts_of, ranks
-from benchmarks.search.prediction_plans import plans_of
-from benchmarks.search.prediction_plot import draw
+from miniatures.clips import held_out_prompts
+from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.importers import from_steps
+from profiling_core.plan.schedule import round_half_up
 from profiling_core.profile.profile import Profile
-from profiling_core.search.search import Budget, PlanSearch
+from profiling_core.search.search import Budget, PlanSearch, Point
+from profiling_core.search.step_search import QUANTILE
 
+Row = dict[str, Any]
 PARTS = ("errors", "search", "speed")
 NAME = "prediction"
-SPEEDUPS = (1.5, 2.0, 3.0)
+HELD_OUT_SEED = 100  # of the first held-out prompt's noise
+SPEEDUPS = (1.5, 2.0, 3.0)  # of the part speed
+SEARCHED, EXCHANGED, HAND, UNIFORM = (1.25, 1.5, 2.0, 3.0, 4.0), (2.0, 3.0), (2.0,), (1.5, 3.0)
+MOST_MOVED = 5  # steps of an exchanged plan
+TITLES = {"wan": "Wan2.1 miniature", "hunyuan": "HunyuanVideo miniature"}
+COLOURS = {"hold": "C7", "linear": "C0", "weights": "C1", "corrected": "C3", "jump": "C2"}
+MARKERS = {"searched": "o", "exchanged": "^", "hand": "s", "uniform": "x"}
 TIMED = """
 import json, os, sys, time
 began, spent = time.perf_counter(), time.process_time()
-from profiling_core.profile import Profile
-from profiling_core.search import Budget, PlanSearch
+from profiling_core.profile.profile import Profile
+from profiling_core.search.search import Budget, PlanSearch
 start, cpu = time.perf_counter(), time.process_time()
 PlanSearch(Profile.load(sys.argv[1])).plan(Budget(speedup=float(sys.argv[2])))
 print(json.dumps([time.perf_counter() - start, time.process_time() - cpu, start - began]))
@@ -69,15 +82,97 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
         quiet_log()
         torch.set_num_threads(args.threads)
+        parts = {"errors": errors, "search": search_seconds, "speed": speed}
         for part in (part for part in PARTS if part in args.parts):
-            PART[part](args)
+            parts[part](args)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
 
 
-# -- errors
+def load(name: str) -> tuple[Tree, PlanSearch]:
+    """A tree in fp32 and the search on its profile."""
+    tree = BUILD[name](default_device(), fp32=True)
+    path = profile_path(tree)
+    if not path.exists():
+        raise ValueError(f"no profile {path}: record it with python -m benchmarks.lib.calibrate")
+    return tree, PlanSearch(Profile.load(path))
+
+
+# -- errors: plans of many kinds
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a plan is: one of "searched", "exchanged", "hand", "uniform", and its settings."""
+
+    kind: str
+    skip: str
+    speedup: float  # as asked for
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.skip} {self.speedup:g}x"
+
+
+def plans_of(search: PlanSearch) -> dict[Kind, CachePlan]:
+    """All plans of a profile: 40 where the solver has four reuse modes."""
+    plans, total = {}, search.paths.steps
+    for kind, steps in _all(search):
+        point = Point(kind.skip, steps, total / len(steps), 0.0)
+        plans[kind] = search.plan_of(point, Budget(speedup=kind.speedup), kind.name)
+    return plans
+
+
+def _all(search: PlanSearch) -> Iterator[tuple[Kind, tuple[int, ...]]]:
+    total = search.paths.steps
+    count = {speed: max(1, int(total / speed + 1e-9)) for speed in (*SEARCHED, *HAND, *UNIFORM)}
+    for skip in search.skips:
+        for speed in SEARCHED:
+            found = search.point_of(skip, count[speed]).steps
+            yield Kind("searched", skip, speed), found
+            if speed in EXCHANGED:
+                kind = Kind("exchanged", skip, speed)
+                yield kind, exchanged(found, total, zlib.crc32(kind.name.encode()))
+        for speed in HAND:
+            yield Kind("hand", skip, speed), hand(total, count[speed])
+        for speed in UNIFORM:
+            yield Kind("uniform", skip, speed), tuple(uniform_steps(total, count[speed]))
+
+
+def exchanged(steps: tuple[int, ...], total: int, seed: int) -> tuple[int, ...]:
+    """1 to MOST_MOVED of the compute steps, but not step 0, moved to others at random."""
+    rng = np.random.default_rng(seed)
+    free = sorted(set(range(total)) - set(steps))
+    moved = min(int(rng.integers(1, MOST_MOVED + 1)), len(steps) - 1, len(free))
+    gone = rng.choice(steps[1:], moved, replace=False).tolist()
+    new = rng.choice(free, moved, replace=False).tolist()
+    return tuple(sorted({*steps, *new} - set(gone)))
+
+
+def hand(total: int, count: int) -> tuple[int, ...]:
+    """Two fifths of the compute steps at the start, a sixth at the end, the others between."""
+    first, last = round(0.4 * count), round(count / 6)
+    gap, between = total - last - first + 1, count - first - last
+    middle = (first - 1 + gap / (between + 1) * (i + 1) for i in range(between))
+    return (*range(first), *map(round_half_up, middle), *range(total - last, total))
+
+
+# -- errors: runs
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """run: the prompt's place in the profile; None for a held-out one."""
+
+    text: str
+    seed: int
+    run: int | None
+
+    @property
+    def label(self) -> str:
+        return "held out" if self.run is None else "calibration"
 
 
 def errors(args: argparse.Namespace) -> None:
@@ -87,8 +182,8 @@ def errors(args: argparse.Namespace) -> None:
         plans = plans_of(search)
         prompts = prompts_of(search, args.calibration_prompts, args.held_out_prompts)
         if not args.table:
-            measure_all(tree, plans, prompts, load_rows("error"), args.out)
-        pairs = pairs_of(search, plans, prompts, load_rows("error"), weights_hash(tree))
+            measure_all(tree, plans, prompts, args.out)
+        pairs = pairs_of(search, plans, prompts, weights_hash(tree))
         if not pairs:
             raise ValueError(
                 f"no plan of {name} has rows of all {len(prompts)} prompts yet: run without --table"
@@ -97,24 +192,183 @@ def errors(args: argparse.Namespace) -> None:
         for row in () if args.table else rows:
             facts = {"what": "ranks", "tree": name, "prompts": len(prompts), **asdict(row)}
             append_row(NAME, {**facts, **environment(default_device())})
-        sys.stdout.write(f"{name}, {len(pairs)} plans, {len(prompts)} prompts\n{shown(rows)}\n")
+        header = ["plans", "n", "rank correlation", "of calibration prompts"]
+        header += ["of held-out prompts", "measured / predicted"]
+        shown = table(header, [row.cells for row in rows])
+        sys.stdout.write(f"{name}, {len(pairs)} plans, {len(prompts)} prompts\n{shown}\n")
         for path in draw(name, pairs, args.out):
-            tell(f"drew {path}")
+            log(f"drew {path}")
 
 
-def shown(rows: Sequence[Ranks]) -> str:
-    header = ["plans", "n", "rank correlation", "of calibration prompts", "of held-out prompts"]
-    lines = [
-        [
-            row.group,
-            str(row.count),
-            f"{row.overall:.3f}",
-            *("-" if mean is None else f"{mean:.3f}" for mean in (row.calibration, row.held_out)),
-            f"{row.ratio:.2f}",
-        ]
-        for row in rows
-    ]
-    return table([*header, "measured / predicted"], lines)
+def prompts_of(search: PlanSearch, calibration: int, held_out: int) -> list[Prompt]:
+    """Prompts of both sorts by turns; ValueError for a profile of other prompts."""
+    places = {(run.prompt, run.seed): place for place, run in enumerate(search.profile.runs)}
+    own = []
+    for number, text in enumerate(calibration_prompts(PROMPTS)[:calibration]):
+        if (text, SEED + number) not in places:
+            raise ValueError(f"the profile has no run of {text!r}, seed {SEED + number}")
+        own.append(Prompt(text, SEED + number, places[text, SEED + number]))
+    texts = enumerate(held_out_prompts(held_out))
+    others = [Prompt(text, HELD_OUT_SEED + number, None) for number, text in texts]
+    turns = [(n, prompt) for each in (own, others) for n, prompt in enumerate(each)]
+    return [prompt for _, prompt in sorted(turns, key=lambda turn: turn[0])]
+
+
+def error_rows() -> list[Row]:
+    """Rows of measured errors, oldest first; ValueError names a line that is none."""
+    return [row for row in row_files.load_rows(NAME) if row["what"] == "error"]
+
+
+def measure_all(
+    tree: Tree, plans: dict[Kind, CachePlan], prompts: Sequence[Prompt], folder: Path
+) -> None:
+    """Run every plan on every prompt that has no row yet."""
+    weights, found = weights_hash(tree), environment(tree.pipeline.device)
+    done = {(row["weights"], row["plan"], row["prompt"], row["seed"]) for row in error_rows()}
+    for number, prompt in enumerate(prompts, 1):
+        inputs = tree.inputs(prompt.text, prompt.seed)
+        full = full_latent(tree, inputs, folder / f"{weights}-{prompt.seed}.npy")
+        for kind, plan in plans.items():
+            key = (weights, plan_hash(plan), prompt.text, prompt.seed)
+            if key in done:
+                continue
+            done.add(key)
+            error = latent_error(Planned(plan).run(tree, inputs).latent, full)
+            row = {
+                **{"what": "error", "tree": tree.name, "weights": weights, "plan": key[1]},
+                **{"kind": kind.kind, "skip": kind.skip, "speedup": kind.speedup},
+                "steps": list(plan.prediction.compute_steps["cond"]),
+                **{"prompt": prompt.text, "seed": prompt.seed, "of": prompt.label},
+                "measured": round(error, 7),
+            }
+            append_row(NAME, {**row, **found})
+            log(f"{tree.name} {number}/{len(prompts)} {kind.name}: {error:.4f}")
+
+
+def full_latent(tree: Tree, inputs: Inputs, path: Path) -> Tensor:
+    """The full run's latent, kept in a file."""
+    if not path.exists():
+        save_array(path, tree.denoise(inputs).cpu().numpy())
+    return torch.from_numpy(np.load(path))
+
+
+# -- errors: predicted beside measured
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One plan; predicted: the quantile over the profile's runs; by seed: (predicted, measured).
+
+    The quantile is the prediction for a held-out prompt.
+    """
+
+    kind: Kind
+    predicted: float
+    by_seed: dict[int, tuple[float, float]]
+
+    @property
+    def measured(self) -> float:
+        """The same quantile over the prompts that were run."""
+        return float(np.quantile([measured for _, measured in self.by_seed.values()], QUANTILE))
+
+
+def pairs_of(
+    search: PlanSearch, plans: dict[Kind, CachePlan], prompts: Sequence[Prompt], weights: str
+) -> list[Pair]:
+    """What the rows say of the plans; a plan that some prompt lacks is left out."""
+    rows = [row for row in error_rows() if row["weights"] == weights]
+    measured = {(row["plan"], row["prompt"], row["seed"]): row["measured"] for row in rows}
+    found = []
+    for kind, plan in plans.items():
+        of_run, name = search.predicted_errors(plan), plan_hash(plan)
+        whole, by_seed = float(np.quantile(of_run, QUANTILE)), {}
+        for prompt in prompts:
+            predicted = whole if prompt.run is None else float(of_run[prompt.run])
+            if (error := measured.get((name, prompt.text, prompt.seed))) is not None:
+                by_seed[prompt.seed] = (predicted, error)
+        if len(by_seed) == len(prompts):
+            found.append(Pair(kind, whole, by_seed))
+    return found
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Spearman's rank correlation of some pairs, and the median of measured / predicted."""
+
+    group: str
+    count: int
+    overall: float  # quantiles over prompts and runs
+    ratio: float
+    calibration: float | None  # mean over prompts of the correlation over plans
+    held_out: float | None
+
+    @property
+    def cells(self) -> list[str]:
+        means = ("-" if m is None else f"{m:.3f}" for m in (self.calibration, self.held_out))
+        return [self.group, str(self.count), f"{self.overall:.3f}", *means, f"{self.ratio:.2f}"]
+
+
+def ranks(pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> list[Ranks]:
+    """All pairs, then those of every reuse mode, every speed-up and every kind of plan."""
+    groups = {"all": list(pairs)}
+    for words in (lambda k: k.skip, lambda k: f"{k.speedup:g}x", lambda k: k.kind):
+        for name in sorted({words(pair.kind) for pair in pairs}):
+            groups[name] = [pair for pair in pairs if words(pair.kind) == name]
+    return [_ranks(name, group, prompts) for name, group in groups.items() if len(group) > 3]
+
+
+def _ranks(group: str, pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> Ranks:
+    predicted, measured = _errors(pairs)
+    by_label: dict[str, list[float]] = {"calibration": [], "held out": []}
+    for prompt in prompts:
+        both = np.array([pair.by_seed[prompt.seed] for pair in pairs])
+        by_label[prompt.label].append(spearman(both[:, 0], both[:, 1]))
+    means = [float(np.mean(found)) if found else None for found in by_label.values()]
+    ratio = float(np.median(measured / predicted))
+    return Ranks(group, len(pairs), spearman(predicted, measured), ratio, *means)
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation; equal values share their mean rank."""
+    return float(np.corrcoef(_ranked(one), _ranked(other))[0, 1])
+
+
+def _ranked(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def _errors(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([p.predicted for p in pairs]), np.array([p.measured for p in pairs])
+
+
+def draw(tree: str, pairs: Sequence[Pair], out: Path) -> list[Path]:
+    """prediction_<tree>.png and .svg in `out`; a point is a plan, both errors 80th percentiles."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(6.6, 5.8), layout="tight")
+    axis, (predicted, measured) = figure.subplots(), _errors(pairs)
+    for pair in pairs:
+        style = {"c": COLOURS[pair.kind.skip], "marker": MARKERS[pair.kind.kind]}
+        axis.scatter(pair.predicted, pair.measured, s=36, alpha=0.85, **style)
+    ratio, ends = float(np.median(measured / predicted)), np.sort(predicted)[[0, -1]]
+    axis.plot(ends, ends, color="#bbbbbb", lw=1, label="as predicted")
+    axis.plot(ends, ends * ratio, color="#bbbbbb", lw=1, ls="--", label=f"{ratio:.2f} times")
+    axis.set(xscale="log", yscale="log", ylabel="measured")
+    axis.set_xlabel("predicted relative error of the final latent")
+    axis.grid(True, which="major", color="#eeeeee")
+    words = f"{len(pairs)} plans, rank correlation {spearman(predicted, measured):.2f}"
+    axis.set_title(f"{TITLES[tree]}: {words}", loc="left", fontsize=11)
+    skips = [skip for skip in COLOURS if any(pair.kind.skip == skip for pair in pairs)]
+    marks = [Line2D([], [], color=COLOURS[s], marker="o", ls="", label=s) for s in skips]
+    marks += [Line2D([], [], color="#444", marker=m, ls="", label=k) for k, m in MARKERS.items()]
+    axis.legend(handles=[*marks, *axis.get_lines()], fontsize=8, loc="upper left")
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"prediction_{tree}.{kind}" for kind in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, dpi=140)
+    return paths
 
 
 # -- speed
@@ -176,7 +430,7 @@ def one_step(like: CachePlan) -> CachePlan:
         solver=like.solver,
         shift=like.shift,
         sites=from_steps(like.steps, [0], like.branches),
-        provenance={"made_by": "benchmarks/prediction.py", "source": "step 0 alone"},
+        provenance={"made_by": "benchmarks/search/prediction.py", "source": "step 0 alone"},
     )
 
 
@@ -203,33 +457,10 @@ def search_seconds(args: argparse.Namespace) -> None:
 def timed_search(path: Path, threads: int) -> list[float]:
     """[wall, CPU, imports before] of one search for 2x."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    environ = {
-        **os.environ,
-        "PYTHONPATH": str(row_files.ROOT),
-        **dict.fromkeys(names, str(threads)),
-    }
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **dict.fromkeys(names, str(threads))}
     command = [sys.executable, "-c", TIMED, str(path), "2.0"]
     run = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
     return json.loads(run.stdout)
-
-
-# -- what the parts share
-
-PART = {"errors": errors, "search": search_seconds, "speed": speed}
-
-
-def load(name: str) -> tuple[Tree, PlanSearch]:
-    """A tree in fp32 and the search on its profile."""
-    tree = BUILD[name](default_device(), fp32=True)
-    path = profile_path(tree)
-    if not path.exists():
-        raise ValueError(f"no profile {path}: record it with python -m benchmarks.lib.calibrate")
-    return tree, PlanSearch(Profile.load(path))
-
-
-def load_rows(what: str) -> list[dict[str, Any]]:
-    """Rows of one kind, oldest first; ValueError names a line that is none."""
-    return [row for row in row_files.load_rows(NAME) if row["what"] == what]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -166,7 +166,7 @@ def _plan(subject: Subject, name: str, sites: list[dict], source: str) -> CacheP
         solver=planned.family.solver,
         shift=planned.family.shift,
         sites=sites,
-        provenance={"made_by": "benchmarks/gpu_compare.py", "source": source},
+        provenance={"made_by": "benchmarks/speed/gpu_compare.py", "source": source},
     )
 
 

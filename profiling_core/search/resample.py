@@ -15,7 +15,7 @@ even: the level before its shift, u = sigma / (shift - (shift - 1) sigma). A mon
 would depend on the axes that the coordinates are drawn in, and so mean nothing here.
 
 What is left out: on another grid the solver comes to other latents, and the model answers to
-those. `benchmarks/transfer.py` measures how much that is.
+those. `benchmarks/search/transfer.py` measures how much that is.
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ from profiling_core.search.segments import Table
 
 QUANTILE = 0.8  # over the runs, of what is told
 POWER = 4.0
-EASE, BAD = 0.75, 1.0  # benchmarks/left_out.py
+EASE, BAD = 0.75, 1.0  # docs/prediction.md
 ALIGNED = 0.2  # of the run
-# of every way to skip, on the calibration prompts of both miniatures (benchmarks/left_out.py)
+# of every way to skip, on the calibration prompts of both miniatures (docs/prediction.md)
 TOLD = {"hold": 1.5, "linear": 1.2, "weights": 1.6, "corrected": 0.9, "jump": 1.7}
 STARTS = (1.0, 0.5)  # powers of the weights in (8)
 MOST_EXCHANGES = 60

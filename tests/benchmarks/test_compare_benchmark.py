@@ -189,7 +189,7 @@ def fake(tmp_path, monkeypatch):
 def test_tuning_reaches_the_budget_in_the_mean_of_the_prompts(fake, budget):
     scores, _ = fake
     with scores.locked("fake"):
-        sampler = tuning.tuned(scores, FakePeer(), budget, {})
+        sampler = tuning.tuned(scores, FakePeer(), budget)
         assert sampler.variant.label == "smooth"  # the other has whole speed-ups alone
         assert scores.score(sampler).speedup == pytest.approx(budget, rel=0.0201)
     one, two = 1 + sampler.threshold, 1 + 1.1 * sampler.threshold
@@ -199,24 +199,24 @@ def test_tuning_reaches_the_budget_in_the_mean_of_the_prompts(fake, budget):
 def test_tuning_takes_the_better_of_variants_that_meet_the_budget(fake):
     scores, _ = fake
     with scores.locked("fake"):
-        assert tuning.tuned(scores, FakePeer(), 3.0, {}).variant.label == "jumps"
+        assert tuning.tuned(scores, FakePeer(), 3.0).variant.label == "jumps"
 
 
 def test_tuning_repeats_nothing_after_a_restart_and_shares_between_budgets(fake, tmp_path):
     scores, seen = fake
     with scores.locked("fake"):
-        found = [tuning.tuned(scores, FakePeer(), b, {}).key for b in (1.5, 1.9)]
+        found = [tuning.tuned(scores, FakePeer(), b).key for b in (1.5, 1.9)]
     assert len(seen) == len(set(seen)) == scores.runs
     again = tuning.Tuning(FakeTree, scores.references, tmp_path)
     with again.locked("fake"):
-        assert [tuning.tuned(again, FakePeer(), b, {}).key for b in (1.5, 1.9)] == found
+        assert [tuning.tuned(again, FakePeer(), b).key for b in (1.5, 1.9)] == found
     assert again.runs == 0
 
 
 def test_tuning_says_what_is_out_of_reach(fake):
     scores, _ = fake
     with scores.locked("fake"), pytest.raises(tuning.UnreachableError) as error:
-        tuning.tuned(scores, FakePeer(), 8.0, {})
+        tuning.tuned(scores, FakePeer(), 8.0)
     assert str(error.value).startswith("8x is not reached: the nearest is 5.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +12,8 @@ import pytest
 import torch
 
 from benchmarks.lib import rows as row_files
-from benchmarks.lib.schedules import protected
-from benchmarks.search import prediction, prediction_errors
-from benchmarks.search.prediction_plans import MOST_MOVED, exchanged, hand, plans_of
+from benchmarks.search import prediction
+from benchmarks.search.prediction import MOST_MOVED, exchanged, hand, plans_of
 from made_profiles import made_profile
 from profiling_core.plan import CachePlan
 from profiling_core.search.search import Budget, PlanSearch
@@ -67,14 +65,13 @@ class ToldTree:
 def told(search, monkeypatch, tmp_path) -> ToldTree:
     tree = ToldTree(search)
     weights = iter(lambda: "same", None)
-    for module in (prediction, prediction_errors):
-        monkeypatch.setattr(module, "weights_hash", lambda tree: next(weights))
+    monkeypatch.setattr(prediction, "weights_hash", lambda tree: next(weights))
     monkeypatch.setattr(row_files, "RESULTS", tmp_path)
     monkeypatch.setattr(prediction, "load", lambda name: (tree, search))
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     run = search.profile.runs[0]
-    monkeypatch.setattr(prediction_errors, "calibration_prompts", lambda count: [run.prompt])
-    monkeypatch.setattr(prediction_errors, "SEED", run.seed)
+    monkeypatch.setattr(prediction, "calibration_prompts", lambda count: [run.prompt])
+    monkeypatch.setattr(prediction, "SEED", run.seed)
     return tree
 
 
@@ -110,12 +107,10 @@ def test_a_plan_by_hand_protects_start_and_end() -> None:
 
 def test_rank_correlation_is_spearmans() -> None:
     rise = np.arange(5.0)
-    assert prediction_errors.spearman(rise, np.exp(rise)) == pytest.approx(1)
-    assert prediction_errors.spearman(rise, -rise) == pytest.approx(-1)
-    assert prediction_errors.spearman(np.array([1, 2, 3]), np.array([1, 3, 2])) == pytest.approx(
-        0.5
-    )
-    tied = prediction_errors.spearman(np.array([1, 1, 2]), np.array([1, 2, 3]))
+    assert prediction.spearman(rise, np.exp(rise)) == pytest.approx(1)
+    assert prediction.spearman(rise, -rise) == pytest.approx(-1)
+    assert prediction.spearman(np.array([1, 2, 3]), np.array([1, 3, 2])) == pytest.approx(0.5)
+    tied = prediction.spearman(np.array([1, 1, 2]), np.array([1, 2, 3]))
     assert tied == pytest.approx(np.sqrt(3) / 2)
 
 
@@ -147,7 +142,7 @@ def test_errors_without_rows_are_refused(told, tmp_path, capsys) -> None:
 
 def test_a_prompt_that_the_profile_lacks_is_refused(search) -> None:
     with pytest.raises(ValueError, match="the profile has no run of"):
-        prediction_errors.prompts_of(search, 1, 0)
+        prediction.prompts_of(search, 1, 0)
 
 
 @pytest.mark.parametrize("model", [WAN, HUNYUAN])
@@ -166,13 +161,3 @@ def test_a_search_is_timed_in_a_process_of_its_own(tmp_path) -> None:
     made_profile(model=HUNYUAN, runs=1, steps=STEPS).save(path)
     wall, cpu, imports = prediction.timed_search(path, 1)
     assert 0 < cpu and 0 < wall and 0 < imports
-
-
-def test_protected_computes_both_ends_and_an_even_middle():
-    steps = protected(50, first=10, last=4, between=12)
-    assert len(steps) == 26
-    assert steps[:10] == tuple(range(10)) and steps[-4:] == (46, 47, 48, 49)
-    middle = [b - a for a, b in pairwise(steps[9:23])]
-    assert set(middle) <= {2, 3}
-    with pytest.raises(ValueError, match="cannot place 5 first, 1 middle and 5 last"):
-        protected(10, 5, 5, 1)

@@ -1,4 +1,4 @@
-"""benchmarks/scaling*.py: the model's limits, its fits and its tables; no runs."""
+"""benchmarks/speed/scaling*.py: the model's limits, its fits and its tables; no runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of benchmarks/transfer.py and the choice of runs; no model runs."""
+"""The tables of benchmarks/search/transfer.py and the choice of runs; no model runs."""
 
 from __future__ import annotations
 

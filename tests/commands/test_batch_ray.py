@@ -71,7 +71,7 @@ def test_two_hundred_tiny_jobs_cost_little_beyond_themselves(tmp_path) -> None:
     _, failed = made(tmp_path, clips, cluster)
     seconds = time.perf_counter() - start
     assert failed == 0 and len(content(tmp_path)) == 200
-    # 50 ms are asked for on a quiet machine (benchmarks/batch.py); here others may be at work
+    # 50 ms are asked for on a quiet machine (docs/batch.md); here others may be at work
     assert seconds / 200 < 0.5
 
 
@@ -108,9 +108,9 @@ def test_a_miniatures_clip_on_two_processes_is_that_of_one(tmp_path, tree) -> No
 SCRIPT = """
 import sys
 from pathlib import Path
-from profiling_core.batch.cluster import Cluster, Size
-from profiling_core.batch.folder import Folder
-from profiling_core.batch.run import Batch
+from profiling_core.commands.batch.cluster import Cluster, Size
+from profiling_core.commands.batch.folder import Folder
+from profiling_core.commands.batch.run import Batch
 from toy_makers import ToyMaker, clip_of
 
 clips = [clip_of("seconds=0 a lamp"), *(clip_of(f"seconds={sys.argv[2]} a dog", n) for n in (1, 2))]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import test_wan_against_diffusers as wan_pair
 import test_hunyuan_against_diffusers as hunyuan_pair
+import test_wan_against_diffusers as wan_pair
 import torch
 from torch import Tensor, nn
 
