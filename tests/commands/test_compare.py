@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from profiling_core.compare.scatter import Scale
 from safetensors.torch import load_file, save_file
 
 import hyvideo.config
@@ -25,6 +24,7 @@ from profiling_core.commands.compare.folder import Folder, check_out, strip_of
 from profiling_core.commands.compare.prompts import pairs_of, read_prompts, read_seeds
 from profiling_core.commands.compare.rows import Row, Rows
 from profiling_core.commands.compare.summary import METRICS, summarise
+from profiling_core.commands.compare.page import scatter
 from profiling_core.lpips import Lpips
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
@@ -208,10 +208,11 @@ def test_page_parses_and_loads_nothing(finished):
     reader.feed(text)
     assert reader.open == [] and "script" not in reader.tags and "b" not in reader.tags
     assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in reader.loads)
-    assert "http://" not in text and "https://" not in text and "url(" not in text
+    assert "http://" not in text and "https://" not in text
+    assert text.count("url(") == text.count("url(#")
     assert "default-src &#x27;none&#x27;" in text
     assert reader.tags.count("img") == 6  # two clips, full and two plans
-    assert reader.tags.count("circle") == 2 * 2 + 2
+    assert reader.tags.count("svg") == 1
     words = " ".join(reader.words)
     for shown in (*PROMPTS, f"{tree}-linear", "PSNR against speed-up", "latent error"):
         assert shown in words
@@ -487,10 +488,15 @@ def test_file_names_are_safe_short_and_different():
     assert names[5] == "tab and pipe."
 
 
-def test_ticks_are_round_and_inside_the_scale():
-    assert Scale(0.83, 3.2, 0, 100).ticks() == [1.0, 1.5, 2.0, 2.5, 3.0]
-    assert Scale(24.9, 44.1, 0, 100).ticks() == [25, 30, 35, 40]
-    for low, high in ((-1e-6, 1e-6), (99.0, 101.0), (0.5, 1e4)):
-        scale = Scale(low, high, 0, 100)
-        assert 2 <= len(scale.ticks()) <= 8
-        assert all(low <= tick <= high for tick in scale.ticks())
+def test_the_figure_has_a_cloud_a_method_around_its_mean(tmp_path):
+    found = summary_of(
+        tmp_path,
+        row("red", "full", "one", 10.0),
+        row("red", "paper", "one", 5.0, psnr_frames=20.0),
+        row("green", "full", "one", 20.0),
+        row("green", "paper", "one", 5.0, psnr_frames=40.0),
+    )
+    figure = scatter(found)
+    (paper,) = figure.sets
+    assert (paper.name, paper.x, paper.y) == ("paper", (2.0, 4.0), (20.0, 40.0))
+    assert paper.middle == (3.0, 30.0) and figure.line_at == 1.0

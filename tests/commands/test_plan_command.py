@@ -48,6 +48,9 @@ def test_the_frontier_is_drawn(recorded, tmp_path, name):
     assert main(command(recorded, tmp_path / "a.json", *more)) == 0
     head = drawn.read_bytes()[:200]
     assert head.startswith(b"\x89PNG") or b"<?xml" in head
+    if drawn.suffix == ".svg":
+        words = drawn.read_text()
+        assert all(f">{word}</text>" in words for word in ("hold", "jump", "chosen"))
     assert CachePlan.load(tmp_path / "a.json").name == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.json", name])
 
