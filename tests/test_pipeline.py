@@ -1,15 +1,11 @@
 """cache_pipeline on diffusers' real pipeline classes: exactness, state, what it leaves behind."""
 
 import inspect
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "patches"))
 
 import tiny_pipelines
 from naive_walk import naive

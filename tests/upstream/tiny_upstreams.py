@@ -100,7 +100,7 @@ class TinyRun(ABC):
             solver=grid.solver,
             shift=grid.shift,
             sites=sites,
-            provenance={"made_by": "patches/run_tiny.py", "source": "by hand"},
+            provenance={"made_by": "tests/upstream/run_tiny.py", "source": "by hand"},
         )
 
     def by_plan(self, plan: CachePlan, options: list[str]) -> torch.Tensor:

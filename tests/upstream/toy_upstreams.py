@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "Wan2.1"), str(ROOT / "HunyuanVideo")]
 
 from conftest import tiny_dit  # noqa: E402
@@ -86,11 +86,3 @@ class HunyuanToy:
                 output = self.pipeline.transformer(latents, t.repeat(1), **given)["x"]
             latents = scheduler.step(output, t, latents, return_dict=False)[0]
         return {"samples": latents, "seeds": [seed], "prompts": [prompt]}
-
-
-def toy_wan() -> ModuleType:
-    """A package with pipeline classes, as generate.py sees it."""
-    module = ModuleType("wan")
-    module.WanToy, module.WanOther = WanToy, type("WanOther", (WanToy,), {})
-    module.configs = {}
-    return module

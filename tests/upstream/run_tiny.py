@@ -1,7 +1,7 @@
 """Run a patched checkout's own command on tiny random models, and check it against a naive walk.
 
-    python patches/run_tiny.py ../Wan2.1
-    python patches/run_tiny.py ../HunyuanVideo
+    python tests/upstream/run_tiny.py ../Wan2.1
+    python tests/upstream/run_tiny.py ../HunyuanVideo
 
 The checkout is copied and the copy patched. Its generate.py or sample_video.py then runs on the CPU
 in fp32, with its own pipelines, loops, schedulers and transformers, and with stand-ins for text
@@ -25,14 +25,15 @@ from pathlib import Path
 import torch
 from loguru import logger
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "patches"))
+
+import anchors
 import stand_ins
 from anchors import load_upstreams
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.search import Budget, PlanSearch
 from tiny_upstreams import FAMILIES, TinyHunyuan, TinyRun, TinyWan
 from trees import apply, read_tree
-
-HERE = Path(__file__).resolve().parent
 
 
 def check_task(run: TinyRun, task: str, say: Callable[[str], None]) -> int:
@@ -108,7 +109,7 @@ def main() -> int:
         shutil.copytree(
             args.folder, copy, ignore=shutil.ignore_patterns(".git", "assets", "examples")
         )
-        tree = read_tree(copy, load_upstreams(HERE))
+        tree = read_tree(copy, load_upstreams(Path(anchors.__file__).parent))
         if tree.untouched:
             apply(tree)
         sys.path.insert(0, str(copy))
