@@ -46,7 +46,7 @@ class Loop:
     call: str
     model: Callable[[Any], nn.Module]
     schedulers: Callable[[Any], list[type]]  # of which the loop makes its own
-    shift: str | None  # the argument, where the scheduler is not told
+    shift: str | None  # the argument, where the scheduler does not get it
     ranks: Callable[[Any], int]  # that share the tokens
     facts: Callable[[dict[str, Any], Any], dict[str, Any]]  # of a run: its arguments and result
     recorder: type[Recorder] = Recorder

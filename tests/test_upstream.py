@@ -34,7 +34,9 @@ def generate(args: Namespace, fails_at: int | None = None) -> torch.Tensor:
 def plan(tmp_path: Path) -> Path:
     """A plan of intervals on the loop's grid."""
     seen = []
-    with when_set(FlowToyScheduler, lambda scheduler, told: seen.append(grid_of(scheduler, told))):
+    with when_set(
+        FlowToyScheduler, lambda scheduler, given: seen.append(grid_of(scheduler, given))
+    ):
         WanToy().generate("a lamp")
     steps = {"cond": [0, 1, 4], "uncond": [0, 1, 4]}
     site = {"kind": "intervals", "block_list": "blocks", "intervals": [[1, 3]], "skip": "hold"}

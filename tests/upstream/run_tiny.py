@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "patches"))
 import anchors
 import stand_ins
 from anchors import load_upstreams
+from profiling_core.plan import PlanError
 from profiling_core.profile import Profile, ProfileError
 from profiling_core.search import Budget, PlanSearch
 from tiny_upstreams import FAMILIES, TinyHunyuan, TinyRun, TinyWan
@@ -52,6 +53,7 @@ def check_task(run: TinyRun, task: str, say: Callable[[str], None]) -> int:
         say(f"{'ok   ' if good else 'WRONG'} {run.name} {task}: {family}")
     wrong += check_presets(run, options, full, say, task)
     wrong += check_profile(run, options, full, say, task)
+    wrong += check_early(run, options, say, task)
     return wrong
 
 
@@ -94,6 +96,17 @@ def check_refused(run: TinyRun, options: list[str], say: Callable[[str], None], 
         return 0
     say(f"WRONG {run.name} {task}: --delta_profile of noise")
     return 1
+
+
+def check_early(run: TinyRun, options: list[str], say: Callable[[str], None], task: str) -> int:
+    """A plan that is not there ends the command before a model is built."""
+    run.model, good = None, False
+    try:
+        run.run([*options, "--delta_cache", "nowhere.json"])
+    except PlanError:
+        good = run.model is None
+    say(f"{'ok   ' if good else 'WRONG'} {run.name} {task}: a plan that is not there")
+    return int(not good)
 
 
 def main() -> int:

@@ -66,8 +66,8 @@ class TinyRun(ABC):
         seen: list[Grid] = []
         shift = self.shift(options)
 
-        def see(scheduler: Any, told: dict[str, Any]) -> None:
-            seen.append(grid_of(scheduler, told | shift))
+        def see(scheduler: Any, given: dict[str, Any]) -> None:
+            seen.append(grid_of(scheduler, given | shift))
 
         with ExitStack() as stack:
             for scheduler in self.schedulers:
@@ -76,7 +76,7 @@ class TinyRun(ABC):
         return seen[-1]
 
     def shift(self, options: list[str]) -> dict[str, float]:
-        """Where the scheduler is not told it."""
+        """Where the scheduler does not get it."""
         return {}
 
     def plan(self, family: str, grid: Grid) -> CachePlan:

@@ -21,7 +21,7 @@ STEPS, SIZE = 8, (16, 2, 4, 4)
 
 
 class FlowToyScheduler(UniPCMultistepScheduler):
-    """Made by the loop itself, and told the shift when its timesteps are set."""
+    """Made by the loop itself; it gets the shift when its timesteps are set."""
 
     def set_timesteps(self, count: int, device: Any = None, shift: float = 1.0) -> None:
         self.register_to_config(flow_shift=shift)
