@@ -8,8 +8,9 @@ import difflib
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass(frozen=True)
 class Insertion:
-    """Lines before or after the one statement of a kind in a function that makes a call."""
+    """Lines before or after the statement of a kind in a function that makes a call.
+
+    There must be one such statement; with `each` at least one, and each gets the lines.
+    """
 
     name: str
     reason: str
@@ -30,8 +34,9 @@ class Insertion:
     function: str
     place: str
     statement: str
-    calls: str  # a leading dot means a method
+    calls: str  # a leading dot means a method; * stands for any letters
     lines: tuple[str, ...]
+    each: bool = False
 
     def __post_init__(self) -> None:
         if self.place not in ("before", "after"):
@@ -40,7 +45,8 @@ class Insertion:
             raise InputError(f"{self.name}: statement is {self.statement!r}, expected {[*KINDS]}")
 
     def __str__(self) -> str:
-        what = f"the one {self.statement} in {self.function} that calls {self.calls}"
+        which = "each" if self.each else "the one"
+        what = f"{which} {self.statement} in {self.function} that calls {self.calls}"
         return f"{self.file}: anchor {self.name!r} ({what})"
 
 
@@ -107,25 +113,50 @@ def parse(source: Source) -> ast.Module:
         raise PatchError(f"{source.file}: does not parse ({error})") from None
 
 
-def find_place(insertion: Insertion, source: Source) -> Place:
-    """Where the lines go; PatchError with the nearest candidates when that is not one place."""
+def find_places(upstream: Upstream, sources: Mapping[str, Source]) -> dict[str, list[Place]]:
+    """Insertion -> where its lines go; PatchError with the nearest candidates for no such place.
+
+    Lines may use the names that an earlier insertion binds above them in the same function.
+    """
+    found: dict[str, list[Place]] = {}
+    for number, one in enumerate(upstream.insertions):
+        before = [
+            place
+            for other in upstream.insertions[:number]
+            if (other.file, other.function) == (one.file, one.function)
+            for place in found[other.name]
+        ]
+        found[one.name] = _find_places(one, sources[one.file], before)
+    return found
+
+
+def _find_places(insertion: Insertion, source: Source, before: list[Place]) -> list[Place]:
     module = parse(source)
-    function, statement = find_anchor(insertion, module)
-    _check_alone(insertion, statement, source)
-    indent = re.match(r"[ \t]*", source.lines[statement.lineno - 1])[0]
-    names = _placeholders(insertion, function, statement)
-    lines = tuple(indent + _filled(line, names, insertion) for line in insertion.lines)
-    index = statement.lineno - 1 if insertion.place == "before" else statement.end_lineno
-    _check_names(insertion, lines, module, function, index)
-    return Place(index, lines, statement.lineno)
+    function, anchors = find_anchors(insertion, module)
+    places = []
+    for statement in anchors:
+        _check_alone(insertion, statement, source)
+        indent = re.match(r"[ \t]*", source.lines[statement.lineno - 1])[0]
+        names = _placeholders(insertion, function, statement)
+        lines = tuple(indent + _filled(line, names, insertion) for line in insertion.lines)
+        index = statement.lineno - 1 if insertion.place == "before" else statement.end_lineno
+        above = [p for p in before if p.index <= index and indent.startswith(p.indent)]
+        _check_names(insertion, lines, module, function, index, above)
+        places.append(Place(index, lines, statement.lineno))
+    return places
 
 
-def find_anchor(insertion: Insertion, module: ast.Module) -> tuple[ast.FunctionDef, ast.stmt]:
-    """The function and its one statement."""
+def find_anchors(
+    insertion: Insertion, module: ast.Module
+) -> tuple[ast.FunctionDef, list[ast.stmt]]:
+    """The function and its statement, or with `each` all of them."""
     named = [function for function in _functions(module) if function.name == insertion.function]
     found = [(function, s) for function in named for s in _matches(insertion, function)]
-    if len(found) == 1 and len(named) == 1:
-        return found[0]
+    if len(named) == 1 and found and (insertion.each or len(found) == 1):
+        anchors = [statement for _, statement in found]
+        if insertion.each:
+            _check_all_reached(insertion, module, anchors)
+        return named[0], anchors
     if not named:
         problem = f"there is no function {insertion.function}; {_near_function(insertion, module)}"
     elif len(named) > 1:
@@ -149,6 +180,15 @@ def called(statement: ast.stmt) -> Iterator[tuple[str, ast.Call]]:
             yield node.func.id, node
 
 
+def anchor_calls(insertion: Insertion, node: ast.AST) -> list[ast.Call]:
+    """The calls in a node that the insertion names: `function`, `.method` or `package.Name*`."""
+    calls = [call for call in ast.walk(node) if isinstance(call, ast.Call)]
+    if insertion.calls.startswith("."):
+        methods = [call for call in calls if isinstance(call.func, ast.Attribute)]
+        return [c for c in methods if fnmatchcase(f".{c.func.attr}", insertion.calls)]
+    return [call for call in calls if fnmatchcase(ast.unparse(call.func), insertion.calls)]
+
+
 def statements(function: ast.AST) -> Iterator[ast.stmt]:
     """All statements below a node in order, nested ones too, but not those of nested functions."""
     for node in ast.iter_child_nodes(function):
@@ -165,7 +205,16 @@ def _functions(module: ast.Module) -> list[ast.FunctionDef]:
 def _matches(insertion: Insertion, function: ast.AST) -> list[ast.stmt]:
     kinds = KINDS[insertion.statement]
     found = (s for s in statements(function) if isinstance(s, kinds))
-    return [s for s in found if insertion.calls in (name for name, _ in called(s))]
+    return [s for s in found if s.value is not None and anchor_calls(insertion, s.value)]
+
+
+def _check_all_reached(insertion: Insertion, module: ast.Module, anchors: list[ast.stmt]) -> None:
+    """Every such call of the file must stand in an anchor, or a pipeline would get no line."""
+    reached = {id(call) for anchor in anchors for call in anchor_calls(insertion, anchor)}
+    missed = [c for c in anchor_calls(insertion, module) if id(c) not in reached]
+    if missed:
+        listed = ", ".join(f"line {call.lineno} calls {ast.unparse(call.func)}" for call in missed)
+        raise PatchError(f"{insertion}: not in such a statement: {listed}")
 
 
 def _near_function(insertion: Insertion, module: ast.Module) -> str:
@@ -210,7 +259,7 @@ def _placeholders(
     insertion: Insertion, function: ast.FunctionDef, statement: ast.stmt
 ) -> dict[str, str]:
     names = {}
-    call = next(node for name, node in called(statement) if name == insertion.calls)
+    call = anchor_calls(insertion, statement)[0]
     if isinstance(call.func, ast.Attribute):
         names["object"] = ast.unparse(call.func.value)
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
@@ -237,13 +286,15 @@ def _check_names(
     module: ast.Module,
     function: ast.FunctionDef,
     index: int,
+    above: list[Place],
 ) -> None:
     """What the inserted lines use must be known where they stand."""
-    inserted = ast.parse(textwrap.dedent("\n".join(lines)))
+    inserted = _parsed(lines)
     before = [node for node in ast.walk(function) if getattr(node, "lineno", index + 1) <= index]
     known = {*dir(builtins), *_bound(ast.walk(inserted)), *_bound(before)}
     known |= {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}
     known |= set(_bound(_top_level(module)))
+    known |= {name for place in above for name in _bound(ast.walk(_parsed(place.lines)))}
     used = {n.id for n in ast.walk(inserted) if isinstance(n, ast.Name)}
     if "*" not in known and used - known:
         unknown = ", ".join(sorted(used - known))
@@ -251,6 +302,10 @@ def _check_names(
             f"{insertion}: found, but the inserted lines use {unknown}, which "
             f"{insertion.function} does not know there (line {index})"
         )
+
+
+def _parsed(lines: tuple[str, ...]) -> ast.Module:
+    return ast.parse(textwrap.dedent("\n".join(lines)))
 
 
 def _top_level(module: ast.Module) -> Iterator[ast.AST]:

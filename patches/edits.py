@@ -62,6 +62,10 @@ class Place:
     lines: tuple[str, ...]
     anchor: int  # number of the anchor's line, from 1
 
+    @property
+    def indent(self) -> str:
+        return re.match(r"[ \t]*", self.lines[0])[0]
+
 
 def insert(source: Source, places: Iterable[Place]) -> Source:
     """The source with the lines of all places."""

@@ -19,7 +19,7 @@ from commits import (
     result_of,
 )
 from edits import InputError, PatchError
-from proofs import prove
+from proofs import lines_of, prove
 from trees import Tree, apply, kind_of, read_tree, revert
 
 HERE = Path(__file__).resolve().parent
@@ -131,8 +131,8 @@ def _where(tree: Tree) -> list[str]:
     """One line per insertion: where its anchor is, in the file as it was read."""
     places = tree.places()
     return [
-        f"  {one.name}: {one.file}, {len(one.lines)} lines {one.place} line "
-        f"{places[one.name].anchor}"
+        f"  {one.name}: {one.file}, {len(one.lines)} line(s) {one.place} "
+        f"{lines_of(places[one.name])}"
         for one in tree.upstream.insertions
     ]
 

@@ -8,12 +8,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchors import Insertion, called, find_anchor, parse, statements
-from edits import PatchError, Source
+from anchors import Insertion, anchor_calls, called, find_anchors, parse, statements
+from edits import PatchError, Place, Source
 from trees import Tree, apply, read_tree, revert
 
 OPTION = re.compile(r'add_argument\("(--\w+)"')
@@ -42,10 +42,16 @@ def prove(tree: Tree) -> list[Proof]:
         except PatchError as error:
             return [Proof("anchors", False, str(error))]
         lines = ", ".join(
-            f"{one.name} ({one.file}, line {places[one.name].anchor})"
+            f"{one.name} ({one.file}, {lines_of(places[one.name])})"
             for one in tree.upstream.insertions
         )
-        return [Proof("anchors", True, f"found exactly once: {lines}"), *_proofs(copy)]
+        return [Proof("anchors", True, f"found: {lines}"), *_proofs(copy)]
+
+
+def lines_of(places: Sequence[Place]) -> str:
+    """Where the anchors are: line 3, or lines 3, 5."""
+    word = "line" if len(places) == 1 else "lines"
+    return f"{word} {', '.join(str(place.anchor) for place in places)}"
 
 
 def _proofs(copy: Tree) -> Iterator[Proof]:
@@ -86,7 +92,7 @@ def _insertions_only(copy: Tree) -> str:
         if not kept or last not in (line.rstrip(b"\r") for line in rest):  # it may get an end
             raise PatchError(f"{file}: a line was removed or changed")
         added += len(new) - len(old) - 1
-    expected = sum(len(one.lines) for one in copy.upstream.insertions)
+    expected = sum(len(place.lines) for places in copy.places().values() for place in places)
     if added != expected:
         raise PatchError(f"{added} lines were added, expected {expected}")
     return f"{added} lines added in {len(copy.bare)} file(s), none removed or changed"
@@ -100,7 +106,8 @@ def _parses(copy: Tree) -> str:
 
 def _options(copy: Tree) -> str:
     """Every option is added to the object on which the parser method is called, before that."""
-    wanted = [(one, OPTION.findall("\n".join(one.lines))) for one in copy.upstream.insertions]
+    options = [(one, OPTION.findall("\n".join(one.lines))) for one in copy.upstream.insertions]
+    wanted = [(one, names) for one, names in options if names]
     for one, names in wanted:
         present = _options_before(one, _on_disk(copy, one.file))
         for name in names:
@@ -111,8 +118,8 @@ def _options(copy: Tree) -> str:
 
 
 def _options_before(insertion: Insertion, source: Source) -> list[str]:
-    function, anchor = find_anchor(insertion, parse(source))
-    owner = next(call for name, call in called(anchor) if name == insertion.calls).func
+    function, (anchor,) = find_anchors(insertion, parse(source))
+    owner = anchor_calls(insertion, anchor)[0].func
     calls = [
         call
         for statement in statements(function)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from anchors import Insertion, Upstream, find_place, parse
+from anchors import Insertion, Upstream, find_places, parse
 from edits import (
     InputError,
     PatchError,
@@ -24,7 +24,8 @@ from edits import (
 )
 
 OURS = "profiling_core.upstream"
-TRACE = re.compile(rf"delta_cache|{re.escape(OURS)}|delta_profile")
+CALL = re.compile(r"\b(?:wan|hunyuan)_run\(")
+TRACE = re.compile(rf"delta_cache|{re.escape(OURS)}|delta_profile|{CALL.pattern}")
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Tree:
     def complete(self) -> bool:
         return all(self.blocks.values())
 
-    def places(self) -> dict[str, Place]:
+    def places(self) -> dict[str, list[Place]]:
         """Insertion -> where its lines go in the files as they are; PatchError for no place."""
-        return {one.name: find_place(one, self.now[one.file]) for one in self.upstream.insertions}
+        return find_places(self.upstream, self.now)
 
     def patched(self) -> dict[str, Source]:
         """The bare files with all insertions, proven to be insertions of whole statements."""
@@ -56,7 +57,7 @@ class Tree:
         for file, source in self.bare.items():
             names = self.names_in(file)
             gone = [line for name in names for block in self.blocks[name] for line in block]
-            mine = [_without(places[name], gone) for name in names]
+            mine = [_without(place, gone) for name in names for place in places[name]]
             new[file] = insert(source, mine)
             _check_statements(source, new[file], mine)
         return new
@@ -152,14 +153,14 @@ def _what_lacks(folder: Path, upstream: Upstream) -> str:
     files = [file for file in upstream.files if not (folder / file).is_file()]
     if files:
         return f"no {' and no '.join(files)}"
-    functions = " and no ".join(f"{one.function} in {one.file}" for one in upstream.insertions)
-    return f"no {functions}"
+    functions = dict.fromkeys(f"{one.function} in {one.file}" for one in upstream.insertions)
+    return f"no {' and no '.join(functions)}"
 
 
 def _check_remains(tree: Tree) -> None:
     """Where an insertion is not there whole, nothing of it may be there."""
-    missing = [one for one in tree.upstream.insertions if not tree.blocks[one.name]]
-    remains = [(one, list(_traces(tree.now[one.file], tree, one))) for one in missing]
+    concerned = [o for o in tree.upstream.insertions if o.each or not tree.blocks[o.name]]
+    remains = [(one, list(_traces(tree.now[one.file], tree, one))) for one in concerned]
     remains = [(one, lines) for one, lines in remains if lines]
     if not remains:
         return
@@ -175,13 +176,17 @@ def _check_remains(tree: Tree) -> None:
 
 
 def _traces(source: Source, tree: Tree, insertion: Insertion) -> Iterator[int]:
-    """Numbers of the lines that look like ours but belong to no whole insertion of the file."""
+    """Numbers of the lines that look like ours but belong to no whole insertion of the file.
+
+    Where some blocks of an insertion are whole, only a call of ours counts as a rest of another.
+    """
     names = tree.names_in(source.file)
     inside = {line for name in names for block in tree.blocks[name] for line in block}
     patterns = [line_pattern(line.strip()) for line in insertion.lines]
+    trace = CALL if tree.blocks[insertion.name] else TRACE
     for index, line in enumerate(source.lines):
         exact = any(pattern.fullmatch(line.strip()) for pattern in patterns)
-        if index not in inside and (exact or TRACE.search(line)):
+        if index not in inside and (exact or trace.search(line)):
             yield index + 1
 
 
@@ -193,6 +198,8 @@ def _edited(source: Source, insertion: Insertion, traces: list[int]) -> str:
         if not any(line_pattern(text).fullmatch(line) for line in lines)
     ]
     where = f"{source.file}: the inserted lines of {insertion.name!r} were edited by hand"
+    if not gone and insertion.each:
+        return f"{where}: " + ", ".join(f"line {n} is `{lines[n - 1]}`" for n in traces)
     if not gone:
         return f"{where}: they stand on lines {', '.join(map(str, traces))}, no longer together"
     return f"{where}: " + ", ".join(_changed(text, lines) for text in gone)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiling_core.schedule import explicit, round_half_up
+from profiling_core.plan.schedule import explicit, round_half_up
 
 
 def protected(steps: int, first: int, last: int, between: int) -> tuple[int, ...]:

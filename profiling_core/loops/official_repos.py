@@ -1,9 +1,10 @@
-"""The call that patches put into upstream Wan2.1 and HunyuanVideo (patches/README.md).
+"""The calls that patches put into upstream Wan2.1 and HunyuanVideo (patches/README.md).
 
-    wan_run(wan, args)               # in generate.py: the pipeline that this run builds
-    hunyuan_run(sampler)             # in sample_video.py: the sampler that was built
+    check_options(args)              # in both, before a weight is loaded
+    wan_run(pipeline, args)          # in generate.py, behind the construction of each pipeline
+    hunyuan_run(sampler)             # in sample_video.py, behind the construction of the sampler
 
-Both leave modules, classes and models as they are but for the length of one `generate` or
+Both runs leave modules, classes and models as they are but for the length of one `generate` or
 `predict`: the object that runs the loop gets a call of its own, which attaches to the model that is
 there by then (parallel, sharded, offloaded), runs upstream's, and detaches, exceptions included.
 """
@@ -17,7 +18,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
-from types import ModuleType
 from typing import Any
 
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from torch import nn
 from profiling_core.engine.block_lists import hidden_width, unwrapped
 from profiling_core.errors import ProfileError
 from profiling_core.loops.cached_loop import LoopCache, LoopModels, Tell
-from profiling_core.loops.diffusers_models import checked_name, plan_for_solver
+from profiling_core.loops.diffusers_models import checked_name, named_plan
 from profiling_core.loops.recorded_loop import GuidedRecorder, LoopProfile
 from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.plan import CachePlan
@@ -47,7 +47,7 @@ class Loop:
     call: str
     model: Callable[[Any], nn.Module]
     schedulers: Callable[[Any], list[type]]  # of which the loop makes its own
-    shift: str | None  # the argument, where the scheduler is not told
+    shift: str | None  # the argument, where the scheduler does not get it
     ranks: Callable[[Any], int]  # that share the tokens
     facts: Callable[[dict[str, Any], Any], dict[str, Any]]  # of a run: its arguments and result
     recorder: type[Recorder] = Recorder
@@ -59,61 +59,20 @@ class Loop:
         return known_model(self.family, lists, hidden_width(model))
 
 
-def wan_run(wan: ModuleType, args: argparse.Namespace) -> None:
-    """Let the next pipeline that is built as `wan.Wan...(...)` for these arguments run by a plan.
-
-    args: generate.py's, with delta_cache and delta_profile. The names in the module are upstream's
-    classes again as soon as one has been called, or another run begins. PlanError (a ValueError)
-    for options that cannot work, before anything is loaded.
-    """
-    _checked(args)
-    classes = {
-        name: found
-        for name, found in vars(wan).items()
-        if name.startswith("Wan") and callable(getattr(_plain(found), "generate", None))
-    }
-    plain = {name: _plain(found) for name, found in classes.items()}
-
-    def restore() -> None:
-        for name, own in plain.items():
-            setattr(wan, name, own)
-
-    for name, own in plain.items():
-        setattr(wan, name, _Stand(own, args, restore))
+def wan_run(pipeline: Any, args: argparse.Namespace) -> None:
+    """Let a pipeline of upstream's `wan` run by the plan of generate.py's arguments from now on."""
+    _run_by(pipeline, args, WAN, logging.info)
 
 
 def hunyuan_run(sampler: Any) -> None:
-    """Let a HunyuanVideoSampler run by the plan of its arguments from now on; see wan_run."""
+    """Let a HunyuanVideoSampler run by the plan of its arguments from now on."""
     from loguru import logger  # upstream's own
 
-    _checked(sampler.args)
     _run_by(sampler, sampler.args, HUNYUAN, logger.info)
 
 
-class _Stand:
-    """Stands for a class until it is called once; only the run that put it there gets a plan."""
-
-    def __init__(self, own: type, args: argparse.Namespace, restore: Callable[[], None]) -> None:
-        self._own, self._args, self._restore = own, args, restore
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
-
-    def __call__(self, *given: Any, **named: Any) -> Any:
-        self._restore()
-        pipeline = self._own(*given, **named)
-        mine = any(value is self._args for value in sys._getframe(1).f_locals.values())
-        if mine:
-            _run_by(pipeline, self._args, WAN, logging.info)
-        return pipeline
-
-
-def _plain(found: Any) -> Any:
-    return found._own if isinstance(found, _Stand) else found
-
-
-def _checked(args: argparse.Namespace) -> None:
-    """PlanError for options that cannot work, before a weight is loaded."""
+def check_options(args: argparse.Namespace) -> None:
+    """PlanError (a ValueError) for a --delta_cache or --delta_profile that cannot work."""
     check_profile_target(args)
     if args.delta_cache is not None and args.delta_cache not in ORDER:
         CachePlan.load(args.delta_cache)
@@ -121,6 +80,7 @@ def _checked(args: argparse.Namespace) -> None:
 
 def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, tell: Tell) -> None:
     """Let `owner`'s loop run by the plan that the options name, or record it."""
+    check_options(args)  # these lines are also written by hand, where nothing checked before
     original, signature = getattr(owner, loop.call), inspect.signature(getattr(owner, loop.call))
 
     @wraps(original)
@@ -149,7 +109,7 @@ def _cached(
     plan = checked_name(asked, model)
 
     def plan_for(grid: Grid) -> CachePlan:
-        return plan_for_solver(plan, model, grid.solver)
+        return plan if isinstance(plan, CachePlan) else named_plan(plan, model, grid.solver)
 
     found = LoopModels((loop.model(owner),), {name: name for name in loop.lists})
     shift = arguments.get(loop.shift) if loop.shift else None

@@ -21,10 +21,10 @@ from lpips_toys import random_state
 from profiling_core.__main__ import main
 from profiling_core.commands.compare.exports import file_names
 from profiling_core.commands.compare.folder import Folder, check_out, strip_of
+from profiling_core.commands.compare.page import scatter
 from profiling_core.commands.compare.prompts import pairs_of, read_prompts, read_seeds
 from profiling_core.commands.compare.rows import Row, Rows
 from profiling_core.commands.compare.summary import METRICS, summarise
-from profiling_core.commands.compare.page import scatter
 from profiling_core.lpips import Lpips
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan

@@ -2,31 +2,32 @@
 
 from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-import toy_upstreams
-from toy_upstreams import STEPS, FlowToyScheduler, HunyuanToy, WanToy, toy_wan
 
+import toy_upstreams
 from profiling_core.errors import PlanError, ProfileError
-from profiling_core.loops.official_repos import hunyuan_run, wan_run
+from profiling_core.loops.official_repos import check_options, hunyuan_run, wan_run
 from profiling_core.loops.scheduler_grid import grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import known_model
 from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch
+from toy_upstreams import STEPS, FlowToyScheduler, HunyuanToy, WanToy
 
 
 def options(cache: str | None = None, profile: str | None = None) -> Namespace:
     return Namespace(delta_cache=cache, delta_profile=profile)
 
 
-def generate(wan: ModuleType, args: Namespace, fails_at: int | None = None) -> torch.Tensor:
+def generate(args: Namespace, fails_at: int | None = None) -> torch.Tensor:
     """As the patched generate.py does it."""
     if args.delta_cache or args.delta_profile:
-        wan_run(wan, args)
-    pipeline = wan.WanToy(config="a config")
+        check_options(args)
+    pipeline = WanToy(config="a config")
+    if args.delta_cache or args.delta_profile:
+        wan_run(pipeline, args)
     return pipeline.generate("a lamp", fails_at=fails_at)
 
 
@@ -34,7 +35,9 @@ def generate(wan: ModuleType, args: Namespace, fails_at: int | None = None) -> t
 def plan(tmp_path: Path) -> Path:
     """A plan of intervals on the loop's grid."""
     seen = []
-    with when_set(FlowToyScheduler, lambda scheduler, told: seen.append(grid_of(scheduler, told))):
+    with when_set(
+        FlowToyScheduler, lambda scheduler, given: seen.append(grid_of(scheduler, given))
+    ):
         WanToy().generate("a lamp")
     steps = {"cond": [0, 1, 4], "uncond": [0, 1, 4]}
     site = {"kind": "intervals", "block_list": "blocks", "intervals": [[1, 3]], "skip": "hold"}
@@ -54,41 +57,36 @@ def plan(tmp_path: Path) -> Path:
 
 
 def test_a_plan_runs_and_everything_is_as_it_was(plan: Path) -> None:
-    wan = toy_wan()
-    classes, plain = dict(vars(wan)), generate(wan, options())
+    names, plain = dict(vars(WanToy)), generate(options())
     kept = vars(FlowToyScheduler)["set_timesteps"], type(WanToy().model)
-    cached = generate(wan, options(str(plan)))
+    cached = generate(options(str(plan)))
     assert not torch.equal(cached, plain) and torch.isfinite(cached).all()
-    assert dict(vars(wan)) == classes and wan.WanToy is WanToy
+    assert dict(vars(WanToy)) == names
     assert (vars(FlowToyScheduler)["set_timesteps"], type(WanToy().model)) == kept
-    assert "generate" not in vars(WanToy()) and torch.equal(generate(wan, options()), plain)
-    assert torch.equal(generate(wan, options(str(plan))), cached)
+    assert "generate" not in vars(WanToy()) and torch.equal(generate(options()), plain)
+    assert torch.equal(generate(options(str(plan))), cached)
 
 
 def test_a_failed_run_leaves_nothing_behind(plan: Path) -> None:
-    wan = toy_wan()
-    plain, cached = generate(wan, options()), generate(wan, options(str(plan)))
+    plain, cached = generate(options()), generate(options(str(plan)))
     with pytest.raises(RuntimeError, match="the loop failed"):
-        generate(wan, options(str(plan)), fails_at=3)
-    assert wan.WanToy is WanToy and torch.equal(generate(wan, options()), plain)
-    assert torch.equal(generate(wan, options(str(plan))), cached)
+        generate(options(str(plan)), fails_at=3)
+    assert torch.equal(generate(options()), plain)
+    assert torch.equal(generate(options(str(plan))), cached)
 
 
-def test_a_run_that_ended_before_its_pipeline_does_not_reach_the_next(plan: Path) -> None:
-    """Between the two a notebook builds a pipeline without the options; a second run follows."""
-    wan = toy_wan()
-    plain, cached = generate(wan, options()), generate(wan, options(str(plan)))
-    wan_run(wan, options(str(plan)))  # and then upstream raised
-    assert torch.equal(generate(wan, options()), plain) and wan.WanToy is WanToy
-    wan_run(wan, options("balanced"))
-    assert torch.equal(generate(wan, options(str(plan))), cached)
-    assert wan.WanOther.__mro__[1] is WanToy
+def test_another_pipeline_of_the_class_has_no_plan(plan: Path) -> None:
+    plain, cached = generate(options()), generate(options(str(plan)))
+    one, other = WanToy(), WanToy()
+    wan_run(one, options(str(plan)))
+    assert torch.equal(other.generate("a lamp"), plain)
+    assert torch.equal(one.generate("a lamp"), cached)
+    assert torch.equal(other.generate("a lamp"), plain)
 
 
 def test_one_pipeline_object_stays_cached_between_its_calls_only(plan: Path) -> None:
-    wan, args = toy_wan(), options(str(plan))
-    wan_run(wan, args)
-    pipeline = wan.WanToy()
+    pipeline = WanToy()
+    wan_run(pipeline, options(str(plan)))
     first = pipeline.generate("a lamp")
     plain = type(pipeline.model)
     assert plain is type(WanToy().model)
@@ -99,12 +97,10 @@ def test_one_pipeline_object_stays_cached_between_its_calls_only(plan: Path) -> 
 
 @pytest.mark.parametrize("preset", ["paper", "release", "quality", "balanced", "fast"])
 def test_presets_run_on_a_model_of_any_size(preset: str) -> None:
-    wan = toy_wan()
-    assert torch.isfinite(generate(wan, options(preset))).all()
+    assert torch.isfinite(generate(options(preset))).all()
 
 
 def test_bad_options_end_before_anything_is_built(tmp_path: Path) -> None:
-    wan = toy_wan()
     cases = [
         (options("nothing.json"), "nothing.json"),
         (options("sky"), "plan file sky"),
@@ -113,8 +109,11 @@ def test_bad_options_end_before_anything_is_built(tmp_path: Path) -> None:
     ]
     for args, said in cases:
         with pytest.raises(PlanError, match=said):
-            wan_run(wan, args)
-        assert wan.WanToy is WanToy
+            check_options(args)
+        pipeline = WanToy()
+        with pytest.raises(PlanError, match=said):
+            wan_run(pipeline, args)
+        assert "generate" not in vars(pipeline)
 
 
 def test_a_plan_of_another_model_is_refused_before_the_first_step(tmp_path: Path, plan) -> None:
@@ -124,7 +123,7 @@ def test_a_plan_of_another_model_is_refused_before_the_first_step(tmp_path: Path
     path = tmp_path / "other.json"
     CachePlan.from_dict(other).save(path)
     with pytest.raises(PlanError, match="has 7 blocks, this model 6"):
-        generate(toy_wan(), options(str(path)))
+        generate(options(str(path)))
 
 
 def test_hunyuan_runs_by_plan_and_is_recorded(tmp_path: Path) -> None:
@@ -148,19 +147,19 @@ def test_hunyuan_runs_by_plan_and_is_recorded(tmp_path: Path) -> None:
 
 
 def test_wan_is_recorded_with_both_branches(tmp_path: Path) -> None:
-    wan, path = toy_wan(), tmp_path / "toy.profile"
-    plain = generate(wan, options())
-    assert torch.equal(generate(wan, options(None, str(path))), plain)
+    path = tmp_path / "toy.profile"
+    plain = generate(options())
+    assert torch.equal(generate(options(None, str(path))), plain)
     profile = Profile.load(path)
     assert profile.recorded.branches == ("cond", "uncond") and profile.has_attention
     assert (profile.runs[0].prompt, profile.runs[0].guidance) == ("a lamp", 3.0)
 
 
 def test_a_failed_recording_writes_nothing(tmp_path: Path) -> None:
-    wan, path = toy_wan(), tmp_path / "toy.profile"
+    path = tmp_path / "toy.profile"
     with pytest.raises(RuntimeError, match="the loop failed"):
-        generate(wan, options(None, str(path)), fails_at=5)
-    assert not list(tmp_path.iterdir()) and wan.WanToy is WanToy
+        generate(options(None, str(path)), fails_at=5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_noise_is_not_recorded(tmp_path: Path, monkeypatch) -> None:

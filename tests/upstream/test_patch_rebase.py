@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy_checkouts import PATCHES, WAN, commit_all, git, read_files, write_checkout
 
 import patch as tool
 from commits import read_record
+from toy_checkouts import PATCHES, WAN, commit_all, git, read_files, write_checkout
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 SEED = '    parser.add_argument("--seed", type=int, default=0)\n'
@@ -76,9 +76,44 @@ def test_rebase_after_one_of_two_files_was_replaced(
     assert "run rebase" in run(capsys, "status", checkout)[1]
     assert "in already (options)" in run(capsys, "apply", checkout)[2]
     code, _, err = run(capsys, "revert", checkout)
-    assert code == 1 and "the lines of set-up are gone" in err
+    assert code == 1 and "the lines of set-up, sampler are gone" in err
     assert tool.main(["rebase", str(checkout)]) == 0
     assert read_files(checkout) == patched
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_rebase_after_one_pipeline_lost_or_doubled_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, copies: int
+) -> None:
+    checkout = toy(tmp_path)
+    original = read_files(checkout)
+    tool.main(["apply", str(checkout)])
+    patched = read_files(checkout)
+    lines = patched["generate.py"].splitlines(keepends=True)
+    at = next(n for n, line in enumerate(lines) if b"wan_run(wan_t2v" in line)
+    (checkout / "generate.py").write_bytes(
+        b"".join(lines[:at] + copies * lines[at : at + 1] + lines[at + 1 :])
+    )
+    assert "run rebase" in run(capsys, "status", checkout)[1]
+    assert tool.main(["rebase", str(checkout)]) == 0
+    assert read_files(checkout) == patched
+    tool.main(["revert", str(checkout)])
+    assert read_files(checkout) == original
+
+
+def test_rebase_gives_a_new_pipeline_its_line(tmp_path: Path) -> None:
+    """Upstream adds a task: one more pipeline is constructed."""
+    task = "    if args.seed > 99:\n        wan_new = wan.WanNew(seed=args.seed)\n"
+    more = ("    if args.seed > 9:\n", task + "    if args.seed > 9:\n")
+    old, new = toy(tmp_path / "old"), toy(tmp_path / "new", generate=more)
+    tool.main(["apply", str(old)])
+    tool.main(["apply", str(new)])
+    patched = read_files(new)["generate.py"]
+    assert patched.count(b"wan_run(wan_new, args)\n") == 1
+    merged = (old / "generate.py").read_text().replace(*more)
+    (old / "generate.py").write_text(merged)
+    assert tool.main(["rebase", str(old)]) == 0
+    assert read_files(old)["generate.py"] == patched
 
 
 def test_rebase_takes_out_lines_that_a_merge_doubled(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from toy_checkouts import PATCHES, WAN, git, read_files, write_checkout
 
 import anchors
 import edits
@@ -21,6 +20,7 @@ import patch as tool
 import proofs
 import trees
 from profiling_core.runtime.options import add_delta_options
+from toy_checkouts import PATCHES, WAN, git, read_files, write_checkout
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 KINDS = ("Wan2.1", "HunyuanVideo")
@@ -33,7 +33,7 @@ ENDINGS: dict[str, Callable[[bytes], bytes]] = {
         b"\xef\xbb\xbf" + data.rstrip().replace(b"\n", b"\r\n")
     ),
     "tabs": lambda data: data.replace(b"    ", b"\t"),
-    "anchor is the last line": lambda data: data.split(b"\n\n    return wan")[0].split(
+    "anchor is the last line": lambda data: data.split(b"\n\n    return wan_i2v")[0].split(
         b"\n    hunyuan_video_sampler.predict"
     )[0],
 }
@@ -170,10 +170,22 @@ def test_check_without_git_says_so(
     assert "skip diff: git is not installed" in capsys.readouterr().out
 
 
+def test_lines_that_use_an_unknown_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    renamed = ("args = parse_args()", "options = parse_args()")
+    checkout = write_checkout(tmp_path, "HunyuanVideo", sample_video=renamed)
+    before = read_files(checkout)
+    said = "'sampler' (the one assignment in main that calls .from_pretrained): found, but"
+    err = refusal(capsys, 1, "apply", checkout)
+    assert said in err and "use args, which main does not know there" in err
+    assert read_files(checkout) == before
+
+
 def test_inserted_lines_take_the_names_of_the_tree(tmp_path: Path) -> None:
     wan = write_checkout(tmp_path / "wan", "Wan2.1", generate=("parser", "options"))
     edit(wan / "generate.py", "def generate(args)", "def generate(arguments)")
-    edit(wan / "generate.py", "wan.run(args.seed)", "wan.run(arguments.seed)")
+    edit(wan / "generate.py", "WanI2V(seed=args.seed)", "WanI2V(seed=arguments.seed)")
     hunyuan = write_checkout(
         tmp_path / "hunyuan", "HunyuanVideo", sample_video=("hunyuan_video_sampler", "sampler")
     )
@@ -181,17 +193,27 @@ def test_inserted_lines_take_the_names_of_the_tree(tmp_path: Path) -> None:
     assert (
         '    options.add_argument("--delta_cache", nargs="?"' in (wan / "generate.py").read_text()
     )
-    assert "        wan_run(wan, arguments)\n" in (wan / "generate.py").read_text()
-    assert "        hunyuan_run(sampler)\n" in (hunyuan / "sample_video.py").read_text()
+    asked = "if arguments.delta_cache or arguments.delta_profile: "
+    assert f"    {asked}wan_run(wan_i2v, arguments)\n" in (wan / "generate.py").read_text()
+    assert ": hunyuan_run(sampler)\n" in (hunyuan / "sample_video.py").read_text()
     assert tool.main(["revert", str(wan)]) == tool.main(["revert", str(hunyuan)]) == 0
 
 
 def run_toy(checkout: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> list:
-    """Run the toy's script; what the library and the toy's pipeline were called with."""
+    """Run the toy's script; what the library and the toy's pipelines were called with."""
     calls: list = []
+
+    class Pipeline:
+        def __init__(self, seed: int) -> None:
+            calls.append(type(self).__name__)
+
+        def generate(self) -> None:
+            calls.append("generate")
+
     wan, upstream = ModuleType("wan"), ModuleType("profiling_core.upstream")
-    wan.run = lambda seed: calls.append(seed)
-    upstream.wan_run = lambda module, args: calls.append((module is wan, args.delta_cache))
+    wan.WanT2V, wan.WanI2V = type("WanT2V", (Pipeline,), {}), type("WanI2V", (Pipeline,), {})
+    upstream.check_options = lambda args: calls.append("check")
+    upstream.wan_run = lambda made, args: calls.append((type(made).__name__, args.delta_cache))
     monkeypatch.setitem(sys.modules, "wan", wan)
     asked = any(argument.startswith("--delta") for argument in arguments)
     monkeypatch.setitem(sys.modules, "profiling_core.upstream", upstream if asked else None)
@@ -208,10 +230,15 @@ def test_library_is_imported_only_when_asked(
 ) -> None:
     checkout = write_checkout(tmp_path, "Wan2.1")
     tool.main(["apply", str(checkout)])
-    assert run_toy(checkout, ["--seed", "3"], monkeypatch) == [3]
-    assert run_toy(checkout, ["--delta_cache", "--seed", "3"], monkeypatch) == [(True, "paper"), 3]
-    assert run_toy(checkout, ["--delta_cache", "fast"], monkeypatch) == [(True, "fast"), 0]
-    assert run_toy(checkout, ["--delta_profile", "file"], monkeypatch) == [(True, None), 0]
+    for seed, name in (("3", "WanI2V"), ("30", "WanT2V")):
+        for options, plan in {
+            ("--delta_cache",): "paper",
+            ("--delta_cache", "fast"): "fast",
+            ("--delta_profile", "file"): None,
+        }.items():
+            calls = run_toy(checkout, [*options, "--seed", seed], monkeypatch)
+            assert calls == ["check", name, (name, plan), "generate"]
+        assert run_toy(checkout, ["--seed", seed], monkeypatch) == [name, "generate"]
 
 
 @pytest.mark.parametrize("upstream", anchors.load_upstreams(PATCHES), ids=lambda u: u.name)
@@ -231,7 +258,7 @@ def test_a_second_apply_and_a_second_revert_are_refused(
 ) -> None:
     tool.main(["apply", str(checkout)])
     patched = read_files(checkout)
-    assert "in already (options, set-up)" in refusal(capsys, 1, "apply", checkout)
+    assert "in already (options, set-up, " in refusal(capsys, 1, "apply", checkout)
     assert read_files(checkout) == patched
     tool.main(["revert", str(checkout)])
     assert "nothing to revert" in refusal(capsys, 1, "revert", checkout)
@@ -260,12 +287,21 @@ def test_the_trees_of_this_project_are_refused(tree: str, capsys: pytest.Capture
     ("old", "new", "said"),
     [
         ('metavar="FILE"', 'metavar="PATH"', ["'options'", "is now line 12", 'metavar="PATH"']),
-        ("import wan_run\n", "import wan_run as run\n", ["'set-up'", "is now line 26"]),
-        ("        wan_run(wan, args)\n", "", ["'set-up'", "wan_run(wan, {parameter})", "is gone"]),
+        (", wan_run\n", ", wan_run as run\n", ["'set-up'", "is now line 26"]),
         (
-            "        wan_run(wan, args)\n",
-            "        print(1)\n        wan_run(wan, args)\n",
+            "        check_options(args)\n",
+            "",
+            ["'set-up'", "check_options({parameter})", "is gone"],
+        ),
+        (
+            "        check_options(args)\n",
+            "        print(1)\n        check_options(args)\n",
             ["'set-up'", "lines 25, 26, 28, no longer together"],
+        ),
+        (
+            "wan_run(wan_t2v, args)",
+            "wan_run(wan_t2v, args, 3)",
+            ["'pipelines'", "line 33 is `if args.delta_cache", "wan_run(wan_t2v, args, 3)`"],
         ),
     ],
 )
@@ -332,7 +368,26 @@ def test_other_edits_survive_revert(checkout: Path) -> None:
             "args = argparse.ArgumentParser().parse_args()",
             ["'options'", "its object is argparse.ArgumentParser(), expected a plain name"],
         ),
-        ("import wan\n", "import wan as video\n", ["'set-up'", "use wan, which generate does not"]),
+        (
+            "        return wan_t2v.generate()\n",
+            "        return wan_t2v.generate() or wan.WanT2V(seed=3)\n",
+            ["'pipelines'", "not in such a statement: line 28 calls wan.WanT2V"],
+        ),
+        (
+            "import wan\n",
+            "import wan\n\nPIPELINE = wan.WanFLF2V(seed=3)\n",
+            ["'pipelines'", "not in such a statement: line 6 calls wan.WanFLF2V"],
+        ),
+        (
+            "    wan_i2v = wan.WanI2V(",
+            "    made = {}\n    made[0] = wan.WanI2V(",
+            ["'pipelines'", "its target is made[0], expected a plain name"],
+        ),
+        (
+            "    _init_logging(rank)\n\n    if args.seed > 9:\n",
+            "    if args.seed > 9:\n        _init_logging(rank)\n",
+            ["'pipelines'", "use wan_run, which generate does not know there (line 28)"],
+        ),
         ("    rank = 0\n", "    rank = = 0\n", ["line 21", "does not parse"]),
     ],
 )
@@ -431,7 +486,7 @@ def test_script_runs_from_anywhere_and_imports_only_the_standard_library(tmp_pat
             for name in (name.split(".")[0] for name in names):
                 assert name in own | {"tomli", "pip"} | sys.stdlib_module_names
                 reached |= {name} & own
-    assert {"anchors", "edits", "trees"} < found and "run_tiny" not in found
+    assert {"anchors", "edits", "trees", "proofs", "commits"} < found
 
 
 def test_toml_reader_of_python_3_10(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,14 @@ def generate(args):
     rank = 0
     _init_logging(rank)
 
-    return wan.run(args.seed)
+    if args.seed > 9:
+        wan_t2v = wan.WanT2V(
+            seed=args.seed,
+        )
+        return wan_t2v.generate()
+    wan_i2v = wan.WanI2V(seed=args.seed)
+
+    return wan_i2v.generate()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ STEPS, SIZE = 8, (16, 2, 4, 4)
 
 
 class FlowToyScheduler(UniPCMultistepScheduler):
-    """Made by the loop itself, and told the shift when its timesteps are set."""
+    """Made by the loop itself; it gets the shift when its timesteps are set."""
 
     def set_timesteps(self, count: int, device: Any = None, shift: float = 1.0) -> None:
         self.register_to_config(flow_shift=shift)
@@ -81,11 +81,3 @@ class HunyuanToy:
                 output = self.pipeline.transformer(latents, t.repeat(1), **given)["x"]
             latents = scheduler.step(output, t, latents, return_dict=False)[0]
         return {"samples": latents, "seeds": [seed], "prompts": [prompt]}
-
-
-def toy_wan() -> ModuleType:
-    """A package with pipeline classes, as generate.py sees it."""
-    module = ModuleType("wan")
-    module.WanToy, module.WanOther = WanToy, type("WanOther", (WanToy,), {})
-    module.configs = {}
-    return module

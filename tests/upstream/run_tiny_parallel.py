@@ -1,6 +1,6 @@
 """run_tiny.py's Wan2.1 on two processes: upstream's USP forward and FSDP with the cache.
 
-    torchrun --nproc_per_node=2 patches/run_tiny_parallel.py ../Wan2.1
+    torchrun --nproc_per_node=2 tests/upstream/run_tiny_parallel.py ../Wan2.1
 
 CPU, gloo. Upstream's own parallel forward and sharding are applied to the tiny models as its
 pipelines do it; xfuser's attention and its groups are stood in for by plain collectives, and FSDP
@@ -26,10 +26,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "patches"))
+
+import anchors
 import stand_ins
 from anchors import load_upstreams
 from profiling_core.engine.delta_cache import DeltaCache
-from run_tiny import HERE
 from stand_ins import attention
 from tiny_upstreams import FAMILIES, TinyWan
 from trees import apply, read_tree
@@ -140,7 +142,7 @@ def main() -> int:
         copy = Path(temporary) / "checkout"
         ignored = shutil.ignore_patterns(".git", "assets", "examples")
         shutil.copytree(args.folder, copy, ignore=ignored)
-        tree = read_tree(copy, load_upstreams(HERE))
+        tree = read_tree(copy, load_upstreams(Path(anchors.__file__).parent))
         if tree.untouched:
             apply(tree)
         sys.path.insert(0, str(copy))

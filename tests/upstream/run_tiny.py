@@ -1,7 +1,7 @@
 """Run a patched checkout's own command on tiny random models, and check it against a naive walk.
 
-    python patches/run_tiny.py ../Wan2.1
-    python patches/run_tiny.py ../HunyuanVideo
+    python tests/upstream/run_tiny.py ../Wan2.1
+    python tests/upstream/run_tiny.py ../HunyuanVideo
 
 The checkout is copied and the copy patched. Its generate.py or sample_video.py then runs on the CPU
 in fp32, with its own pipelines, loops, schedulers and transformers, and with stand-ins for text
@@ -25,15 +25,16 @@ from pathlib import Path
 import torch
 from loguru import logger
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "patches"))
+
+import anchors
 import stand_ins
 from anchors import load_upstreams
-from profiling_core.errors import ProfileError
+from profiling_core.errors import PlanError, ProfileError
 from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch
 from tiny_upstreams import FAMILIES, TinyHunyuan, TinyRun, TinyWan
 from trees import apply, read_tree
-
-HERE = Path(__file__).resolve().parent
 
 
 def check_task(run: TinyRun, task: str, say: Callable[[str], None]) -> int:
@@ -52,6 +53,7 @@ def check_task(run: TinyRun, task: str, say: Callable[[str], None]) -> int:
         say(f"{'ok   ' if good else 'WRONG'} {run.name} {task}: {family}")
     wrong += check_presets(run, options, full, say, task)
     wrong += check_profile(run, options, full, say, task)
+    wrong += check_early(run, options, say, task)
     return wrong
 
 
@@ -96,6 +98,17 @@ def check_refused(run: TinyRun, options: list[str], say: Callable[[str], None], 
     return 1
 
 
+def check_early(run: TinyRun, options: list[str], say: Callable[[str], None], task: str) -> int:
+    """A plan that is not there ends the command before a model is built."""
+    run.model, good = None, False
+    try:
+        run.run([*options, "--delta_cache", "nowhere.json"])
+    except PlanError:
+        good = run.model is None
+    say(f"{'ok   ' if good else 'WRONG'} {run.name} {task}: a plan that is not there")
+    return int(not good)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="top directory of a checkout")
@@ -109,7 +122,7 @@ def main() -> int:
         shutil.copytree(
             args.folder, copy, ignore=shutil.ignore_patterns(".git", "assets", "examples")
         )
-        tree = read_tree(copy, load_upstreams(HERE))
+        tree = read_tree(copy, load_upstreams(Path(anchors.__file__).parent))
         if tree.untouched:
             apply(tree)
         sys.path.insert(0, str(copy))

@@ -66,8 +66,8 @@ class TinyRun(ABC):
         seen: list[Grid] = []
         shift = self.shift(options)
 
-        def see(scheduler: Any, told: dict[str, Any]) -> None:
-            seen.append(grid_of(scheduler, told | shift))
+        def see(scheduler: Any, given: dict[str, Any]) -> None:
+            seen.append(grid_of(scheduler, given | shift))
 
         with ExitStack() as stack:
             for scheduler in self.schedulers:
@@ -76,7 +76,7 @@ class TinyRun(ABC):
         return seen[-1]
 
     def shift(self, options: list[str]) -> dict[str, float]:
-        """Where the scheduler is not told it."""
+        """Where the scheduler does not get it."""
         return {}
 
     def plan(self, family: str, grid: Grid) -> CachePlan:
@@ -100,7 +100,7 @@ class TinyRun(ABC):
             solver=grid.solver,
             shift=grid.shift,
             sites=sites,
-            provenance={"made_by": "patches/run_tiny.py", "source": "by hand"},
+            provenance={"made_by": "tests/upstream/run_tiny.py", "source": "by hand"},
         )
 
     def by_plan(self, plan: CachePlan, options: list[str]) -> torch.Tensor:

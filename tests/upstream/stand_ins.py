@@ -83,7 +83,7 @@ class _Dots(dict):
 @contextmanager
 def missing_packages() -> Iterator[None]:
     """Inside the with block OPTIONAL imports, and asking for the CUDA device says 0."""
-    # these ask once what is installed, and should not be told of stand-ins
+    # these ask once what is installed, and should not find stand-ins
     from diffusers import AutoencoderKL, DiffusionPipeline  # noqa: F401
 
     finder, current = _Finder(), torch.cuda.current_device
