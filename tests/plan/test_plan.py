@@ -231,6 +231,14 @@ def test_model_with_another_depth_or_width_is_refused():
         plan.check_model({"blocks": 40}, 1536)
 
 
+def test_a_label_tells_plans_of_one_name_apart():
+    plan = load_preset("wan2.1-t2v-14B", "paper")
+    assert plan.label == load_preset("wan2.1-t2v-14B", "paper").label
+    assert plan.label.startswith("paper (sha256 ")
+    site = plan.sites[0].model_copy(update={"skip": "linear"})
+    assert plan.model_copy(update={"sites": (site,)}).label != plan.label
+
+
 # -- carry-over
 
 
