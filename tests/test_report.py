@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from made_profiles import made_profile
+from profiling_core.frontier import check_frontier
 from profiling_core.models import MODELS
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.presets import load_preset
@@ -228,7 +229,11 @@ def test_a_missing_package_is_one_line_with_the_command(monkeypatch, measured):
     message = r'^matplotlib is not installed: pip install "profiling-dit\[report\]"$'
     with pytest.raises(PlanError, match=message):
         svgs(figure_named(measured, "l1"))
-    with pytest.raises(PlanError, match=r"^matplotlib and scikit-image is not"):
+    with pytest.raises(PlanError, match=message):
+        command("--profile", "gone", "-o", "gone/report.html")
+    with pytest.raises(PlanError, match=message):
+        check_frontier(Path("frontier.svg"))
+    with pytest.raises(PlanError, match=r"^matplotlib and scikit-image are not"):
         check_packages("matplotlib", "skimage")
 
 
