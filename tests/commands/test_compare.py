@@ -218,6 +218,14 @@ def test_page_parses_and_loads_nothing(finished):
         assert shown in words
 
 
+def test_a_missing_package_is_named_before_any_run(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("profiling_core.report.drawing.find_spec", lambda name: None)
+    assert main(given("wan", tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert 'scikit-image are not installed: pip install "profiling-dit[report]"' in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 def test_the_same_command_runs_nothing_again(finished, monkeypatch, capsys):
     tree, out, line = finished
     before = (out / "rows.jsonl").read_bytes()

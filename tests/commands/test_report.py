@@ -20,6 +20,7 @@ from profiling_core.commands.report.change import hold_errors
 from profiling_core.commands.report.command import add_report_command
 from profiling_core.commands.report.drawing import HEAT, MAPS, check_packages, files_of, svgs
 from profiling_core.commands.report.figures import Absent, Figure, Points, Scatter
+from profiling_core.commands.report.frontier import check_frontier
 from profiling_core.commands.report.markup import EMPTY, Markup
 from profiling_core.commands.report.plan_picture import answer, block_states
 from profiling_core.errors import PlanError, ProfileError
@@ -229,7 +230,11 @@ def test_a_missing_package_is_one_line_with_the_command(monkeypatch, measured):
     message = r'^matplotlib is not installed: pip install "profiling-dit\[report\]"$'
     with pytest.raises(PlanError, match=message):
         svgs(figure_named(measured, "l1"))
-    with pytest.raises(PlanError, match=r"^matplotlib and scikit-image is not"):
+    with pytest.raises(PlanError, match=message):
+        command("--profile", "gone", "-o", "gone/report.html")
+    with pytest.raises(PlanError, match=message):
+        check_frontier(Path("frontier.svg"))
+    with pytest.raises(PlanError, match=r"^matplotlib and scikit-image are not"):
         check_packages("matplotlib", "skimage")
 
 

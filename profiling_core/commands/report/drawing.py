@@ -81,7 +81,8 @@ def check_packages(*names: str) -> None:
     """PlanError with the command that installs what figures and image measures need."""
     missing = [PACKAGES[name] for name in names or ("matplotlib",) if find_spec(name) is None]
     if missing:
-        raise PlanError(f"{' and '.join(missing)} is not installed: {INSTALL}")
+        verb = "is" if len(missing) == 1 else "are"
+        raise PlanError(f"{' and '.join(missing)} {verb} not installed: {INSTALL}")
 
 
 def svgs(figure: Figure) -> list[Markup]:
@@ -188,9 +189,8 @@ def _row_means(side: Axes, layer: Layer) -> None:
     sides = layer.sides or ("F",) * len(layer.means)
     filled = [MUTED if letter == "F" else "none" for letter in sides]
     side.barh(range(len(sides)), layer.means, 0.6, color=filled, edgecolor=MUTED, linewidth=0.6)
-    every = -(-len(sides) // 30) if layer.sides else len(sides) + 1
-    shown = range(0, len(sides), every) if layer.sides else ()
-    side.set_yticks(shown, [sides[n] for n in shown])
+    lettered = range(len(layer.sides)) if len(layer.sides) <= 30 else ()
+    side.set_yticks(lettered, [sides[n] for n in lettered])
     if layer.tau is not None:
         side.axvline(layer.tau, color=TEXT, linestyle=":", linewidth=1)
         side.set_title(f"τ {layer.tau:.3g}")
@@ -205,7 +205,7 @@ def _grid_axes(axes: Axes, x: Axis, y: Axis) -> None:
         shown = _shown(names, most)
         ticks(shown, [names[n] for n in shown])
     axes.set_xlabel(x.label)
-    axes.set_ylabel(", ".join(name for name, _ in y.groups) or y.label)
+    axes.set_ylabel(", ".join(name for name, _ in reversed(y.groups)) or y.label)  # read upwards
     edge = -0.5
     for _, count in y.groups[:-1]:
         edge += count
@@ -265,7 +265,7 @@ def _maps(figure: AttentionMaps) -> Iterator[Part]:
     rows, columns = len(figure.blocks.names), len(figure.steps.names)
     values = figure.maps[np.isfinite(figure.maps)]
     top = float(np.quantile(values, 0.99)) if values.size else 1.0
-    drawing, axes = _drawing(min(1.1, 4.2 / columns) * rows + 0.8, rows, columns)
+    drawing, axes = _drawing(min(1.1, 3.8 / columns) * rows + 0.8, rows, columns)
     for row, name in enumerate(figure.blocks.names):
         for column, step in enumerate(figure.steps.names):
             own = axes[row, column]
@@ -278,8 +278,9 @@ def _maps(figure: AttentionMaps) -> Iterator[Part]:
             own.set(xticks=[], yticks=[])
             if row == 0:
                 own.set_title(f"step {step}")
-        side = f"\n{figure.sides[row]}" if figure.sides[row] else ""
-        axes[row, 0].set_ylabel(f"{name}{side}", fontsize=9)
+        side = f", {figure.sides[row]}" if figure.sides[row] else ""
+        words = f"{name}{side}".replace(" ", "\n", 1)
+        axes[row, 0].set_ylabel(words, fontsize=9, rotation=0, ha="right", va="center")
     drawing.supxlabel("attention over its mean", fontsize=10, color=MUTED)
     bar = drawing.colorbar(image, ax=axes.ravel().tolist(), aspect=40, pad=0.02)
     bar.outline.set_visible(False)
