@@ -274,7 +274,7 @@ def test_mag_cache_is_calibrated_by_its_own_hook(benches, name):
 
 @pytest.mark.parametrize("build", [DBCache, StepMask])
 def test_a_package_that_is_not_installed_is_named(benches, monkeypatch, build):
-    monkeypatch.setattr("cache_dit_peers.find_spec", lambda name: None)
+    monkeypatch.setattr("benchmarks.baselines.cache_dit.find_spec", lambda name: None)
     assert "requirements-bench.txt" in build.missing() and FirstBlockCache.missing() is None
     peer, tree = build(), benches["wan"].tree
     with pytest.raises(ModuleNotFoundError, match="cache-dit is not installed"):
