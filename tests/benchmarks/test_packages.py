@@ -292,7 +292,7 @@ def test_masks_go_through_the_presets_of_the_package():
     assert all(graded_mask(grade / 8, 50)[::49] == [1, 1] for grade in range(41))
 
 
-# What packages.py says it configures around.
+# What diffusers_hooks.py says it configures around.
 
 
 def test_default_patterns_of_taylorseer_hook_nothing_on_wan(benches):
