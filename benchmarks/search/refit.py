@@ -1,6 +1,6 @@
 """What a closed-loop refit of forecast weights is worth, on held-out prompts of the miniatures.
 
-At every budget: the search's choice, the way to skip that its solver has alone (`corrected` for
+At every budget: the search's choice, the reuse mode that its solver has alone (`corrected` for
 Euler, `jump` for UniPC), its forecasts `linear` and `weights` (fitted on full runs), and refits of
 2 and 3 anchors along the cached runs of the six calibration prompts, one pass each; with Euler also
 a refit whose correction is left out. Every plan runs on the held-out prompts, in fp32. Plans go to

@@ -274,7 +274,7 @@ def test_mag_cache_is_calibrated_by_its_own_hook(benches, name):
 
 @pytest.mark.parametrize("build", [DBCache, StepMask])
 def test_a_package_that_is_not_installed_is_named(benches, monkeypatch, build):
-    monkeypatch.setattr("cache_dit_peers.find_spec", lambda name: None)
+    monkeypatch.setattr("benchmarks.baselines.cache_dit.find_spec", lambda name: None)
     assert "requirements-bench.txt" in build.missing() and FirstBlockCache.missing() is None
     peer, tree = build(), benches["wan"].tree
     with pytest.raises(ModuleNotFoundError, match="cache-dit is not installed"):
@@ -292,7 +292,7 @@ def test_masks_go_through_the_presets_of_the_package():
     assert all(graded_mask(grade / 8, 50)[::49] == [1, 1] for grade in range(41))
 
 
-# What packages.py says it configures around.
+# What diffusers_hooks.py says it configures around.
 
 
 def test_default_patterns_of_taylorseer_hook_nothing_on_wan(benches):
