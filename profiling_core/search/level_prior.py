@@ -95,7 +95,9 @@ def path_of(products: np.ndarray, levels: Levels, solver: str) -> Paths:
 @cache
 def published_ratios(model: str) -> np.ndarray:
     """gamma_1 .. gamma_S-1 of an official model, the mean of its branches; PlanError lists them."""
-    document = json.loads((resources.files("profiling_core") / FILE).read_text(encoding="utf-8"))
+    document = json.loads(
+        (resources.files("profiling_core.search") / FILE).read_text(encoding="utf-8")
+    )
     models = {name: entry for name, entry in document.items() if isinstance(entry, dict)}
     if model not in models:
         raise PlanError(f"no published magnitude ratios of {model}: there are {', '.join(models)}")

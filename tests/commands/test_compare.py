@@ -219,7 +219,7 @@ def test_page_parses_and_loads_nothing(finished):
 
 
 def test_a_missing_package_is_named_before_any_run(given, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("profiling_core.report.drawing.find_spec", lambda name: None)
+    monkeypatch.setattr("profiling_core.commands.report.drawing.find_spec", lambda name: None)
     assert main(given("wan", tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert 'scikit-image are not installed: pip install "profiling-dit[report]"' in error

@@ -460,14 +460,19 @@ def test_the_script_itself_ends_with_code_2_and_one_line(tmp_path: Path) -> None
 
 TINY_SCRIPT = """
 import signal, sys
-sys.path[:0] = [{root!r}, {tests!r}, {tree!r}]
+sys.path[:0] = [{root!r}, {tests!r}, {tree!r}, {wan!r}]
 from hunyuan_toys import TINY
 from hyvideo.config import CONFIGS
 import sample_video
 CONFIGS["HYVideo-tiny"] = TINY
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(sample_video.EXIT_TERMINATED))
 sys.exit(sample_video.main(sys.argv[1:]))
-""".format(root=str(ROOT), tests=str(ROOT / "tests" / "lib"), tree=str(ROOT / "HunyuanVideo"))
+""".format(
+    root=str(ROOT),
+    tests=str(ROOT / "tests" / "lib"),
+    tree=str(ROOT / "HunyuanVideo"),
+    wan=str(ROOT / "Wan2.1"),
+)
 
 
 def test_termination_cleans_up_like_an_interrupt(hunyuan_checkpoint: Path, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def extra_bytes(tokens: int, head_dim: int, chunk_bytes: int = CHUNK_BYTES) -> i
 MEASURE = """
 import sys
 import torch
-from profiling_core.attention_share import attention_received
+from profiling_core.recording.attention_share import attention_received
 
 def held(name):  # VmRSS now, VmHWM at most; ru_maxrss would count the parent's memory too
     with open("/proc/self/status") as file:

@@ -27,7 +27,9 @@ def test_every_official_model_has_ratios_of_every_step_and_their_source():
     for name in set(MODELS) - set(PROFILES):
         ratios = published_ratios(name)
         assert ratios.shape == (49,) and (0.7 < ratios).all() and (ratios < 1.3).all()
-    document = json.loads((resources.files("profiling_core") / FILE).read_text(encoding="utf-8"))
+    document = json.loads(
+        (resources.files("profiling_core.search") / FILE).read_text(encoding="utf-8")
+    )
     assert "MagCache" in document["source"] and document["licence"] == "Apache License 2.0"
     with pytest.raises(PlanError, match=r"ratios of mine: there are wan2\.1"):
         published_ratios("mine")

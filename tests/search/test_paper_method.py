@@ -282,7 +282,7 @@ def test_provenance_names_profile_and_settings():
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings, message):
-    with pytest.raises(PlanError) as error:
+    with pytest.raises((PlanError, ProfileError)) as error:
         paper_plan(made_profile(), **settings)
     assert message in str(error.value)
 
