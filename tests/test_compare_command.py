@@ -28,6 +28,7 @@ from profiling_core.compare.summary import METRICS, summarise
 from profiling_core.lpips import Lpips
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
+from profiling_core.report import drawing
 from test_lpips import random_state
 from wan.sigmas import sigmas_fp32 as wan_sigmas
 from wan.text2video import WanT2V
@@ -219,7 +220,7 @@ def test_page_parses_and_loads_nothing(finished):
 
 
 def test_a_missing_package_is_named_before_any_run(given, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("profiling_core.report.drawing.find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     assert main(given("wan", tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert 'scikit-image are not installed: pip install "profiling-dit[report]"' in error

@@ -19,7 +19,7 @@ from profiling_core.models import MODELS
 from profiling_core.plan import CachePlan, PlanError
 from profiling_core.presets import load_preset
 from profiling_core.profile import Profile, ProfileError, Settings
-from profiling_core.report import report_figures, write_pngs, write_report
+from profiling_core.report import drawing, report_figures, write_pngs, write_report
 from profiling_core.report.attention import chosen_blocks, pooled
 from profiling_core.report.change import hold_errors
 from profiling_core.report.command import add_report_command
@@ -231,7 +231,7 @@ def test_equal_figures_are_equal_bytes(measured, kind):
 
 def test_a_missing_package_is_one_line_with_the_command(monkeypatch, measured):
     check_packages("matplotlib", "skimage")
-    monkeypatch.setattr("profiling_core.report.drawing.find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     message = r'^matplotlib is not installed: pip install "profiling-dit\[report\]"$'
     with pytest.raises(PlanError, match=message):
         svgs(figure_named(measured, "l1"))
