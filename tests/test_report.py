@@ -215,9 +215,9 @@ def test_points_are_drawn_as_lines_or_as_clouds():
     sets = (Points("one", (1.0, 2.0, 3.0), (0.1, 0.2, 0.5)), Points("$x_\a$", (2.0,), (0.3,)))
     (line,) = svgs(Scatter("s", "Lines", "x", "y", sets, log_y=True, ring=(2.0, 0.3)))
     assert {"one", "$x_?$", "chosen", "0.2", "0.5"} <= set(labels(line))
-    cloud = Points("two", (1.0, 2.0), (30.0, 40.0), middle=(1.5, 35.0))
+    cloud = Points("_two", (1.0, 2.0), (30.0, 40.0), middle=(1.5, 35.0))
     (drawn,) = svgs(Scatter("s", "Clouds", "x", "y", (cloud,), line_at=1.0))
-    assert "full run" in labels(drawn)
+    assert {"full run", " _two"} <= set(labels(drawn))
     marks = re.findall(r'<use [^>]*fill="var\(--series-0\)"', drawn)
     assert len(marks) == 2 + 1 + 1  # clips, their mean, and the legend's
 

@@ -243,11 +243,12 @@ def _bars(axes: Axes, panel: Panel) -> None:
 
 
 def _lines(axes: Axes, panel: Panel) -> None:
+    places = [int(name) for name in panel.x.names]  # steps, perhaps not all of them
     for n, curve in enumerate(panel.series):
         colour = SERIES[n % len(SERIES)]
-        axes.fill_between(panel.x.at, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(places, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(
-            panel.x.at,
+            places,
             curve.middle,
             color=colour,
             linestyle=DASHES[n % len(DASHES)],
@@ -346,6 +347,7 @@ def _scatter(figure: Scatter) -> Iterator[Part]:
     for n, points in enumerate(figure.sets):
         colour, mark = SERIES[n % len(SERIES)], MARKS[n % len(MARKS)]
         name = "".join(c if c.isprintable() else "?" for c in points.name)
+        name = f" {name}" if name.startswith("_") else name  # else no entry in the legend
         if points.middle is None:
             dash = DASHES[n % len(DASHES)]
             axes.plot(points.x, points.y, dash, color=colour, marker=mark, markersize=4, label=name)
