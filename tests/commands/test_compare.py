@@ -25,6 +25,7 @@ from profiling_core.commands.compare.page import scatter
 from profiling_core.commands.compare.prompts import pairs_of, read_prompts, read_seeds
 from profiling_core.commands.compare.rows import Row, Rows
 from profiling_core.commands.compare.summary import METRICS, summarise
+from profiling_core.commands.report import drawing
 from profiling_core.lpips import Lpips
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
@@ -219,7 +220,7 @@ def test_page_parses_and_loads_nothing(finished):
 
 
 def test_a_missing_package_is_named_before_any_run(given, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("profiling_core.commands.report.drawing.find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     assert main(given("wan", tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert 'scikit-image are not installed: pip install "profiling-dit[report]"' in error

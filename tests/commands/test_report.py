@@ -14,15 +14,23 @@ import torch
 import torch.nn.functional as F
 
 from made_profiles import made_profile
-from profiling_core.commands.report import report_figures, write_pngs, write_report
+from profiling_core.commands.report import drawing, report_figures, write_pngs, write_report
 from profiling_core.commands.report.attention import chosen_blocks, pooled
 from profiling_core.commands.report.change import hold_errors
 from profiling_core.commands.report.command import add_report_command
-from profiling_core.commands.report.drawing import HEAT, MAPS, check_packages, files_of, svgs
+from profiling_core.commands.report.drawing import (
+    HEAT,
+    MAPS,
+    _tiled,
+    check_packages,
+    files_of,
+    svgs,
+)
 from profiling_core.commands.report.figures import Absent, Figure, Points, Scatter
 from profiling_core.commands.report.frontier import check_frontier
 from profiling_core.commands.report.markup import EMPTY, Markup
 from profiling_core.commands.report.plan_picture import answer, block_states
+from profiling_core.commands.report.tables import tables_of
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import MODELS
@@ -194,8 +202,13 @@ def test_curves_and_bars_are_drawn(measured):
 def test_maps_are_drawn_by_block_and_step(measured):
     figure = figure_named(measured, "maps")
     (drawn,) = svgs(figure)
-    assert drawn.count("<image ") == figure.maps.shape[0] * figure.maps.shape[1] + 1
-    assert {f"step {name}" for name in figure.steps.names} <= set(labels(drawn))
+    blocks = [f"{name}, {side}" for name, side in zip(figure.blocks.names, "FFFBBB", strict=True)]
+    assert {*blocks, *figure.steps.names} <= set(labels(drawn)) and drawn.count("<image ") == 2
+    tiles = _tiled(figure.maps, 2)
+    block, step, height, width = figure.maps.shape
+    assert tiles.shape == (block * (height + 2) - 2, step * (width + 2) - 2)
+    assert np.array_equal(tiles[-height:, -width:], figure.maps[-1, -1])
+    assert np.isnan(tiles[height]).all() and np.isnan(tiles[:, width]).all()
 
 
 def test_a_plan_is_drawn_with_the_states_that_it_has(measured):
@@ -210,9 +223,9 @@ def test_points_are_drawn_as_lines_or_as_clouds():
     sets = (Points("one", (1.0, 2.0, 3.0), (0.1, 0.2, 0.5)), Points("$x_\a$", (2.0,), (0.3,)))
     (line,) = svgs(Scatter("s", "Lines", "x", "y", sets, log_y=True, ring=(2.0, 0.3)))
     assert {"one", "$x_?$", "chosen", "0.2", "0.5"} <= set(labels(line))
-    cloud = Points("two", (1.0, 2.0), (30.0, 40.0), middle=(1.5, 35.0))
+    cloud = Points("_two", (1.0, 2.0), (30.0, 40.0), middle=(1.5, 35.0))
     (drawn,) = svgs(Scatter("s", "Clouds", "x", "y", (cloud,), line_at=1.0))
-    assert "full run" in labels(drawn)
+    assert {"full run", " _two"} <= set(labels(drawn))
     marks = re.findall(r'<use [^>]*fill="var\(--series-0\)"', drawn)
     assert len(marks) == 2 + 1 + 1  # clips, their mean, and the legend's
 
@@ -226,7 +239,7 @@ def test_equal_figures_are_equal_bytes(measured, kind):
 
 def test_a_missing_package_is_one_line_with_the_command(monkeypatch, measured):
     check_packages("matplotlib", "skimage")
-    monkeypatch.setattr("profiling_core.commands.report.drawing.find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     message = r'^matplotlib is not installed: pip install "profiling-dit\[report\]"$'
     with pytest.raises(PlanError, match=message):
         svgs(figure_named(measured, "l1"))
@@ -337,25 +350,27 @@ def test_without_attention_the_page_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_missing_values_leave_gaps(tmp_path, whole):
+def test_missing_values_leave_gaps(whole):
     profile = small()
     arrays = {name: profile.arrays[name].copy() for name in ("attention_share", "l1", "drift")}
     arrays["attention_share"][:, :, slice(None) if whole else 0] = np.nan
     arrays["l1"][:, 0, 3] = np.nan
     arrays["drift"][:, :, slice(None) if whole else 2] = np.nan
     gaps = with_arrays(profile, **arrays)
-    page = written(tmp_path, gaps)
     for name in ("attention", "drift"):
-        assert isinstance(figure_named(gaps, name), Absent) == whole
-    assert np.isnan(figure_named(gaps, "l1").views[1].panels[0].series[0].middle[3])
+        figure = figure_named(gaps, name)
+        assert isinstance(figure, Absent) == whole and bool(svgs(figure)) != whole
+    change = figure_named(gaps, "l1")
+    assert np.isnan(change.views[1].panels[0].series[0].middle[3]) and len(svgs(change)) == 2
     if whole:
-        assert "Not shown: no mask of the profile has any foreground" in page.seen()
+        assert figure_named(gaps, "attention").reason.startswith("no mask of the profile has any")
 
 
-def test_one_run_has_no_range(tmp_path):
-    page = written(tmp_path, small(runs=1))
-    assert "One run, so no range over runs." in page.seen()
-    assert ("th", "cond, mean") in page.texts and ("th", "smallest") not in page.texts
+def test_one_run_has_no_range():
+    figure = figure_named(small(runs=1), "l1")
+    assert "One run, so no range over runs." in figure.caption
+    text = "".join(tables_of(figure))
+    assert ">cond, mean</th>" in text and ">smallest</th>" not in text
 
 
 def test_a_profile_without_runs_is_refused(tmp_path):

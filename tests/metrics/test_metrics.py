@@ -1,11 +1,13 @@
 """Metrics against values worked out by hand and against scikit-image."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from profiling_core.metrics import compare, latent_error
+from profiling_core.metrics import compare, latent_error, ssim
 
 
 def clip(frames=5, seed=0):
@@ -58,3 +60,9 @@ def test_latent_error_is_relative():
 def test_wrong_shapes_are_named(video, text):
     with pytest.raises(ValueError, match=text):
         compare(video, np.zeros((3, 4, 16, 16)))
+
+
+def test_without_scikit_image_ssim_names_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    with pytest.raises(ImportError, match=r'scikit-image: pip install "profiling-dit\[report\]"$'):
+        ssim(np.zeros((3, 1, 16, 16)), np.zeros((3, 1, 16, 16)))

@@ -35,7 +35,7 @@ SPEEDUP = (
     "of the same clip where that process took it, else the median of its full runs"
 )
 IDEAL = "block FLOPs of a full run over the plan's: what the blocks alone would allow"
-HELD = "bytes of stored anchors at the worst moment"
+MEMORY = "bytes of stored anchors at the worst moment"
 SPREAD = "mean ± standard deviation over clips, in brackets the worst clip"
 TENSORS = (
     "Every plan is compared with the full run of the same model, prompt, seed and settings, on "
@@ -68,7 +68,7 @@ def paper_table(summary: Summary) -> tuple[list[str], Cells]:
 
 def spread_table(summary: Summary) -> tuple[list[str], Cells]:
     """Mean, standard deviation and worst clip of every metric, one row a plan."""
-    head = ["method", *(m.heading for m in summary.metrics), "held", "clips"]
+    head = ["method", *(m.heading for m in summary.metrics), "extra memory", "clips"]
     rows = []
     for one in summary.plans:
         cells = [spread_cell(one, metric) for metric in summary.metrics]
@@ -101,7 +101,12 @@ def spread_cell(one: Measured, metric: Metric) -> str:
 def meanings(summary: Summary) -> list[tuple[str, str]]:
     """Every column's name and what it is measured against."""
     found = [(m.title, MEANINGS[m.field]) for m in summary.metrics]
-    found += [("latency", LATENCY), ("speed-up", SPEEDUP), ("ideal", IDEAL), ("held", HELD)]
+    found += [
+        ("latency", LATENCY),
+        ("speed-up", SPEEDUP),
+        ("ideal", IDEAL),
+        ("extra memory", MEMORY),
+    ]
     if not any(m.field == "lpips" for m in summary.metrics):
         found.append(("LPIPS", "not measured: its weights were not given (--lpips-weights)"))
     return found

@@ -39,7 +39,7 @@ FIGURES = (
 
 def report_figures(profile: Profile, plans: Sequence[CachePlan] = ()) -> list[Figure]:
     """All figures of the report; ProfileError without a run, or for another model's plan."""
-    profile.recorded  # noqa: B018  a profile without runs says so
+    profile.recorded  # noqa: B018  ProfileError without runs
     pictures = plan_figures(profile, plans)
     return [*(make(profile) for make in FIGURES), *pictures]
 

@@ -96,8 +96,7 @@ def hold_figure(profile: Profile) -> Figure:
         "Gram matrix; colours on a logarithmic scale). It is the local error of holding one "
         "prediction for g steps; the plan search sums such errors over a run."
     )
-    steps = change_axis(profile)
-    steps = Axis("denoising step n", steps.word, steps.names, at=steps.at)
+    steps = step_axis(range(1, profile.recorded.steps), "denoising step n")
     gaps = Axis("gap g in steps", "gap", tuple(str(gap) for gap in range(1, len(errors) + 1)))
     layer = Layer("relative error", errors, True, missing="there is no step so early")
     return HeatMap("fig-hold", title, caption, steps, gaps, (layer,))

@@ -20,9 +20,7 @@ def document(
     plays_files: bool = False,
 ) -> str:
     """The whole page; it loads nothing, or with `plays_files` the clips and pictures beside it."""
-    style = (
-        files("profiling_core.commands.report").joinpath("assets", "page.css").read_text("utf-8")
-    )
+    style = files(__package__).joinpath("assets", "page.css").read_text("utf-8")
     policy = None if plays_files else _policy(style, script)
     head = tag(
         "head",

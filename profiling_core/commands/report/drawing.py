@@ -243,11 +243,12 @@ def _bars(axes: Axes, panel: Panel) -> None:
 
 
 def _lines(axes: Axes, panel: Panel) -> None:
+    places = [int(name) for name in panel.x.names]  # steps, perhaps not all of them
     for n, curve in enumerate(panel.series):
         colour = SERIES[n % len(SERIES)]
-        axes.fill_between(panel.x.at, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(places, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(
-            panel.x.at,
+            places,
             curve.middle,
             color=colour,
             linestyle=DASHES[n % len(DASHES)],
@@ -261,30 +262,38 @@ def _lines(axes: Axes, panel: Panel) -> None:
 
 
 def _maps(figure: AttentionMaps) -> Iterator[Part]:
-    """Blocks by steps, with the outline of the foreground."""
-    rows, columns = len(figure.blocks.names), len(figure.steps.names)
+    """Blocks by steps in one image, each with the outline of the foreground."""
+    rows, columns, height, width = figure.maps.shape
+    gap = max(1, width // 8)
     values = figure.maps[np.isfinite(figure.maps)]
     top = float(np.quantile(values, 0.99)) if values.size else 1.0
-    drawing, axes = _drawing(min(1.1, 3.8 / columns) * rows + 0.8, rows, columns)
-    for row, name in enumerate(figure.blocks.names):
-        for column, step in enumerate(figure.steps.names):
-            own = axes[row, column]
-            shown = figure.maps[row, column]
-            image = own.imshow(
-                shown, cmap=_scale("maps", MAPS), vmin=0, vmax=top, interpolation="none"
-            )
-            if (figure.mask >= 0.5).any() and min(figure.mask.shape) > 1:
-                own.contour(figure.mask, levels=[0.5], colors="white", linewidths=1)
-            own.set(xticks=[], yticks=[])
-            if row == 0:
-                own.set_title(f"step {step}")
-        side = f", {figure.sides[row]}" if figure.sides[row] else ""
-        words = f"{name}{side}".replace(" ", "\n", 1)
-        axes[row, 0].set_ylabel(words, fontsize=9, rotation=0, ha="right", va="center")
-    drawing.supxlabel("attention over its mean", fontsize=10, color=MUTED)
-    bar = drawing.colorbar(image, ax=axes.ravel().tolist(), aspect=40, pad=0.02)
+    drawing, own = _drawing(min(6.0, 1.0 + 4.0 * rows * (height + gap) / columns / (width + gap)))
+    axes = own[0, 0]
+    tiles = _tiled(figure.maps, gap)
+    image = axes.imshow(tiles, cmap=_scale("maps", MAPS), vmin=0, vmax=top, interpolation="none")
+    if (figure.mask >= 0.5).any() and min(figure.mask.shape) > 1:
+        outline = _tiled(np.broadcast_to(figure.mask, figure.maps.shape), gap)
+        axes.contour(np.ma.masked_invalid(outline), levels=[0.5], colors="white", linewidths=1)
+    axes.set_xticks((width + gap) * np.arange(columns) + width / 2 - 0.5, figure.steps.names)
+    names = [
+        f"{name}, {side}" if side else name
+        for name, side in zip(figure.blocks.names, figure.sides, strict=True)
+    ]
+    axes.set_yticks((height + gap) * np.arange(rows) + height / 2 - 0.5, names)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(figure.steps.label)
+    axes.set_title("attention over its mean", loc="left")
+    bar = drawing.colorbar(image, ax=axes, aspect=40, pad=0.02)
     bar.outline.set_visible(False)
     yield "", drawing
+
+
+def _tiled(maps: np.ndarray, gap: int) -> np.ndarray:
+    """(rows, columns, h, w) as one image, NaN between the tiles."""
+    rows, columns, height, width = maps.shape
+    tiles = np.full((rows, height + gap, columns, width + gap), np.nan)
+    tiles[:, :height, :, :width] = maps.transpose(0, 2, 1, 3)
+    return tiles.reshape(rows * (height + gap), columns * (width + gap))[:-gap, :-gap]
 
 
 def _plan(figure: PlanPicture) -> Iterator[Part]:
@@ -338,6 +347,7 @@ def _scatter(figure: Scatter) -> Iterator[Part]:
     for n, points in enumerate(figure.sets):
         colour, mark = SERIES[n % len(SERIES)], MARKS[n % len(MARKS)]
         name = "".join(c if c.isprintable() else "?" for c in points.name)
+        name = f" {name}" if name.startswith("_") else name  # else no entry in the legend
         if points.middle is None:
             dash = DASHES[n % len(DASHES)]
             axes.plot(points.x, points.y, dash, color=colour, marker=mark, markersize=4, label=name)

@@ -21,7 +21,6 @@ class Axis:
     word: str  # what one element is called: "step"
     names: tuple[str, ...]
     groups: tuple[tuple[str, int], ...] = ()  # named runs of neighbours, and how many each has
-    at: tuple[float, ...] = ()  # where the elements lie; empty: one after the other
 
     def full_name(self, index: int) -> str:
         """The name of an element with its group: "single_blocks 3"."""
@@ -172,7 +171,7 @@ Figure = HeatMap | Curves | AttentionMaps | PlanPicture | Scatter | Absent
 
 
 def step_axis(steps: Sequence[int], label: str = "denoising step") -> Axis:
-    return Axis(label, "step", tuple(map(str, steps)), at=tuple(map(float, steps)))
+    return Axis(label, "step", tuple(map(str, steps)))
 
 
 def change_axis(profile: Profile) -> Axis:

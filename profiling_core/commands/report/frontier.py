@@ -38,7 +38,7 @@ def save_frontier(points: list[Point], path: Path, chosen: Point | None = None) 
 
 
 def check_frontier(path: Path) -> None:
-    """PlanError for a name that says no format, or a folder that is not there."""
+    """PlanError for an unknown format, a missing folder or a missing package."""
     if path.suffix not in FORMATS:
         raise PlanError(f"--frontier {path}: expected a name that ends with {' or '.join(FORMATS)}")
     if not path.parent.is_dir():

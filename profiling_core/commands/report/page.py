@@ -35,9 +35,7 @@ def page(
     title: str | None,
 ) -> str:
     """The whole HTML document."""
-    script = (
-        files("profiling_core.commands.report").joinpath("assets", "video.js").read_text("utf-8")
-    )
+    script = files(__package__).joinpath("assets", "video.js").read_text("utf-8")
     return document(
         title or f"Profile of {profile.recorded.model.name}",
         [f"{plan.name}: {answer(profile, plan)}" for plan in plans],

@@ -10,7 +10,7 @@ const choices = [...root.querySelectorAll("select")];
 const seconds = (video) => video.dataset.frames / video.dataset.fps;
 const longest = videos.reduce((a, b) => (seconds(b) > seconds(a) ? b : a));
 const fps = Number(longest.dataset.fps);
-const say = (input, text) => { input.nextElementSibling.textContent = text; };
+const label = (input, text) => { input.nextElementSibling.textContent = text; };
 
 // The content becomes an object of this page: media from anywhere else is forbidden.
 root.querySelectorAll(".clip").forEach((clip, n) => {
@@ -24,19 +24,19 @@ function show() {
   videos.forEach((one) => { one.hidden = !pair.includes(one); one.style.clipPath = ""; });
   stage.prepend(pair[0]); // the other one lies above it
   if (!line) return;
-  say(line, `${line.value} %`);
+  label(line, `${line.value} %`);
   stage.querySelector(".cut").style.left = `${line.value}%`;
   if (pair[1] !== pair[0]) pair[1].style.clipPath = `inset(0 0 0 ${line.value}%)`;
   stage.querySelectorAll(".name").forEach((one, n) => { one.textContent = pair[n].ariaLabel; });
 }
 
-const sayFrame = () => say(bar, `${Number(bar.value) + 1} of ${longest.dataset.frames}`);
+const labelFrame = () => label(bar, `${Number(bar.value) + 1} of ${longest.dataset.frames}`);
 
 function seek() {
   videos.forEach((one) => { // the middle of a frame: no rounding to its neighbour
     one.currentTime = Math.min((Number(bar.value) + 0.5) / fps, seconds(one) - 0.5 / one.dataset.fps);
   });
-  sayFrame();
+  labelFrame();
 }
 
 function pause() {
@@ -47,7 +47,7 @@ function pause() {
 function follow() {
   if (play.textContent === "Play") return;
   bar.value = Math.floor(longest.currentTime * fps);
-  sayFrame();
+  labelFrame();
   requestAnimationFrame(follow);
 }
 
