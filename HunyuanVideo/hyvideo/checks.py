@@ -10,6 +10,7 @@ from torch import Tensor
 
 from profiling_core.errors import InputError, PlanError
 from profiling_core.plan import CachePlan
+from profiling_core.plan.regrid import regrid
 
 from .checkpoint import Files
 from .config import HunyuanConfig
@@ -88,7 +89,7 @@ def plan_for_run(plan: CachePlan, steps: int, shift: float) -> CachePlan:
             f"plan {plan.name!r} knows the branches {' and '.join(plan.branches)}, HunyuanVideo "
             "calls the model once a step: take a plan with cond alone"
         )
-    return plan.at(sigmas_fp32(steps, shift), solver=SOLVER, shift=shift)
+    return regrid(plan, sigmas_fp32(steps, shift), solver=SOLVER, shift=shift)
 
 
 def check_memory(

@@ -18,6 +18,7 @@ from profiling_core.parallel.cfg_parallel import BranchPair
 from profiling_core.parallel.ranks import Ranks, one_noise
 from profiling_core.parallel.xdit import sequence_share
 from profiling_core.plan import CachePlan
+from profiling_core.plan.describe import summary_lines
 from profiling_core.plan.restrict import plan_of_both
 from profiling_core.recording.perturbed_run import Replay
 from profiling_core.recording.recorder import Recorder
@@ -379,7 +380,8 @@ class HunyuanVideo:
         degrees = self.ranks.degrees
         own = -(-self.config.tokens(noise.shape) // degrees.sequence)
         tokens = own + max(text_lens(conditioning.mask))
-        lines = plan.summary_lines(
+        lines = summary_lines(
+            plan,
             tokens=rows // degrees.cfg * tokens,
             stream_itemsize=itemsize,
             latent_numel=rows * noise[0].numel(),

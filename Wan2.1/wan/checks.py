@@ -8,7 +8,8 @@ from torch import Tensor
 
 from profiling_core.errors import InputError, PlanError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.plan import BRANCHES
+from profiling_core.plan.regrid import regrid
+from profiling_core.plan.schema import BRANCHES
 
 from .configs import WanConfig
 from .memory import check_room
@@ -38,7 +39,7 @@ def plan_for_run(plan: CachePlan, solver: str, steps: int, shift: float) -> Cach
             f"plan {plan.name!r} knows the branch {plan.branches[0]!r} alone, Wan2.1 calls the "
             "model for cond and uncond: take a plan with both"
         )
-    return plan.at(sigmas_fp32(solver, steps, shift), solver=solver, shift=shift)
+    return regrid(plan, sigmas_fp32(solver, steps, shift), solver=solver, shift=shift)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from profiling_core.parallel.ranks import Ranks, one_noise
 from profiling_core.parallel.sharding import Precision
 from profiling_core.parallel.xdit import sequence_share
 from profiling_core.plan import CachePlan
-from profiling_core.plan.plan import BRANCHES
+from profiling_core.plan.describe import summary_lines
 from profiling_core.plan.restrict import plan_of_both
+from profiling_core.plan.schema import BRANCHES
 from profiling_core.recording.perturbed_run import Replay
 from profiling_core.recording.recorder import Recorder
 
@@ -294,7 +295,8 @@ class WanT2V:
         for note in plan.notes:
             logger.warning(note)
         degrees = self.ranks.degrees
-        lines = plan.summary_lines(
+        lines = summary_lines(
+            plan,
             tokens=-(-self.config.tokens(tuple(noise.shape)) // degrees.sequence),
             stream_itemsize=4,  # the residual stream is fp32
             latent_numel=degrees.cfg * noise.numel(),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 from profiling_core.commands.refit import add_refit_option, asked_for, check_refit, refit_plan
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.plan import Storage, StoragePlace
+from profiling_core.plan.schema import Storage, StoragePlace
 from profiling_core.profile.profile import Profile
 from profiling_core.search.resample import on_grid
 from profiling_core.trees.registry import tree_class

@@ -20,7 +20,7 @@ from profiling_core.commands.plan import (
 )
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import picture
+from profiling_core.plan.describe import picture, summary_lines
 from profiling_core.plan.schema import first_mistake
 from profiling_core.profile.profile import Profile, Settings, holds_profile, load_profile
 from profiling_core.profile.summary import settings_lines
@@ -63,7 +63,7 @@ def make_plan(args: argparse.Namespace) -> list[str]:
     out.parent.mkdir(parents=True, exist_ok=True)
     plan.save(out)
     return [
-        *plan.summary_lines(),
+        *summary_lines(plan),
         "",
         *picture(plan),
         "",

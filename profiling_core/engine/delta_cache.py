@@ -28,7 +28,7 @@ from torch import nn
 from profiling_core.engine.anchors import forecast_prediction, keep, tensors_of
 from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
 from profiling_core.engine.call_tracker import Follower
-from profiling_core.engine.interval import Interval, Schedule, Store
+from profiling_core.engine.interval import AnchorStore, Interval
 from profiling_core.engine.seams import (
     CACHE,
     WALK,
@@ -39,8 +39,10 @@ from profiling_core.engine.seams import (
 )
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import block_runs_full, block_share, format_bytes
-from profiling_core.plan.plan import IntervalSite, StoragePlace
+from profiling_core.plan.cost import block_runs_full, block_share
+from profiling_core.plan.describe import format_bytes
+from profiling_core.plan.schema import IntervalSite, StoragePlace
+from profiling_core.plan.site_schedule import SiteSchedule
 
 
 @dataclass
@@ -86,7 +88,7 @@ class DeltaCache:
         self._lists = dict(lists or {})
         self._model: nn.Module | None = None
         self._walks: list[BlockWalk] = []
-        self._prediction: Store | None = None
+        self._prediction: AnchorStore | None = None
         self._position: tuple[int, str] | None = None
         self._last_step = -1
         self._follower: Follower | None = None
@@ -287,7 +289,7 @@ class DeltaCache:
             store.drop_after(branch, step)
         self.report.bytes_held = self.bytes_held
 
-    def _stores(self) -> Iterator[Store]:
+    def _stores(self) -> Iterator[AnchorStore]:
         if self._prediction is not None:
             yield self._prediction
         for walk in self._walks:
@@ -296,9 +298,9 @@ class DeltaCache:
     def _build_stores(self, found: dict[str, nn.ModuleList]) -> None:
         self._walks, self._prediction = [], None
         for site in self.plan.sites:
-            schedules = {b: Schedule.of(self.plan, site, b) for b in self.plan.branches}
+            schedules = {b: SiteSchedule.of(self.plan, site, b) for b in self.plan.branches}
             if not isinstance(site, IntervalSite):
-                self._prediction = Store("prediction", schedules)
+                self._prediction = AnchorStore("prediction", schedules)
                 continue
             walk = next((w for w in self._walks if w.name == site.block_list), None)
             if walk is None:

@@ -27,6 +27,8 @@ from profiling_core.loops.loop_sizes import FirstCall
 from profiling_core.loops.scheduler_grid import Grid, grid_of, visit_only, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_full
+from profiling_core.plan.describe import summary_lines
+from profiling_core.plan.regrid import regrid
 from profiling_core.plan.restrict import for_both_branches, on_steps, on_visited_steps
 
 PlanFor = Callable[[Grid], CachePlan]
@@ -103,8 +105,8 @@ class LoopCache:
         """The scheduler's timesteps are set: settle the plan and attach."""
         self._detach()
         grid = grid_of(scheduler, told)
-        plan = self._plan_for(grid).at(grid.sigmas, solver=grid.solver, shift=grid.shift)
-        for line in (*plan.notes, *plan.summary_lines()):
+        plan = regrid(self._plan_for(grid), grid.sigmas, solver=grid.solver, shift=grid.shift)
+        for line in (*plan.notes, *summary_lines(plan)):
             self._tell(line)
         self.plan, visited = plan, on_visited_steps(for_both_branches(plan))
         if plan.jumps:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from profiling_core.engine.anchors import Anchor, forecast_prediction, tensors_of
 from profiling_core.engine.seams import in_front
 from profiling_core.errors import ProfileError
-from profiling_core.plan.plan import Branch
+from profiling_core.plan.schema import Branch
 from profiling_core.recording.run_data import Recording
 
 EPSILON = 0.1

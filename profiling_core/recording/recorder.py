@@ -32,7 +32,7 @@ from profiling_core.engine.anchors import keep, tensors_of
 from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan.model_specs import MODELS
-from profiling_core.plan.plan import Branch, ModelFingerprint
+from profiling_core.plan.schema import Branch, ModelFingerprint
 from profiling_core.profile.profile import MOST_MAPS, Profile, Settings, Subject, add_runs
 from profiling_core.recording.arrays import profile_of
 from profiling_core.recording.attention_hooks import Call, functions_of, tapped

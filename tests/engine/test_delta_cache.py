@@ -17,6 +17,7 @@ from made_plans import plans
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError
 from profiling_core.plan.cost import bytes_held
+from profiling_core.plan.site_schedule import forecasts
 from toys import (
     PLANS,
     NaiveWalk,
@@ -380,7 +381,7 @@ def test_dict_prediction_is_forecast_in_its_own_structure():
         return model(*args)
 
     outputs = run_hunyuan(model, plan, told)
-    newest, older = plan.forecasts(plan.prediction, "cond")[3]
+    newest, older = forecasts(plan, plan.prediction, "cond")[3]
     assert (newest[0], older[0]) == (1, 0)
     assert torch.equal(outputs[3], (outputs[1] * newest[1]).add(outputs[0], alpha=older[1]))
 

@@ -15,6 +15,7 @@ from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
+from profiling_core.plan.describe import summary_lines
 from profiling_core.search.search import Budget, PlanSearch
 from toys import PLANS, ToyWan, cached, equal, toy_plan
 
@@ -83,10 +84,10 @@ def test_the_log_says_the_memory(model) -> None:
     _, cache = cached(model, plan)
     assert f"at most {cache.report.peak_bytes} B of host memory" in cache.report.lines()[1]
     assert (
-        "anchors in host memory, as bfloat16 (" in plan.summary_lines(tokens=5, latent_numel=1)[-1]
+        "anchors in host memory, as bfloat16 (" in summary_lines(plan, tokens=5, latent_numel=1)[-1]
     )
-    assert plan.summary_lines()[-1].endswith("elements in host memory, as bfloat16")
-    assert toy_plan(PLANS["every block"]).summary_lines()[-1].endswith("elements in device memory")
+    assert summary_lines(plan)[-1].endswith("elements in host memory, as bfloat16")
+    assert summary_lines(toy_plan(PLANS["every block"]))[-1].endswith("elements in device memory")
 
 
 @pytest.mark.parametrize(

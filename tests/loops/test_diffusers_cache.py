@@ -14,7 +14,7 @@ from profiling_core.errors import PlanError
 from profiling_core.loops.diffusers_models import fingerprint_of, loop_models
 from profiling_core.loops.scheduler_grid import grid_of, when_set
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import format_bytes
+from profiling_core.plan.describe import format_bytes
 from tiny_pipelines import STEPS, Tiny, build
 
 TWO_CALLS = ("wan", "wan22", "wan_i2v", "hunyuan_cfg", "hunyuan_i2v", "hunyuan15")

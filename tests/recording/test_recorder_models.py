@@ -12,7 +12,7 @@ import test_wan_against_diffusers as wan_pair
 import torch
 from torch import Tensor, nn
 
-from profiling_core.plan.plan import ModelFingerprint
+from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.recording.perturbed_run import Replay
 from profiling_core.recording.recorder import Recorder
