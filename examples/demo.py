@@ -127,7 +127,7 @@ def cells(tree: str, run: Run, full: Run) -> list[str]:
         f"{ideal}x",
         f"{run.quality.psnr_frames:.1f}" if run.quality else "-",
         f"{run.quality.ssim:.4f}" if run.quality else "-",
-        format_bytes(run.stats.cache_peak_bytes),
+        format_bytes(run.stats.peak_bytes),
     ]
 
 

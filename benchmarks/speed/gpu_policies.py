@@ -128,7 +128,7 @@ class Planned(Policy):
                     for branch in others if number == 0 else ():  # their anchors count as well
                         cache.begin(step, branch)
                         self.subject.call()
-            held = max(held, cache.report.peak_bytes)
+            held = max(held, cache.stats.peak_bytes)
         return Costs(medians(found), held=held, peak=peak_memory(device))
 
 

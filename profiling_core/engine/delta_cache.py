@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from profiling_core.engine.anchors import forecast_prediction, keep, tensors_of
 from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
 from profiling_core.engine.call_tracker import Follower
 from profiling_core.engine.interval import AnchorStore, Interval
+from profiling_core.engine.run_stats import RunStats
 from profiling_core.engine.seams import (
     CACHE,
     WALK,
@@ -40,33 +40,8 @@ from profiling_core.engine.seams import (
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_full, block_share
-from profiling_core.plan.describe import format_bytes
-from profiling_core.plan.schema import IntervalSite, StoragePlace
+from profiling_core.plan.schema import IntervalSite
 from profiling_core.plan.site_schedule import SiteSchedule
-
-
-@dataclass
-class Report:
-    """What really happened in the last run: counted, not planned."""
-
-    block_runs: int = 0
-    block_runs_full: int = 0
-    model_calls: int = 0
-    reused_calls: int = 0  # model calls answered without running the model
-    reused_intervals: int = 0
-    peak_bytes: int = 0  # of anchors
-    bytes_held: int = 0
-    place: StoragePlace = "device"  # the memory that they lie in
-
-    def lines(self) -> list[str]:
-        """For the log after the run."""
-        share = 100 * self.block_runs / max(1, self.block_runs_full)
-        return [
-            f"ran {self.block_runs} of {self.block_runs_full} blocks ({share:.1f} %), "
-            f"reused {self.reused_intervals} interval deltas and {self.reused_calls} predictions",
-            f"anchors: at most {format_bytes(self.peak_bytes)} of {self.place} memory, "
-            f"now {format_bytes(self.bytes_held)}",
-        ]
 
 
 class DeltaCache:
@@ -84,7 +59,7 @@ class DeltaCache:
 
     def __init__(self, plan: CachePlan, *, lists: dict[str, str] | None = None) -> None:
         self.plan = plan
-        self.report = Report(place=plan.storage_place)
+        self.stats = self._new_stats()
         self._lists = dict(lists or {})
         self._model: nn.Module | None = None
         self._walks: list[BlockWalk] = []
@@ -93,6 +68,25 @@ class DeltaCache:
         self._last_step = -1
         self._follower: Follower | None = None
         self._busy = False
+
+    @property
+    def steps(self) -> int:
+        """Of the plan's grid."""
+        return self.plan.steps
+
+    @property
+    def solver_steps(self) -> tuple[int, ...]:
+        """The steps that a solver has to visit."""
+        return self.plan.solver_steps
+
+    def _new_stats(self) -> RunStats:
+        return RunStats(
+            plan=self.plan.name,
+            steps=self.steps,
+            solver_steps=len(self.solver_steps),
+            block_runs_full=block_runs_full(self.plan),
+            place=self.plan.storage_place,
+        )
 
     # -- attach and detach
 
@@ -149,7 +143,7 @@ class DeltaCache:
             store.clear()
         self._position = None
         self._last_step = -1
-        self.report.bytes_held = 0
+        self.stats.bytes_held = 0
         if self._follower is not None:
             self._follower.forget()
 
@@ -175,8 +169,7 @@ class DeltaCache:
                 "levels of plan.solver_steps"
             )
         if self._last_step < 0:  # a new video
-            full = block_runs_full(self.plan)
-            self.report = Report(block_runs_full=full, place=self.plan.storage_place)
+            self.stats = self._new_stats()
         self._position = (step, branch)
         self._last_step = step
 
@@ -243,7 +236,7 @@ class DeltaCache:
         if store is not None and step in store.schedules[branch].forecasts:
             needed = store.needed(branch, step)
             _check_sizes(needed[0][0].sizes, _sizes(args, kwargs))
-            self.report.reused_calls += 1
+            self.stats.reused_calls += 1
             return forecast_prediction(needed)
         output = self._run(run, args, kwargs, step, branch)
         given = output
@@ -268,7 +261,7 @@ class DeltaCache:
     def _run(
         self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: str
     ) -> Any:
-        self.report.model_calls += 1
+        self.stats.model_calls += 1
         for walk in self._walks:
             walk.start(step, branch)
         try:
@@ -278,16 +271,16 @@ class DeltaCache:
                 walk.stop()
         for walk in self._walks:
             walk.finish(step, branch)
-        self.report.block_runs += sum(self.plan.model.block_lists.values())
-        self.report.block_runs -= sum(walk.skipped for walk in self._walks)
-        self.report.reused_intervals += sum(walk.reused for walk in self._walks)
+        self.stats.block_runs += sum(self.plan.model.block_lists.values())
+        self.stats.block_runs -= sum(walk.skipped for walk in self._walks)
+        self.stats.reused_intervals += sum(walk.reused for walk in self._walks)
         return output
 
     def _account(self, step: int, branch: str) -> None:
-        self.report.peak_bytes = max(self.report.peak_bytes, self.bytes_held)
+        self.stats.peak_bytes = max(self.stats.peak_bytes, self.bytes_held)
         for store in self._stores():
             store.drop_after(branch, step)
-        self.report.bytes_held = self.bytes_held
+        self.stats.bytes_held = self.bytes_held
 
     def _stores(self) -> Iterator[AnchorStore]:
         if self._prediction is not None:

@@ -265,7 +265,7 @@ def made_runs():
                 denoise_seconds=s,
                 block_runs=50 if n else 100,
                 block_runs_full=100,
-                cache_peak_bytes=0,
+                peak_bytes=0,
             )
             for n, s in enumerate(seconds)
         ]

@@ -76,7 +76,7 @@ def test_two_predictions_are_held_at_most_and_said_before() -> None:
             cache.begin(step)
             model([torch.ones(5, 8)], torch.ones(1), 0.0)
         said = bytes_held(plan, tokens=5, stream_itemsize=4, latent_numel=40)
-        assert cache.report.peak_bytes == said == 2 * 40 * 4
+        assert cache.stats.peak_bytes == said == 2 * 40 * 4
         assert cache.bytes_held == 0
 
 

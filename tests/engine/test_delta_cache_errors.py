@@ -157,7 +157,7 @@ def test_report_counts_the_last_video_alone(model):
     cache = DeltaCache(plan).attach(model)
     for seed in range(3):
         run_clip(model, plan, cached_call(cache, model), seed)
-        assert cache.report.block_runs == plan.expected.block_runs
+        assert cache.stats.block_runs == plan.expected.block_runs
 
 
 def test_position_of_a_refused_begin_is_not_used(model):
@@ -231,7 +231,7 @@ def test_block_list_under_another_name_is_found_by_the_lists_argument():
         DeltaCache(plan).attach(model)
     cache = DeltaCache(plan, lists={"blocks": "inner.blocks"}).attach(model)
     run_clip(model, plan, cached_call(cache, model))
-    assert cache.report.block_runs == plan.expected.block_runs
+    assert cache.stats.block_runs == plan.expected.block_runs
 
 
 def test_summary_names_cost_and_bytes_before_the_run():

@@ -49,7 +49,7 @@ def cached(model, plan):
         return model([x], t, [text], TOKENS)[0]
 
     with cache.attached(model):
-        return clip(model, plan, call), cache.report
+        return clip(model, plan, call), cache.stats
 
 
 def naive(model, plan):

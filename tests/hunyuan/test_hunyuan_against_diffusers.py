@@ -213,7 +213,7 @@ def test_cached_clip_equals_the_cached_clip_of_diffusers(models, preset, lens) -
                 outputs.append(call(model, given))
                 following = (*plan.sigmas, 0.0)[step + 1]
                 given["x"] = given["x"] + outputs[-1] * (following - sigma)
-        assert cache.report.block_runs == plan.expected.block_runs < 25 * (DOUBLE + SINGLE)
+        assert cache.stats.block_runs == plan.expected.block_runs < 25 * (DOUBLE + SINGLE)
         clips.append(torch.stack(outputs))
     assert clips[0].std() > 0.1
     assert (clips[0] - clips[1]).abs().max() < 1e-4
