@@ -74,7 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--size", choices=SIZES, help=f"width*height; {default_of('default_size')}")
     add("--frame_num", type=int, help=f"4n+1; {default_of('frame_num')}")
     add("--ckpt_dir", help="checkpoint folder; t2v-mini has one bundled")
-    add("--offload_model", type=bool_text, help="parts not at work leave the GPU; default true")
+    add(
+        "--offload_model",
+        type=bool_text,
+        help="parts that are not needed leave the GPU; default true",
+    )
     add("--ulysses_size", type=int, default=1, help="processes that share the heads")
     add("--ring_size", type=int, default=1, help="groups of these, the tokens go around between")
     add("--cfg_size", type=int, default=1, help="2: guidance branches on processes of their own")

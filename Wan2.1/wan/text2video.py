@@ -145,7 +145,7 @@ class WanT2V:
 
         size: (width, height), multiples of 16; frame_num: 4n + 1; an empty n_prompt stands for
         the model's own negative prompt; a negative seed draws one; offload_model: parts that are
-        not at work leave the GPU; plan: a cache plan, put on this grid of noise levels; recorder:
+        not needed leave the GPU; plan: a cache plan, put on this grid of noise levels; recorder:
         records the run, which then has no plan, and writes its profile after decoding;
         noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """

@@ -20,9 +20,7 @@ from profiling_core.engine.anchors import Anchor, forecast_delta, keep
 from profiling_core.engine.block_lists import unwrapped
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Site
-from profiling_core.plan.site_schedule import (
-    SiteSchedule,
-)
+from profiling_core.plan.site_schedule import SiteSchedule
 
 
 @dataclass
@@ -177,7 +175,7 @@ class Interval(AnchorStore):
         return given[:count]
 
     def _leading(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """The call's arguments in the order of the block's parameters, whatever way given."""
+        """The call's arguments in the order of the block's parameters, by position or name."""
         named = self.names[len(args) :]
         return (*args, *(kwargs[name] for name in named if name in kwargs))
 

@@ -5,8 +5,8 @@
         video = pipeline(...)
     profile.finish(prompt=..., seed=..., guidance=...)
 
-The recorder is made when the loop sets its scheduler's timesteps, told its position from the
-model's calls, and given the final latent by the scheduler's last step.
+The recorder is made when the loop sets its scheduler's timesteps. It gets its position from the
+model's calls and the final latent from the scheduler's last step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from profiling_core.engine.anchors import keep
 from profiling_core.engine.block_lists import unwrapped
-from profiling_core.engine.call_tracker import Follower
+from profiling_core.engine.call_tracker import CallTracker
 from profiling_core.errors import ProfileError
 from profiling_core.loops.cached_loop import LoopModels
 from profiling_core.loops.scheduler_grid import Grid, grid_of, when_set
@@ -52,10 +52,10 @@ class LoopProfile:
         """The run inside the with block; targets and shift as for LoopCache."""
         with ExitStack() as attached, ExitStack() as seams:
 
-            def see(scheduler: Any, told: dict[str, Any]) -> None:
+            def see(scheduler: Any, given: dict[str, Any]) -> None:
                 attached.close()
-                given = told | ({} if shift is None else {"shift": shift})
-                self._recorder = self._recorder_of(grid_of(scheduler, given))
+                facts = given | ({} if shift is None else {"shift": shift})
+                self._recorder = self._recorder_of(grid_of(scheduler, facts))
                 attached.enter_context(_positions(self._recorder, self._found.models[0]))
                 attached.enter_context(self._recorder.attached(self._found.models[0]))
 
@@ -153,7 +153,7 @@ class GuidedRecorder(Recorder):
 
 @contextmanager
 def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
-    """Tell the recorder step and branch before its own hooks run."""
+    """Give the recorder step and branch before its own hooks run."""
     every = CachePlan.build(
         name="full",
         model=recorder.model,
@@ -162,14 +162,17 @@ def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
         solver=recorder.sampling["solver"],
         shift=recorder.sampling["shift"],
         sites=[],
-        provenance={"made_by": "profiling_core.loop_profile", "source": "every step computes"},
+        provenance={
+            "made_by": "profiling_core.loops.recorded_loop",
+            "source": "every step computes",
+        },
     )
-    follower = Follower(every, lambda: None, strict=True)
+    tracker = CallTracker(every, lambda: None, strict=True)
 
-    def tell(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.begin(*follower.position(args, kwargs))
+    def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder.begin(*tracker.position(args, kwargs))
 
-    handle = model.register_forward_pre_hook(tell, with_kwargs=True)
+    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     try:
         yield
     finally:
