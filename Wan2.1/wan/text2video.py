@@ -41,7 +41,7 @@ from .weights import load_transformer, model_kwargs
 class WanT2V:
     """A loaded text-to-video (or text-to-image) model.
 
-    config: one of configs.CONFIGS; checkpoint_dir: an official checkpoint folder; device: CUDA
+    config: one of configs.WAN_CONFIGS; checkpoint_dir: an official checkpoint folder; device: CUDA
     where there is one, else the CPU; torch_dtype: of the transformer's weights, fp32 as the
     official code or bf16 for half the memory; t5_cpu: keep the text encoder on the CPU;
     offload_model: count what `generate` moves to the host with it among the host's memory;
