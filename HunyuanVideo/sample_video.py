@@ -304,7 +304,7 @@ def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
 
 
 def warn(args: argparse.Namespace, config: HunyuanConfig) -> None:
-    """Say what is allowed and hardly meant."""
+    """Warn about values that are allowed and hardly meant."""
     embeds = config.transformer["guidance_embed"]
     if not embeds and args.embedded_cfg_scale != config.embedded_cfg_scale:
         logger.warning(f"--embedded-cfg-scale has no effect: {args.model} embeds no guidance")

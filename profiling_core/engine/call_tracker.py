@@ -1,4 +1,4 @@
-"""Step and branch of the model calls of a loop that is not ours, without reading the device."""
+"""Step and branch of the model calls of a foreign loop, without reading the device."""
 
 from __future__ import annotations
 

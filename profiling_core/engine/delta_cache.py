@@ -318,7 +318,7 @@ def _check_sizes(kept: tuple[torch.Size, ...], now: tuple[torch.Size, ...]) -> N
 
 
 def _check_apart(found: dict[str, nn.ModuleList]) -> None:
-    """Every list of the plan is a list of its own, and no other cache walks it."""
+    """Refuse lists of the plan that are one list, or that another cache walks."""
     for name, blocks in found.items():
         if WALK in blocks.__dict__:
             raise ValueError(f"another cache walks {name} already: detach it first")

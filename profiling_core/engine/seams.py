@@ -36,7 +36,7 @@ class BlockWalk:
         self.calls = None
 
     def finish(self, step: int, branch: str) -> None:
-        """Book what the call kept; ValueError when the model did not walk the list once."""
+        """Store what the call kept; ValueError when the model did not walk the list once."""
         if self.walks != 1:
             raise ValueError(
                 f"the model walked over its {self.name} {self.walks} times in one call instead of "
@@ -47,7 +47,7 @@ class BlockWalk:
 
 
 def _plain_reduce(module: nn.Module, plain: type, key: str, protocol: int) -> Any:
-    """How copies and pickles see an attached object: as the plain one."""
+    """Copies and pickles of an attached object are plain ones."""
     function, args, *rest = plain.__reduce_ex__(module, protocol)
     if function is not copyreg.__newobj__:  # a class with a reduction of its own
         return (plain if function is type(module) else function, args, *rest)
@@ -111,7 +111,7 @@ def walked_class(plain: type) -> type:
 
 
 def give_class_back(module: nn.Module, changed: Callable[[type], type]) -> None:
-    """Undo the class change; a class put on top of it since then is left alone and inert."""
+    """Undo the class change; below another class on top of it ours stays, inert."""
     plain = type(module).__mro__[1]
     if type(module) is changed(plain):
         module.__class__ = plain

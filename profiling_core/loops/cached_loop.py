@@ -1,14 +1,13 @@
-"""LoopCache: runs a plan in a denoising loop that is not ours; upstream's and diffusers'.
+"""LoopCache: runs a plan in a foreign denoising loop, of upstream or of diffusers.
 
     cache = LoopCache(plan_for, models)
     with cache.running(scheduler):      # a scheduler, or the classes of which the loop makes one
         pipeline(...)
 
-Everything that depends on the run is settled when the loop sets its scheduler's timesteps: the plan
-is regridded by sigma to the grid of that moment, a plan that jumps shortens it, and only then is a
-DeltaCache put on every model. At the end of the run, exceptions included, models and scheduler are
-as they were. Where the loop changes from one model to another (Wan2.2), every model gets the plan's
-steps on its own side of the change; nothing is reused across it.
+When the loop sets its scheduler's timesteps, the plan is regridded to those levels, a plan that
+jumps shortens them, and a DeltaCache is put on every model. At the end of the run, exceptions
+included, models and scheduler are as they were. Where the loop changes from one model to another
+(Wan2.2), every model gets the plan's steps on its own side; nothing is reused across the change.
 """
 
 from __future__ import annotations
@@ -54,12 +53,11 @@ class LoopModels:
     shares: Callable[[Any], Sequence[int]] | None = None
 
     def steps_of(self, scheduler: Any) -> list[int]:
-        """How many of the scheduler's steps every model takes."""
         return [len(scheduler.timesteps)] if self.shares is None else list(self.shares(scheduler))
 
 
 class LoopCache:
-    """Runs of one loop, one after the other; `plan`, `stats` and `lines` are the last run's.
+    """Runs of one loop, one after the other; `plan` and `stats` are the last run's.
 
     plan_for: the plan for a grid of noise levels, on that grid or another; PlanError when there is
     none. log: gets what the plan computes, before the first step, and what was done, after it.
@@ -77,7 +75,7 @@ class LoopCache:
         return self._found.models
 
     def use(self, found: LoopModels) -> None:
-        """Other models from the next run on."""
+        """Take other models from the next run on."""
         self._found = found
 
     @contextmanager
@@ -104,7 +102,7 @@ class LoopCache:
                 self._detach()
 
     def _start(self, scheduler: Any, given: dict[str, Any]) -> None:
-        """The scheduler's timesteps are set: settle the plan and attach."""
+        """Regrid the plan and attach, once the scheduler's timesteps are set."""
         self._detach()
         grid = grid_of(scheduler, given)
         plan = regrid(self._plan_for(grid), grid.sigmas, solver=grid.solver, shift=grid.shift)
@@ -176,7 +174,6 @@ class FirstCall:
         ]
 
     def close(self) -> None:
-        """Take the hooks off."""
         self._stream = []
         while self._handles:
             self._handles.pop().remove()
@@ -201,7 +198,7 @@ class FirstCall:
 
 
 def _summed(several: Sequence[RunStats]) -> RunStats:
-    """The counts of several models: runs and calls add up, of bytes the most counts."""
+    """The counts of several models: runs and calls add up, of bytes the largest counts."""
     total = replace(several[0]) if several else RunStats()
     for stats in several[1:]:
         for name in ("block_runs", "model_calls", "reused_calls", "reused_intervals"):

@@ -91,14 +91,13 @@ class PipelineCache:
         self.detach()
 
     def _call(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        """One call of the pipeline."""
         self._found_again()
         _refuse_strength(self.pipe, args, kwargs)
         with self._loop.running(self.pipe.scheduler):
             return call(*args, **kwargs)
 
     def _found_again(self) -> None:
-        """The models of now: a user may have compiled, wrapped or replaced them meanwhile."""
+        """Look the models up again: a user may have compiled, wrapped or replaced them."""
         found = loop_models(self.pipe)
         refuse_other_caches(self.pipe, found.models)
         self._model = fingerprint_of(found.models[0])
@@ -112,7 +111,7 @@ class PipelineCache:
 
 
 def run_calls_through(pipe: Any, runner: Callable[..., Any]) -> None:
-    """Let `runner(call, args, kwargs)` answer a pipeline's calls; PlanError where one does."""
+    """Let `runner(call, args, kwargs)` answer a pipeline's calls; PlanError beside another."""
     if _RUNNER in vars(pipe):
         raise PlanError(
             f"this {type(pipe).__name__} is cached or profiled already: detach that first"
@@ -122,7 +121,7 @@ def run_calls_through(pipe: Any, runner: Callable[..., Any]) -> None:
 
 
 def give_calls_back(pipe: Any, runner: Callable[..., Any]) -> None:
-    """Undo `run_calls_through`; nothing where another runner came since."""
+    """Undo `run_calls_through`, unless another runner came since."""
     if vars(pipe).get(_RUNNER) != runner:
         return
     del vars(pipe)[_RUNNER]
@@ -147,7 +146,7 @@ def _called_class(plain: type) -> type:
 
 
 def _refuse_strength(pipe: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-    """A loop that begins in the middle of its noise levels is not the one that was planned."""
+    """PlanError where a call begins in the middle of its noise levels."""
     try:
         given = inspect.signature(pipe.__call__).bind(*args, **kwargs)
     except TypeError:  # the call itself raises it
@@ -185,7 +184,7 @@ def refuse_intervals(plan: CachePlan, models: Iterable[nn.Module]) -> None:
 
 
 def _other_cache(model: nn.Module) -> tuple[str, str] | None:
-    """Its name and how to disable it."""
+    """The name of the enabled cache, and how to disable it."""
     if getattr(model, "is_cache_enabled", False):
         return f"diffusers' {type(model._cache_config).__name__}", "call disable_cache()"
     if getattr(model, "_is_cached", False):
@@ -209,7 +208,7 @@ def _against_skipping_blocks(model: nn.Module) -> str | None:
 
 
 def _prefetches(module: nn.Module) -> bool:
-    """Is it offloaded in a group with a stream of its own?"""
+    """Is the module offloaded in a group with a stream of its own?"""
     registry = getattr(module, "_diffusers_hook", None)
     hooks = [registry.get_hook(name) for name in _GROUPS] if registry is not None else []
     return any(getattr(getattr(hook, "group", None), "stream", None) is not None for hook in hooks)

@@ -1,4 +1,4 @@
-"""What a diffusers pipeline is to a plan: its denoisers, their block lists, and named plans for it.
+"""The denoisers of a diffusers pipeline, their block lists, and named plans for them.
 
 Everything is found by structure: the components called transformer..., the ModuleLists of blocks
 that lie directly in them, the width in their config. A small table holds the classes that presets
@@ -59,7 +59,7 @@ def loop_models(pipe: Any) -> LoopModels:
             "DeltaCache to each of them instead"
         )
     shares = None if len(models) == 1 else lambda scheduler: _shares(pipe, scheduler)
-    return LoopModels(tuple(models), _paths(models[0]), shares)
+    return LoopModels(tuple(models), _named_lists(unwrapped(models[0])), shares)
 
 
 def fingerprint_of(model: nn.Module) -> ModelFingerprint:
@@ -147,7 +147,7 @@ def _family(name: str) -> Family:
 
 
 def _own_lists(model: nn.Module) -> list[str]:
-    """Attributes of the ModuleLists of blocks that lie directly in a model."""
+    """Attribute names of the ModuleLists of blocks that lie directly in a model."""
     return [
         name
         for name, child in unwrapped(model).named_children()
@@ -157,17 +157,13 @@ def _own_lists(model: nn.Module) -> list[str]:
 
 
 def _named_lists(inner: nn.Module) -> dict[str, str]:
-    """The plan's names of the block lists and their attributes."""
+    """The block lists: the plan's names and the model's attributes."""
     kind = type(inner).__name__
     return _FAMILIES[kind][2] if kind in _FAMILIES else {name: name for name in _own_lists(inner)}
 
 
-def _paths(model: nn.Module) -> dict[str, str]:
-    return _named_lists(unwrapped(model))
-
-
 def _shares(pipe: Any, scheduler: Any) -> list[int]:
-    """Steps of the high-noise and of the low-noise model (Wan2.2): `boundary_ratio` parts them."""
+    """Steps of the high-noise and of the low-noise model (Wan2.2): split by `boundary_ratio`."""
     total, ratio = len(scheduler.timesteps), pipe.config.boundary_ratio
     if ratio is None:
         return [total, 0]

@@ -97,7 +97,7 @@ def _call(pipe: Any, run: LoopProfile, given: dict[str, Any], steps: int, seed: 
 
 
 def _default_settings(model: nn.Module) -> Settings:
-    """Attention where it can be seen."""
+    """Attention is recorded where hooks can see it."""
     return Settings() if functions_of(model.modules()) else Settings(attention_every=0)
 
 

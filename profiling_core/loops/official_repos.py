@@ -4,9 +4,9 @@
     wan_run(pipeline, args)          # in generate.py, behind the construction of each pipeline
     hunyuan_run(sampler)             # in sample_video.py, behind the construction of the sampler
 
-Both runs leave modules, classes and models as they are but for the length of one `generate` or
-`predict`: the object that runs the loop gets a call of its own, which attaches to the model that is
-there by then (parallel, sharded, offloaded), runs upstream's, and detaches, exceptions included.
+The object that runs the loop gets a call of its own, in place of `generate` or `predict`: it
+attaches to the model that is there by then (parallel, sharded, offloaded), runs upstream's call and
+detaches, exceptions included. Modules, classes and models stay as they are between calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import nn
 from profiling_core.engine.block_lists import hidden_width, unwrapped
 from profiling_core.errors import ProfileError
 from profiling_core.loops.cached_loop import Log, LoopCache, LoopModels
-from profiling_core.loops.diffusers_models import checked_name, named_plan
+from profiling_core.loops.diffusers_models import checked_name, plan_for_solver
 from profiling_core.loops.recorded_loop import GuidedRecorder, LoopProfile
 from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.plan import CachePlan
@@ -39,7 +39,7 @@ from profiling_core.runtime.options import check_profile_target
 
 @dataclass(frozen=True)
 class Loop:
-    """How one upstream runs its loop. Functions get the object that runs it."""
+    """How one upstream runs its loop. The functions take the object that runs it."""
 
     family: str
     lists: tuple[str, ...]
@@ -108,7 +108,7 @@ def _cached(
     plan = checked_name(asked, model)
 
     def plan_for(grid: Grid) -> CachePlan:
-        return plan if isinstance(plan, CachePlan) else named_plan(plan, model, grid.solver)
+        return plan_for_solver(plan, model, grid.solver)
 
     found = LoopModels((loop.model(owner),), {name: name for name in loop.lists})
     shift = arguments.get(loop.shift) if loop.shift else None

@@ -1,4 +1,4 @@
-"""LoopProfile: records a full run of a denoising loop that is not ours into a profile.
+"""LoopProfile: records a full run of a foreign denoising loop into a profile.
 
     profile = LoopProfile(recorder_of, models)
     with profile.running(scheduler):
@@ -78,7 +78,7 @@ class LoopProfile:
 
 
 class GuidedRecorder(Recorder):
-    """Records what the solver is given; of several model calls per step the first.
+    """Records what the solver is given, and the first of several model calls per step.
 
     grid: of the run; what is recorded are the latents and predictions of its levels.
     """
@@ -105,7 +105,7 @@ class GuidedRecorder(Recorder):
         return super().finish(self._scaled(self._clip(latent), self.steps), **facts)
 
     def see_step(self, given: Tensor, latent: Tensor) -> None:
-        """What the solver is given and has, at the step of the last call."""
+        """Record the solver's input and its latent, at the step of the last call."""
         step = len(self.recording.latents)
         self.recording.see_latent(step, [self._scaled(self._clip(latent), step)])
         prediction = self._factor * self._clip(given)
@@ -122,10 +122,10 @@ class GuidedRecorder(Recorder):
             super()._after_call(model, args, kwargs, output)
 
     def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
-        """The solver's are taken instead."""
+        """Do nothing: the solver's latents are recorded instead."""
 
     def _see_output(self, step: int, branch: Branch, output: Any) -> None:
-        """What the solver is given is taken instead."""
+        """Do nothing: the solver's input is recorded instead."""
 
     def _sizes(
         self, latents: list[Tensor], kwargs: dict[str, Any]

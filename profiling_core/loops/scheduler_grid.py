@@ -1,4 +1,4 @@
-"""The noise levels of a loop that is not ours, read from its scheduler when the loop sets it up.
+"""The noise levels of a foreign loop, read from its scheduler when the loop sets it up.
 
 Works on the schedulers of diffusers and on those of upstream Wan2.1 and HunyuanVideo, which follow
 the same contract: `set_timesteps(...)` leaves `timesteps`, one per step, and for flow matching
@@ -31,7 +31,7 @@ import torch
 
 from profiling_core.errors import PlanError
 
-# solvers of `flow_solvers` by the classes that implement them
+# names of the flow solvers by the classes that implement them
 _SOLVERS = {
     "FlowMatchEulerDiscreteScheduler": "euler",
     "FlowMatchDiscreteScheduler": "euler",
@@ -47,7 +47,7 @@ _SHIFTS = ("flow_shift", "shift")  # of a scheduler's config
 class Grid:
     """Falling noise levels of all steps, the solver's name and the shift they were made with.
 
-    rising: the scheduler's own sigmas rise; the levels are what they lack to 1. In these levels
+    rising: the scheduler's own sigmas rise; the levels are 1 minus them. In these levels
     the solver moves latents over `scales` (before every step, and the final one) by predictions
     times `factor`.
     """

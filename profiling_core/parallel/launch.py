@@ -1,4 +1,4 @@
-"""How the processes of a run come together: groups, and one mind about what is to be made."""
+"""How the processes of a run come together: groups, and agreement on the arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that share one clip: how many, what each does, and the groups they talk in.
+"""Processes that share one clip: how many, what each does, and their groups.
 
 The rank of one of world = cfg x ring x ulysses processes is
 
@@ -134,5 +134,5 @@ def one_noise(noise: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 def finish() -> None:
     """Leave the process group, if one is up, once all have come to their end."""
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()  # gloo may abort where one rank leaves while another still talks
+        dist.barrier()  # gloo may abort where one rank leaves while another still sends
         dist.destroy_process_group()
