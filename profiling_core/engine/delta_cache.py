@@ -34,7 +34,8 @@ from profiling_core.engine.seams import (
     WALK,
     BlockWalk,
     attached_class,
-    give_class_back,
+    put_on,
+    take_off,
     walked_class,
 )
 from profiling_core.errors import PlanError
@@ -102,11 +103,9 @@ class DeltaCache:
         self._build_stores(found)
         self._model = model
         try:
-            model.__dict__[CACHE] = self
-            model.__class__ = attached_class(type(model))
+            put_on(model, CACHE, self, attached_class)
             for walk in self._walks:
-                walk.blocks.__dict__[WALK] = walk
-                walk.blocks.__class__ = walked_class(type(walk.blocks))
+                put_on(walk.blocks, WALK, walk, walked_class)
         except BaseException:
             self.detach()
             raise
@@ -117,12 +116,10 @@ class DeltaCache:
         """Free every anchor and give model and lists their own classes back."""
         self.clear()
         for walk in self._walks:
-            walk.blocks.__dict__.pop(WALK, None)
-            give_class_back(walk.blocks, walked_class)
+            take_off(walk.blocks, WALK, walked_class)
         self._walks, self._prediction = [], None
         if self._model is not None:
-            self._model.__dict__.pop(CACHE, None)
-            give_class_back(self._model, attached_class)
+            take_off(self._model, CACHE, attached_class)
             self._model = None
         if self._tracker is not None:
             self._tracker.restore()

@@ -63,13 +63,11 @@ def in_front(model: nn.Module, answerer: Any) -> Iterator[None]:
     """
     if CACHE in model.__dict__:
         raise ValueError("a cache is attached already: detach it first")
-    model.__dict__[CACHE] = answerer
-    model.__class__ = attached_class(type(model))
+    put_on(model, CACHE, answerer, attached_class)
     try:
         yield
     finally:
-        model.__dict__.pop(CACHE, None)
-        give_class_back(model, attached_class)
+        take_off(model, CACHE, attached_class)
 
 
 @cache
@@ -110,8 +108,15 @@ def walked_class(plain: type) -> type:
     return _subclass(plain, members)
 
 
-def give_class_back(module: nn.Module, changed: Callable[[type], type]) -> None:
-    """Undo the class change; below another class on top of it ours stays, inert."""
+def put_on(module: nn.Module, key: str, value: Any, changed: Callable[[type], type]) -> None:
+    """Give a module `value` under `key`, and the class that reads it."""
+    module.__dict__[key] = value
+    module.__class__ = changed(type(module))
+
+
+def take_off(module: nn.Module, key: str, changed: Callable[[type], type]) -> None:
+    """Undo `put_on`; below another class on top of it ours stays, inert."""
+    module.__dict__.pop(key, None)
     plain = type(module).__mro__[1]
     if type(module) is changed(plain):
         module.__class__ = plain
