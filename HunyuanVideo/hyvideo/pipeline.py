@@ -19,7 +19,7 @@ from profiling_core.parallel.ranks import Ranks, one_noise
 from profiling_core.parallel.xdit import sequence_share
 from profiling_core.plan import CachePlan
 from profiling_core.plan.restrict import plan_of_both
-from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 
 from .attention import attention, backend
@@ -250,7 +250,7 @@ class HunyuanVideo:
         embedded_guidance: float | None = None,
         cfg_scale: float = 1.0,
         plan: CachePlan | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = True,
     ) -> Tensor:
         """Latents fp32 (B, z, f, h, w) from noise of that shape; leaves statistics in `last_run`.
@@ -438,6 +438,6 @@ class _Seconds:
 
 
 def _attached(
-    watch: DeltaCache | Recorder | Replay | None, model: torch.nn.Module
+    watch: DeltaCache | Recorder | PerturbedRun | None, model: torch.nn.Module
 ) -> AbstractContextManager:
     return nullcontext() if watch is None else watch.attached(model)

@@ -23,7 +23,7 @@ from profiling_core.parallel.xdit import sequence_share
 from profiling_core.plan import CachePlan
 from profiling_core.plan.plan import BRANCHES
 from profiling_core.plan.restrict import plan_of_both
-from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 
 from .attention import attention, backend
@@ -213,7 +213,7 @@ class WanT2V:
         sampling_steps: int = 50,
         guide_scale: float = 5.0,
         plan: CachePlan | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = True,
     ) -> Tensor:
         """Latent fp32 (z, f, h, w) from noise of that shape; leaves statistics in `last_run`."""
@@ -260,7 +260,7 @@ class WanT2V:
         contexts: dict[str, Tensor],
         seq_len: int,
         step: int,
-        watch: DeltaCache | Recorder | Replay | None,
+        watch: DeltaCache | Recorder | PerturbedRun | None,
     ) -> Iterator[Tensor]:
         """Of both branches, cond first; on two groups of processes in one call."""
         if self.guided is not self.model:
@@ -358,6 +358,6 @@ class _Seconds:
 
 
 def _attached(
-    watch: DeltaCache | Recorder | Replay | None, model: torch.nn.Module
+    watch: DeltaCache | Recorder | PerturbedRun | None, model: torch.nn.Module
 ) -> AbstractContextManager:
     return nullcontext() if watch is None else watch.attached(model)

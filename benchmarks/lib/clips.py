@@ -29,7 +29,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import available
 from profiling_core.profile.profile import Settings
-from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.options import resolve_plan
 from wan.configs import CONFIGS as WAN_CONFIGS
@@ -86,7 +86,7 @@ class Tree(ABC):
         *,
         steps: int | None = None,
         solver: str | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = False,
     ) -> Tensor:
         """A latent, with the model's own settings where none are given."""
@@ -146,7 +146,7 @@ class WanTree(Tree):
         *,
         steps: int | None = None,
         solver: str | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = False,
     ) -> Tensor:
         return self.pipeline.denoise(
@@ -216,7 +216,7 @@ class HunyuanTree(Tree):
         *,
         steps: int | None = None,
         solver: str | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = False,
     ) -> Tensor:
         if solver not in (None, *self.solvers):

@@ -16,12 +16,12 @@ import numpy as np
 from profiling_core.errors import ProfileError
 from profiling_core.plan.model_specs import consecutive
 from profiling_core.profile.block_scores import (
-    Parted,
+    BlockSplit,
     attention,
     block_scores,
     check_lists,
     default_lists,
-    part_blocks,
+    split_blocks,
 )
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.profile.step_change import l1_curve, shrinking_intervals
@@ -68,7 +68,7 @@ def ranking(profile: Profile) -> list[RankedBlock]:
     """All blocks of all lists, the largest R_attn first; ProfileError without attention."""
     scores, lift = block_scores(profile), block_scores(profile, score="lift")
     spread = _step_spread(profile)
-    side = _sides(_parted(profile))
+    side = _sides(_split(profile))
     rows = [
         RankedBlock(*block, float(scores[n]), float(lift[n]), float(spread[n]), side.get(block, ""))
         for n, block in enumerate(profile.blocks)
@@ -200,13 +200,13 @@ def _block_lines(profile: Profile, ranked: list[RankedBlock]) -> list[str]:
 
 
 def _side_lines(profile: Profile) -> list[str]:
-    parted = _parted(profile)
-    if isinstance(parted, ProfileError):
-        return [f"no F and B: {parted}"]
-    lines = [f"tau {parted.tau:.4f} ({parted.found_by}), equation 7:"]
-    for name in parted.lists:
+    split = _split(profile)
+    if isinstance(split, ProfileError):
+        return [f"no F and B: {split}"]
+    lines = [f"tau {split.tau:.4f} ({split.found_by}), equation 7:"]
+    for name in split.lists:
         for side in ("foreground", "background"):
-            blocks = getattr(parted, side)[name]
+            blocks = getattr(split, side)[name]
             runs = " ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in consecutive(blocks))
             lines.append(f"  {side} {name} ({len(blocks)}): {runs or 'none'}")
     return lines
@@ -262,18 +262,18 @@ def _ranked(profile: Profile) -> list[RankedBlock] | ProfileError:
         return error
 
 
-def _parted(profile: Profile) -> Parted | ProfileError:
+def _split(profile: Profile) -> BlockSplit | ProfileError:
     """F and B by the default tau, or why there are none."""
     try:
-        return part_blocks(profile)
+        return split_blocks(profile)
     except ProfileError as error:
         return error
 
 
-def _sides(parted: Parted | ProfileError) -> dict[tuple[str, int], str]:
-    if isinstance(parted, ProfileError):
+def _sides(split: BlockSplit | ProfileError) -> dict[tuple[str, int], str]:
+    if isinstance(split, ProfileError):
         return {}
-    mark = {"F": parted.foreground, "B": parted.background}
+    mark = {"F": split.foreground, "B": split.background}
     return {(name, b): side for side, at in mark.items() for name in at for b in at[name]}
 
 

@@ -1,4 +1,4 @@
-"""The arrays of a profile, computed from what one run left in memory."""
+"""The arrays of a profile, computed from the raw data of one run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def profile_of(
     """A profile of one run.
 
     facts: prompt, seed and guidance; video: (3, F, H, W), for motion masks; number: of the run in
-    its file, for masks from files; group: ranks whose parts are added up.
+    its file, for masks from files; group: ranks whose data are added up.
     """
     subject = recording.subject
     if group is not None:
@@ -126,7 +126,7 @@ def foreground_masks(
     video: Tensor | None,
     number: int,
 ) -> dict[int, Tensor]:
-    """A mask (f, h, w) for every attention step; one for all where it does not depend on it."""
+    """A mask (f, h, w) for every attention step; only pca and sam2 masks differ between steps."""
     subject = recording.subject
     per_step = settings.mask in ("pca", "sam2")
     masks: dict[int, Tensor] = {}

@@ -1,8 +1,8 @@
-"""The shipped presets made anew: `quality`, `balanced` and `fast` are searched here.
+"""The search behind the shipped presets `quality`, `balanced` and `fast`.
 
-The miniatures' on the profiles that lie beside their weights, the official models' on published
-figures (`published`). A profile's presets are what `plan --speedup` finds on it, with the way to
-skip that is the solver's own.
+The miniatures' are searched on the profiles beside their weights, the official models' on published
+figures (`level_prior`). A profile's presets are the plans that `plan --speedup` finds on it in the
+solver's own reuse mode.
 """
 
 from __future__ import annotations
@@ -61,17 +61,15 @@ def missing_profiles() -> list[Path]:
 
 
 class ProfiledPresets:
-    """Makes the presets of one profile; the tables are made once."""
+    """The presets of one profile."""
 
     def __init__(self, profile: Profile) -> None:
         self.skip = _skip_of(profile.recorded.solver)
         self.search = PlanSearch(profile, (self.skip,))
 
     def plan(self, preset: str) -> CachePlan:
-        """One of SPEEDUPS."""
-        budget, count = Budget(speedup=SPEEDUPS[preset]), _count(self.search.paths.steps, preset)
-        point = self.search.point_of(self.skip, count)
-        plan = self.search.plan_of(point, budget, preset)
+        point = self.search.point_of(self.skip, _count(self.search.steps, preset))
+        plan = self.search.plan_of(point, Budget(speedup=SPEEDUPS[preset]), preset)
         return _with_error(plan, point.error)
 
 
@@ -120,7 +118,7 @@ def _count(steps: int, preset: str) -> int:
 
 
 def _skip_of(solver: str) -> str:
-    """What the presets do on a skipped step: a jump, with Euler a correction."""
+    """The presets' reuse mode: a jump, with Euler a correction."""
     return skips_of(solver)[-1]
 
 

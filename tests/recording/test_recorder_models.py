@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from profiling_core.plan.plan import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
-from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 
 SIGMAS = (0.9, 0.6, 0.3)
@@ -139,9 +139,9 @@ def test_sensitivity_is_what_is_left_of_an_error(slope: float, step: int) -> Non
     with watch.attached(net):
         latent = sample(net, call, x, watch.begin)
 
-    def again(replay: Replay) -> Tensor:
-        with replay.attached(net):
-            return sample(net, call, x, replay.begin)
+    def again(perturbed: PerturbedRun) -> Tensor:
+        with perturbed.attached(net):
+            return sample(net, call, x, perturbed.begin)
 
     watch.measure_sensitivity(latent, again)
     found = watch.finish(latent, prompt="p").arrays["sensitivity"][0]

@@ -16,8 +16,16 @@ from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.profile.profile import Profile
-from profiling_core.refit.refit import Form, clips_of, forms, one_pass, refit, steps_of, with_facts
-from profiling_core.refit.rollout import Clip, Weights
+from profiling_core.refit.refit import (
+    Form,
+    forms,
+    one_pass,
+    refit,
+    rollouts_of,
+    steps_of,
+    with_facts,
+)
+from profiling_core.refit.rollout import Rollout, Weights
 from profiling_core.search.search import Budget, PlanSearch, Point
 from profiling_core.trees.tree_model import Asked
 
@@ -103,8 +111,8 @@ def form_of(profile: Profile, anchors: int, computed: tuple[int, ...] = COMPUTED
     return Form(plan, anchors, f"{anchors} anchors")
 
 
-def clips(profile: Profile, *forms: Form) -> list[Clip]:
-    return clips_of(profile, MadeModel(profile), steps_of(forms), lambda _: None)
+def rollouts(profile: Profile, *forms: Form) -> list[Rollout]:
+    return rollouts_of(profile, MadeModel(profile), steps_of(forms), lambda _: None)
 
 
 def nothing(_: str) -> None:
@@ -115,22 +123,22 @@ def nothing(_: str) -> None:
 def test_a_refit_is_better_than_the_line_and_measured_as_it_runs(anchors: int) -> None:
     profile = small()
     form = form_of(profile, anchors)
-    own = clips(profile, form)
+    own = rollouts(profile, form)
     best, start = refit(own, form.plan, [form], nothing)
     assert (best.words, start.plan) == (f"{anchors} anchors", form.plan)
     assert best.error < 0.7 * start.error
     assert best.plan.prediction.skip == "weights"
     assert max(map(len, best.plan.prediction.weights["cond"].values())) == anchors
-    for clip, error in zip(own, best.errors, strict=True):
-        latent = clip.model.denoise(clip.inputs, best.plan).flatten()
-        far = float((latent - clip.final).norm() / clip.final.norm())
+    for rollout, error in zip(own, best.errors, strict=True):
+        latent = rollout.model.denoise(rollout.inputs, best.plan).flatten()
+        far = float((latent - rollout.final).norm() / rollout.final.norm())
         assert far == pytest.approx(error, rel=1e-3)
 
 
 def test_the_model_runs_once_at_a_compute_step() -> None:
     profile = small(runs=2)
     form = form_of(profile, 3)
-    own = clips(profile, form)
+    own = rollouts(profile, form)
     model = own[0].model.model
     model.calls = 0
     one_pass(own, form)
@@ -141,12 +149,12 @@ def test_one_prompt_lands_on_the_wanted_latents_as_near_as_its_anchors_reach() -
     """The missing part of the latent at a compute step is at right angles to the anchors."""
     profile = small(runs=1)
     form = form_of(profile, 2)
-    (clip,) = clips(profile, form)
-    site = one_pass([clip], form).plan
+    (rollout,) = rollouts(profile, form)
+    site = one_pass([rollout], form).plan
     weights = Weights(site.forecasts(site.prediction, "cond"), site.corrections("cond"))
-    missing = clip.wanted[10] - clip.play(weights, until=10)
+    missing = rollout.wanted[10] - rollout.run(weights, until=10)
     for anchor in (6, 7):
-        row = clip.prediction(anchor)
+        row = rollout.prediction(anchor)
         cosine = float(row @ missing.double() / (row.norm() * missing.double().norm()))
         assert abs(cosine) < 0.05
 
@@ -154,7 +162,7 @@ def test_one_prompt_lands_on_the_wanted_latents_as_near_as_its_anchors_reach() -
 def test_two_branches_have_the_same_weights_and_are_guided() -> None:
     profile = small(WAN)
     form = form_of(profile, 3)
-    own = clips(profile, form)
+    own = rollouts(profile, form)
     best, start = refit(own, form.plan, [form], nothing)
     weights = best.plan.prediction.weights
     assert weights["cond"] == weights["uncond"]
@@ -164,7 +172,7 @@ def test_two_branches_have_the_same_weights_and_are_guided() -> None:
 def test_a_start_that_is_better_stays() -> None:
     profile = small()
     good, bad = form_of(profile, 3, tuple(range(15))), form_of(profile, 2, (0, 8))
-    best, _ = refit(clips(profile, good, bad), good.plan, [bad], nothing)
+    best, _ = refit(rollouts(profile, good, bad), good.plan, [bad], nothing)
     assert best.plan is good.plan
 
 
@@ -213,13 +221,13 @@ def test_a_run_without_a_seed_cannot_be_repeated() -> None:
     profile = small(runs=1)
     run = profile.runs[0].model_copy(update={"seed": None})
     with pytest.raises(ProfileError, match="run 1 of the profile has no seed"):
-        clips(replace(profile, runs=(run,)), form_of(profile, 2))
+        rollouts(replace(profile, runs=(run,)), form_of(profile, 2))
 
 
 def test_what_is_not_finite_is_refused() -> None:
     profile = small(runs=1)
     form = form_of(profile, 2)
-    own = clips(profile, form)
+    own = rollouts(profile, form)
     own[0].inputs[0].fill_(float("nan"))
     with pytest.raises(ProfileError, match="prediction of step 0, cond, is not finite"):
         one_pass(own, form)

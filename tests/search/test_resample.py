@@ -1,4 +1,4 @@
-"""A profile on another grid: its levels, its paths, and what is searched and predicted there."""
+"""A profile on another grid: its levels, its trajectories, plans and predicted errors there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from profiling_core.search import flow_solvers
 from profiling_core.search.flow_solvers import Levels
 from profiling_core.search.resample import grid_like, interpolation, on_grid
 from profiling_core.search.search import Budget, PlanSearch
-from profiling_core.search.trajectories import paths_of
+from profiling_core.search.trajectories import trajectories_of
 from wan import sigmas as wan_sigmas
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
@@ -114,7 +114,7 @@ def test_paths_are_the_interpolated_predictions_under_the_other_solver(wan, grid
     expected = np.concatenate([cond, uncond, latents])
     found = there.arrays["gram"][0]
     assert found == pytest.approx(expected @ expected.T, rel=1e-6, abs=1e-6 * found.max())
-    assert paths_of(there).steps == subject.steps  # they replay
+    assert trajectories_of(there).steps == subject.steps  # they replay
 
 
 def test_predictions_that_are_cubic_in_time_are_resampled_exactly():

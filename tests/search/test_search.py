@@ -96,8 +96,8 @@ def test_more_than_one_step_a_step_is_refused(search: PlanSearch) -> None:
     assert len(search.plan(Budget(speedup=20.0)).prediction.compute_steps["cond"]) == 1
 
 
-def test_a_way_to_skip_that_the_solver_lacks_is_refused() -> None:
-    with pytest.raises(PlanError, match="'jump' is no way to skip with euler: hold, linear"):
+def test_a_reuse_mode_that_the_solver_lacks_is_refused() -> None:
+    with pytest.raises(PlanError, match="'jump' is no reuse mode with euler: hold, linear"):
         PlanSearch(made_profile(model=HUNYUAN, runs=1, steps=20), ("jump",))
 
 
