@@ -79,7 +79,7 @@ class Lpips:
 
     @property
     def sha256(self) -> str:
-        """Of all tensors as fp32: two runs with the same digest measured the same distance."""
+        """Digest of all tensors as fp32: runs with the same one measured the same distance."""
         digest = hashlib.sha256()
         for name, tensor in self.state.items():
             digest.update(name.encode() + tensor.contiguous().cpu().numpy().tobytes())

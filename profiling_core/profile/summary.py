@@ -1,4 +1,4 @@
-"""What a profile says, as numbers and as lines for a terminal. No torch.
+"""The summary of a profile, as numbers and as lines for a terminal.
 
 Numbers: `ranking` (the blocks by R_attn), `stability` (over steps) and `agreement` (between runs,
 prompts and branches); scores and thresholds are in `block_scores`. Rank correlations are
@@ -77,7 +77,6 @@ def ranking(profile: Profile) -> list[RankedBlock]:
 
 
 def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability:
-    """How steady the blocks' ranking is over the steps; ProfileError without attention."""
     shares = _shares_of(profile, lists)  # (R, C, A, B)
     matrices = [rank_correlations(steps) for branches in shares for steps in branches]
     matrix = _nanmean_first(np.stack(matrices))
@@ -88,7 +87,6 @@ def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability
 
 
 def agreement(profile: Profile, lists: Sequence[str] | None = None) -> Agreement:
-    """How alike runs, prompts and branches rank the blocks; ProfileError without attention."""
     shares = _shares_of(profile, lists)
     per_branch = np.stack([[_nanmean_first(a) for a in branches] for branches in shares])
     between = rank_correlations(np.stack([_nanmean_first(a) for a in per_branch]))  # (R, R)
@@ -114,7 +112,6 @@ def rank_correlations(rows: np.ndarray) -> np.ndarray:
 
 
 def summary_lines(profile: Profile) -> list[str]:
-    """What a person wants to see of a profile in a terminal."""
     if profile.subject is None:
         return ["a profile without runs yet", *settings_lines(profile.settings)]
     lines = [*_subject_lines(profile), *settings_lines(profile.settings), "", *_run_lines(profile)]
@@ -128,7 +125,6 @@ def summary_lines(profile: Profile) -> list[str]:
 
 
 def settings_lines(settings: Settings) -> list[str]:
-    """What is recorded of every run."""
     high = f"the top {100 * settings.high_share:g} %" if settings.high_share is not None else ""
     if settings.high_threshold is not None:
         high = f"above {settings.high_threshold:g} x the mean"
@@ -179,7 +175,7 @@ def _run_lines(profile: Profile) -> list[str]:
 
 
 def _block_lines(profile: Profile, ranked: list[RankedBlock]) -> list[str]:
-    """A table of the blocks: as ranked, or in their order where there is no ranking."""
+    """A table of the blocks as ranked, else in their order."""
     drift = dict(zip(profile.blocks, _per_block(profile, "drift"), strict=True))
     seconds = _per_block(profile, "block_seconds")
     part = dict(zip(profile.blocks, 100 * seconds / seconds.sum(), strict=True))
@@ -255,7 +251,7 @@ def _sensitivity_lines(profile: Profile) -> list[str]:
 
 
 def _ranked(profile: Profile) -> list[RankedBlock] | ProfileError:
-    """The ranking, or why there is none: no attention, or no foreground in any mask."""
+    """The ranking, or the error: no attention, or no foreground in any mask."""
     try:
         return ranking(profile)
     except ProfileError as error:
@@ -263,7 +259,7 @@ def _ranked(profile: Profile) -> list[RankedBlock] | ProfileError:
 
 
 def _split(profile: Profile) -> BlockSplit | ProfileError:
-    """F and B by the default tau, or why there are none."""
+    """F and B by the default tau, or the error."""
     try:
         return split_blocks(profile)
     except ProfileError as error:
@@ -295,7 +291,7 @@ def _per_block(profile: Profile, name: str) -> np.ndarray:
 
 
 def _nanmean_first(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where nothing is, without a warning."""
+    """Mean over the first axis without NaN; NaN, without a warning, where all are."""
     seen = np.isfinite(values)
     counts = seen.sum(axis=0)
     sums = np.where(seen, values, 0.0).sum(axis=0)

@@ -26,7 +26,7 @@ EPSILON = 0.1
 
 
 class PerturbedRun:
-    """Attaches and takes the position like a Recorder; step: 1..steps-1."""
+    """Attached and told the position like a Recorder; step: 1..steps-1."""
 
     def __init__(self, recording: Recording, step: int) -> None:
         if not 1 <= step < recording.subject.steps:
@@ -38,7 +38,7 @@ class PerturbedRun:
         self._position: tuple[int, Branch] | None = None
 
     def begin(self, step: int, branch: Branch = "cond") -> None:
-        """Set the position of the next model call."""
+        """Say which step and branch the next model call belongs to."""
         self._position = (step, branch)
 
     @contextmanager

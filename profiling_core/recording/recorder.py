@@ -130,7 +130,7 @@ class Recorder:
     # -- position
 
     def begin(self, step: int, branch: Branch = "cond") -> None:
-        """Set the position of the next model call: every step and branch once, in order."""
+        """Say which step and branch the next model call belongs to: every pair once, in order."""
         count = self._calls
         expected = (count // len(self.branches), self.branches[count % len(self.branches)])
         if (step, branch) != expected or step >= self.steps:
@@ -346,11 +346,11 @@ def _spread(steps: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 
 def _patch_size(model: nn.Module) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of a token, where the model or its config says it."""
+    """Latent frames, rows and columns of a token, from the model or its config."""
     config = getattr(model, "config", None)
     size = getattr(config, "patch_size", None) or getattr(model, "patch_size", None)
     if isinstance(size, int):  # diffusers' HunyuanVideo
         return (getattr(config, "patch_size_t", None) or 1, size, size)
     if size is None or len(size) != 3:
-        raise PlanError(f"{type(model).__name__} says no patch_size of three numbers: {size}")
+        raise PlanError(f"{type(model).__name__} has no patch_size of three numbers: {size}")
     return tuple(size)

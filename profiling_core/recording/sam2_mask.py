@@ -37,7 +37,7 @@ LAYOUT = (
 def sam2_mask(rgb: Tensor, folder: str | Path, grid: tuple[int, int, int]) -> Tensor:
     """Foreground tokens (f, h, w of `grid`, bool) of rgb (f, H, W, 3) uint8, as `to_rgb` makes it.
 
-    `folder` holds the weights; ProfileError says what is missing there.
+    `folder` holds the weights; ProfileError names what is missing there.
     """
     model = _load(str(Path(folder).resolve()), rgb.device)
     frames = rgb.permute(3, 0, 1, 2).float()  # (3, f, H, W)
@@ -64,7 +64,7 @@ def prompt_points(shown: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _segment(model: Any, frame: Tensor, shown: Tensor) -> Tensor:
     """Foreground tokens (h, w) of one frame (3, H, W) in 0..255."""
-    rows, columns = _image_size(model)
+    rows, columns = map(int, model.config.vision_config.backbone_config.image_size)
     image = F.interpolate(frame[None] / 255, (rows, columns), mode="bilinear", antialias=True)
     mean, std = (image.new_tensor(v)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
     height, width = shown.shape
@@ -81,12 +81,6 @@ def _segment(model: Any, frame: Tensor, shown: Tensor) -> Tensor:
     logits = output.pred_masks[0, 0, best][None, None].float()
     inside = F.interpolate(logits, (rows, columns), mode="bilinear") > 0
     return F.adaptive_avg_pool2d(inside.float(), (height, width))[0, 0] >= 0.5
-
-
-def _image_size(model: Any) -> tuple[int, int]:
-    """Rows and columns that the vision encoder takes."""
-    rows, columns = model.config.vision_config.backbone_config.image_size
-    return int(rows), int(columns)
 
 
 @lru_cache(maxsize=1)  # called at every attention step

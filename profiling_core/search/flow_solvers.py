@@ -1,4 +1,4 @@
-"""The flow solvers of the trees as arithmetic on NumPy arrays: Euler, DPM++ 2M, UniPC. No torch.
+"""The flow solvers of the trees as arithmetic on NumPy arrays: Euler, DPM++ 2M, UniPC.
 
 On a given grid of noise levels each of them is linear in the start and in the predictions, so it
 can be run on coordinates instead of latents: in microseconds, for all calibration prompts at once,

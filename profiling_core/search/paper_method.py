@@ -39,20 +39,6 @@ PATTERNS = {
 }
 ORDERS = ("hold", "linear")
 
-# Rows of the paper's tables 3 and 4: blocks and pattern.
-ABLATIONS = {
-    "Foreground-focused Block Reuse": ("foreground", "stepwise"),
-    "Background-focused Block Reuse": ("background", "stepwise"),
-    "Background+Foreground (Split)": ("split", "stepwise"),
-    "Background+Foreground (Alternate)": ("alternate", "stepwise"),
-    "Foreground+Stepwise": ("foreground", "stepwise"),
-    "Foreground+Step Inverse": ("foreground", "inverse"),
-    "Foreground+Step Average": ("foreground", "average"),
-    "Background+Stepwise": ("background", "stepwise"),
-    "Background+Step Inverse": ("background", "inverse"),
-    "Background+Step Average": ("background", "average"),
-}
-
 
 def paper_plan(
     profile: Profile,
@@ -107,18 +93,6 @@ def paper_plan(
             },
         },
     )
-
-
-def every_ablation(profile: Profile, **settings: Any) -> dict[str, CachePlan]:
-    """Every row of the paper's tables 3 and 4 as a plan, by the row's name.
-
-    Settings as for `paper_plan`, without blocks, pattern, steps and name. Two rows stand in both
-    tables (foreground and background, stepwise) and are equal but for the name.
-    """
-    return {
-        row: paper_plan(profile, blocks=blocks, pattern=pattern, name=row, **settings)
-        for row, (blocks, pattern) in ABLATIONS.items()
-    }
 
 
 def _compute_steps(

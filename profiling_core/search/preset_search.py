@@ -7,6 +7,7 @@ solver's own reuse mode.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from importlib.metadata import version
@@ -35,7 +36,6 @@ PROFILES = {  # of the models that were profiled, in a clone of the repository
     "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
     "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
 }
-DIGITS = 4  # of a predicted error: machines round differently
 
 
 def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
@@ -69,8 +69,8 @@ class ProfiledPresets:
 
     def plan(self, preset: str) -> CachePlan:
         point = self.search.point_of(self.skip, _count(self.search.steps, preset))
-        plan = self.search.plan_of(point, Budget(speedup=SPEEDUPS[preset]), preset)
-        return _with_error(plan, point.error)
+        point = replace(point, error=_rounded(point.error))
+        return self.search.plan_of(point, Budget(speedup=SPEEDUPS[preset]), preset)
 
 
 def _published(planned: PlannedModel, preset: str) -> CachePlan:
@@ -81,7 +81,7 @@ def _published(planned: PlannedModel, preset: str) -> CachePlan:
         "compute_steps": dict.fromkeys(family.branches, choice.steps),
         "skip": _skip_of(family.solver),
     }
-    plan = CachePlan.build(
+    return CachePlan.build(
         name=preset,
         model=planned.fingerprint,
         steps=STEPS,
@@ -94,9 +94,8 @@ def _published(planned: PlannedModel, preset: str) -> CachePlan:
             "source": f"{LABEL}: MagCache's magnitude ratios of {name} (Apache License 2.0)",
             "settings": {"speedup": SPEEDUPS[preset], "sensitivity": DEFAULT},
         },
-        predicted_error=0.0,
+        predicted_error=_rounded(SCALE * choice.error),
     )
-    return _with_error(plan, SCALE * choice.error)
 
 
 @cache
@@ -122,10 +121,9 @@ def _skip_of(solver: str) -> str:
     return skips_of(solver)[-1]
 
 
-def _with_error(plan: CachePlan, error: float) -> CachePlan:
-    """The plan with this predicted error, to DIGITS digits."""
-    expected = plan.expected.model_copy(update={"predicted_error": float(f"{error:.{DIGITS}g}")})
-    return plan.model_copy(update={"expected": expected})
+def _rounded(error: float) -> float:
+    """To 4 digits: machines round differently."""
+    return float(f"{error:.4g}")
 
 
 def _repository() -> Path:

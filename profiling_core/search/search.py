@@ -1,4 +1,4 @@
-"""Search: a profile and a budget give the plan with the least predicted error. No torch.
+"""Search: a profile and a budget give the plan with the least predicted error.
 
     search = PlanSearch(Profile.load("my.profile"))
     plan = search.plan(Budget(speedup=2.0))

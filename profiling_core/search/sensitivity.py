@@ -1,6 +1,6 @@
 """Sensitivity: how much of an error in the latent before a step is left in the final latent.
 
-A profile holds it where it was asked for (`--sensitivity`). Elsewhere a default law stands in,
+A profile holds it for the steps of `--sensitivity`. Elsewhere a default law stands in,
 
     S(sigma) = FACTOR (sigma / (1 - sigma))^POWER, at most LARGEST
 

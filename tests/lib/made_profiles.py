@@ -11,6 +11,20 @@ from profiling_core.search.flow_solvers import Levels
 
 GUIDANCE = 5.0
 
+# Rows of the paper's tables 3 and 4: blocks and pattern.
+ABLATIONS = {
+    "Foreground-focused Block Reuse": ("foreground", "stepwise"),
+    "Background-focused Block Reuse": ("background", "stepwise"),
+    "Background+Foreground (Split)": ("split", "stepwise"),
+    "Background+Foreground (Alternate)": ("alternate", "stepwise"),
+    "Foreground+Stepwise": ("foreground", "stepwise"),
+    "Foreground+Step Inverse": ("foreground", "inverse"),
+    "Foreground+Step Average": ("foreground", "average"),
+    "Background+Stepwise": ("background", "stepwise"),
+    "Background+Step Inverse": ("background", "inverse"),
+    "Background+Step Average": ("background", "average"),
+}
+
 
 def made_profile(
     model: str = "wan2.1-t2v-mini",

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from made_profiles import made_profile
+from made_profiles import ABLATIONS, made_profile
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs, speedup_flops
@@ -18,7 +18,7 @@ from profiling_core.profile.block_scores import (
 )
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.profile.step_change import l1_curve, shrinking_intervals
-from profiling_core.search.paper_method import every_ablation, paper_plan
+from profiling_core.search.paper_method import paper_plan
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
 PAPER_STEPS = (*range(6), 6, 18, 27, 34, 40, 44, 47)  # the walk of warm-up 6, Tmax 12, Tmin 2
@@ -215,7 +215,11 @@ def test_linear_forecasts_of_both_sides_use_anchors_that_exist():
 
 @pytest.mark.parametrize("model", [WAN, HUNYUAN])
 def test_every_row_of_tables_3_and_4(model, tmp_path):
-    plans = every_ablation(made_profile(model), **PAPER)
+    profile = made_profile(model)
+    plans = {
+        row: paper_plan(profile, blocks=blocks, pattern=pattern, name=row, **PAPER)
+        for row, (blocks, pattern) in ABLATIONS.items()
+    }
     assert len(plans) == 10
     for row, plan in plans.items():
         assert plan.name == row and speedup_flops(plan) > 1
