@@ -54,7 +54,7 @@ class Flow(torch.nn.Module):
 
 
 class MadeModel:
-    """A tree's model with Euler's loop; a prompt is a mixture, of two branches one is guided."""
+    """A tree's model with Euler's loop; a prompt is a mixture, with two branches one is guided."""
 
     def __init__(self, profile: Profile) -> None:
         self.subject = profile.recorded
@@ -72,13 +72,13 @@ class MadeModel:
         watch = recorder or DeltaCache(plan or self.all_computed())
         with watch.attached(self.model), torch.no_grad():
             for step in range(self.subject.steps):
-                said = []
+                predictions = []
                 for branch, own in zip(branches, means, strict=False):
                     watch.begin(step, branch)
-                    said.append(self.model(latent, levels[step], own))
-                flow = said[0]
-                if len(said) == 2:
-                    flow = said[1] + GUIDANCE * (said[0] - said[1])
+                    predictions.append(self.model(latent, levels[step], own))
+                flow = predictions[0]
+                if len(predictions) == 2:
+                    flow = predictions[1] + GUIDANCE * (predictions[0] - predictions[1])
                 latent = latent + (levels[step + 1] - levels[step]) * flow
         return latent.reshape(self.subject.latent)
 
@@ -260,17 +260,17 @@ def test_the_command_measures_before_and_after_and_says_so_in_the_plan(
     monkeypatch.setattr("profiling_core.commands.refit.tree_class", lambda tree: Loaded)
     command = ["plan", "--profile", str(tmp_path / "a.profile"), "-o", str(out), "--speedup", "2"]
     assert main([*command, "--refit", "3", "--name", "mine"]) == 0
-    said, plan = capsys.readouterr(), CachePlan.load(out)
+    printed, plan = capsys.readouterr(), CachePlan.load(out)
     settings = plan.provenance.settings
     assert plan.name == "mine" and settings["refit_passes"] == 3
     assert settings["measured_error"] <= settings["measured_error_before"]
-    assert said.err.count("full run ") == 3 and said.err.count("pass ") == 3
-    before = said.out.index("measured  worst run  plan")
-    assert f"{settings['measured_error']:.4f}" in said.out[before:]
-    assert "as searched" in said.out and "predicted before the refit" in said.out
+    assert printed.err.count("full run ") == 3 and printed.err.count("pass ") == 3
+    before = printed.out.index("measured  worst run  plan")
+    assert f"{settings['measured_error']:.4f}" in printed.out[before:]
+    assert "as searched" in printed.out and "predicted before the refit" in printed.out
 
 
-# -- what the plan's file says of it
+# -- corrected weights in the plan's file
 
 
 def with_given(given: dict, solver: str = "euler", skip: str = "linear") -> dict:

@@ -1,4 +1,4 @@
-"""Candidates of a search, ranked by real runs: here of a model that is made up."""
+"""Candidates of a search, ranked by real runs of a made model."""
 
 from __future__ import annotations
 

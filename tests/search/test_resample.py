@@ -100,7 +100,7 @@ def test_interpolation_is_exact_at_recorded_levels_and_for_lines(wan, around):
 
 @pytest.mark.parametrize("grid", [(13, None, None), (40, 3.0, None), (None, None, "dpm++")])
 def test_paths_are_the_interpolated_predictions_under_the_other_solver(wan, grid):
-    """Against the same worked out on vectors instead of on products."""
+    """Against the same computed on vectors instead of products."""
     there, scale = on_grid(wan, *grid), wan.runs[0].guidance
     subject, steps = there.recorded, wan.recorded.steps
     values, axes = np.linalg.eigh(wan.arrays["gram"][0])
@@ -114,7 +114,7 @@ def test_paths_are_the_interpolated_predictions_under_the_other_solver(wan, grid
     expected = np.concatenate([cond, uncond, latents])
     found = there.arrays["gram"][0]
     assert found == pytest.approx(expected @ expected.T, rel=1e-6, abs=1e-6 * found.max())
-    assert trajectories_of(there).steps == subject.steps  # they replay
+    assert trajectories_of(there).steps == subject.steps  # they follow the solver
 
 
 def test_predictions_that_are_cubic_in_time_are_resampled_exactly():

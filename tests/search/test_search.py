@@ -64,14 +64,14 @@ def test_fitted_weights_follow_the_compute_steps() -> None:
     assert all(len(w) == 2 for s, w in site.weights["cond"].items() if int(s) > computed[1])
 
 
-def test_a_plan_says_where_it_comes_from(search: PlanSearch, tmp_path: Path) -> None:
+def test_a_plan_names_its_profile_and_settings(search: PlanSearch, tmp_path: Path) -> None:
     plan = search.plan(Budget(speedup=3.0), name="mine")
     plan.save(tmp_path / "mine.json")
-    told = json.loads((tmp_path / "mine.json").read_text())
-    assert told["name"] == "mine"
-    assert told["provenance"]["profile_sha256"] == search.profile.sha256()
-    assert told["provenance"]["settings"]["speedup"] == 3.0
-    assert told["provenance"]["settings"]["sensitivity"] == search.sensitivity.source
+    written = json.loads((tmp_path / "mine.json").read_text())
+    assert written["name"] == "mine"
+    assert written["provenance"]["profile_sha256"] == search.profile.sha256()
+    assert written["provenance"]["settings"]["speedup"] == 3.0
+    assert written["provenance"]["settings"]["sensitivity"] == search.sensitivity.source
     assert CachePlan.load(tmp_path / "mine.json") == plan
 
 

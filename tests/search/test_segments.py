@@ -1,4 +1,4 @@
-"""Errors of skipped stretches against playing the whole solver with and without the skip."""
+"""Errors of skipped stretches against the whole solver with and without the skip."""
 
 from __future__ import annotations
 
