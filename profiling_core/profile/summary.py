@@ -7,9 +7,10 @@ Spearman's, over the blocks of `lists` (by default those of the paper's plan, se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from profiling_core.profile.block_scores import (
 )
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.profile.step_change import l1_curve, shrinking_intervals
+
+Found = TypeVar("Found")
 
 NAN = float("nan")
 WIDEST_CURVE, CURVE_ROWS = 75, 6  # characters of the L1 picture
@@ -68,7 +71,7 @@ def ranking(profile: Profile) -> list[RankedBlock]:
     """All blocks of all lists, the largest R_attn first; ProfileError without attention."""
     scores, lift = block_scores(profile), block_scores(profile, score="lift")
     spread = _step_spread(profile)
-    side = _sides(_split(profile))
+    side = _sides(_or_error(split_blocks, profile))
     rows = [
         RankedBlock(*block, float(scores[n]), float(lift[n]), float(spread[n]), side.get(block, ""))
         for n, block in enumerate(profile.blocks)
@@ -115,7 +118,7 @@ def summary_lines(profile: Profile) -> list[str]:
     if profile.subject is None:
         return ["a profile without runs yet", *settings_lines(profile.settings)]
     lines = [*_subject_lines(profile), *settings_lines(profile.settings), "", *_run_lines(profile)]
-    ranked = _ranked(profile)
+    ranked = _or_error(ranking, profile)
     if isinstance(ranked, ProfileError):
         lines += ["", *_block_lines(profile, []), "", f"no R_attn, so no F and B: {ranked}"]
     else:
@@ -196,7 +199,7 @@ def _block_lines(profile: Profile, ranked: list[RankedBlock]) -> list[str]:
 
 
 def _side_lines(profile: Profile) -> list[str]:
-    split = _split(profile)
+    split = _or_error(split_blocks, profile)
     if isinstance(split, ProfileError):
         return [f"no F and B: {split}"]
     lines = [f"tau {split.tau:.4f} ({split.found_by}), equation 7:"]
@@ -250,18 +253,10 @@ def _sensitivity_lines(profile: Profile) -> list[str]:
     return [f"error of the final latent over that injected before a step (geometric mean): {pairs}"]
 
 
-def _ranked(profile: Profile) -> list[RankedBlock] | ProfileError:
-    """The ranking, or the error: no attention, or no foreground in any mask."""
+def _or_error(measure: Callable[[Profile], Found], profile: Profile) -> Found | ProfileError:
+    """The ranking or the split, or the error: no attention, no foreground, equal scores."""
     try:
-        return ranking(profile)
-    except ProfileError as error:
-        return error
-
-
-def _split(profile: Profile) -> BlockSplit | ProfileError:
-    """F and B by the default tau, or the error."""
-    try:
-        return split_blocks(profile)
+        return measure(profile)
     except ProfileError as error:
         return error
 

@@ -128,22 +128,14 @@ def foreground_masks(
 ) -> dict[int, Tensor]:
     """A mask (f, h, w) for every attention step; only pca and sam2 masks differ between steps."""
     subject = recording.subject
-    per_step = settings.mask in ("pca", "sam2")
-    masks: dict[int, Tensor] = {}
-    for step in subject.attention_steps:
-        masks[step] = (
-            foreground_mask(
-                settings.mask,
-                signal=recording.signal(step, guidance) if per_step else None,
-                video=video,
-                path=settings.mask_source,
-                run=number,
-                grid=subject.grid,
-            )
-            if per_step or not masks
-            else next(iter(masks.values()))
-        )
-    return masks
+
+    def mask(signal: Tensor | None) -> Tensor:
+        place = {"path": settings.mask_source, "run": number, "grid": subject.grid}
+        return foreground_mask(settings.mask, signal=signal, video=video, **place)
+
+    if settings.mask in ("pca", "sam2"):
+        return {s: mask(recording.signal(s, guidance)) for s in subject.attention_steps}
+    return dict.fromkeys(subject.attention_steps, mask(None))
 
 
 def attention_arrays(recording: Recording, settings: Settings, masks: dict[int, Tensor]) -> Arrays:

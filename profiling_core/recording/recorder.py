@@ -171,8 +171,8 @@ class Recorder:
         self.recording.see_blocks(step, branch, self._tap)
         self._see_output(step, branch, output)
         if not self._measures:
-            seconds = [timer.seconds() for timer in self._tap.timers]
-            self.recording.see_seconds(self._timer.seconds(), seconds)
+            self.recording.block_seconds.append([timer.seconds() for timer in self._tap.timers])
+            self.recording.model_seconds.append(self._timer.seconds())
         self._calls += 1
         self.recording.seconds = time.perf_counter() - self._since
 

@@ -70,11 +70,6 @@ class Recording:
         )
         self.received[branch, step, block] = on_host
 
-    def see_seconds(self, model: float, blocks: list[float]) -> None:
-        """Times of a call without attention and of its blocks."""
-        self.model_seconds.append(model)
-        self.block_seconds.append(blocks)
-
     def see_final(self, latent: Tensor) -> None:
         """The latent after the last step; repeated where the calls held it twice."""
         final = _checked(_flat([latent.float()]), "final latent")

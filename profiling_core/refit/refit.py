@@ -43,7 +43,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import floor, prod
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -52,13 +52,12 @@ from torch import Tensor
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.plan import Forecast
 from profiling_core.profile.profile import Profile
 from profiling_core.refit.rollout import LoadedModel, Rollout, Weights
 from profiling_core.search import flow_solvers
 from profiling_core.search.flow_solvers import Levels
-from profiling_core.search.search import PREDICTION_ITEMSIZE, Budget, PlanSearch, Point
+from profiling_core.search.search import Budget, PlanSearch, Point, anchor_bytes
 from profiling_core.search.step_search import QUANTILE, scores
 
 ANCHORS = (3, 2)
@@ -336,10 +335,4 @@ def _bytes(profile: Profile, form: Form) -> int:
     for n in corrections:
         before = [step for step in computed if step < n][-form.anchors :][::-1]
         weights.corrected[n] = tuple((step, 1.0) for step in (n, *before))
-    return bytes_held(
-        with_weights(plan, weights),
-        tokens=0,
-        stream_itemsize=0,
-        latent_numel=prod(profile.recorded.latent),
-        prediction_itemsize=PREDICTION_ITEMSIZE,
-    )
+    return anchor_bytes(with_weights(plan, weights), profile)

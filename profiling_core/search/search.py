@@ -46,7 +46,6 @@ from profiling_core.search.trajectories import Trajectories, trajectories_of
 SPEEDUP = 2.0
 EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
-PREDICTION_ITEMSIZE = 4  # bytes of a number of a prediction, in fp32
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,7 @@ class PlanSearch:
                 solver = self.trajectories.solver
                 raise PlanError(f"{skip!r} is no reuse mode with {solver}: {known}")
         self.skips = skips or possible
-        self.choice = cache(self._choice)
-        self._searches: dict[tuple[str, Objective], StepSearch] = {}
+        self._point, self._search = cache(self._best_point), cache(self._step_search)
 
     def plan(self, budget: Budget, name: str | None = None) -> CachePlan:
         """The plan of `point`, named after its speed-up where no name is given."""
@@ -178,7 +176,7 @@ class PlanSearch:
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
                 f"the profile's {self.steps} steps"
             )
-        return self._search(site.skip).evaluate(site.compute_steps["cond"])
+        return self._search(site.skip, DEFAULT_OBJECTIVE).evaluate(site.compute_steps["cond"])
 
     def _chosen(self, budget: Budget) -> Point:
         """The best point at the budget's speed-up, or the fastest below its error."""
@@ -216,20 +214,16 @@ class PlanSearch:
 
         Another objective chooses other steps; their error is predicted with the default one.
         """
-        choice = self.choice(skip, count, objective)
-        return Point(skip, choice.steps, self.steps / count, choice.error)
+        return self._point(skip, count, objective)
 
-    def _choice(self, skip: str, count: int, objective: Objective = DEFAULT_OBJECTIVE) -> Choice:
-        best = self._search(skip, objective).best(count)
-        return best if objective == DEFAULT_OBJECTIVE else self._search(skip).evaluate(best.steps)
+    def _best_point(self, skip: str, count: int, objective: Objective) -> Point:
+        steps = self._search(skip, objective).best(count).steps
+        error = self._search(skip, DEFAULT_OBJECTIVE).evaluate(steps).error
+        return Point(skip, steps, self.steps / count, error)
 
-    def _search(self, skip: str, objective: Objective = DEFAULT_OBJECTIVE) -> StepSearch:
-        if (skip, objective) not in self._searches:
-            table, sensitivity = self._segments[skip].table, self.sensitivity.values
-            self._searches[skip, objective] = StepSearch(
-                table, sensitivity, objective, CALIBRATION[skip]
-            )
-        return self._searches[skip, objective]
+    def _step_search(self, skip: str, objective: Objective) -> StepSearch:
+        table, sensitivity = self._segments[skip].table, self.sensitivity.values
+        return StepSearch(table, sensitivity, objective, CALIBRATION[skip])
 
     @cached_property
     def _segments(self) -> dict[str, Segments]:
@@ -252,13 +246,7 @@ class PlanSearch:
         """Bytes of the anchors of any plan in this reuse mode."""
         quarters = tuple(sorted({part * self.steps // 4 for part in range(4)}))
         plan = self._plan(Point(skip, quarters, 0.0, 0.0), "bytes", {})
-        return bytes_held(
-            plan,
-            tokens=0,
-            stream_itemsize=0,
-            latent_numel=prod(self.profile.recorded.latent),
-            prediction_itemsize=PREDICTION_ITEMSIZE,
-        )
+        return anchor_bytes(plan, self.profile)
 
     def _plan(self, point: Point, name: str, settings: dict) -> CachePlan:
         subject = self.profile.recorded
@@ -297,3 +285,14 @@ class PlanSearch:
                 alone = len(anchors) == 1
                 weights = [1.0] if alone else self._segments["weights"].weights(anchors, step)
                 yield step, [float(weight) for weight in weights]
+
+
+def anchor_bytes(plan: CachePlan, profile: Profile) -> int:
+    """Bytes that a plan of the prediction site keeps, with predictions in fp32."""
+    return bytes_held(
+        plan,
+        tokens=0,
+        stream_itemsize=0,
+        latent_numel=prod(profile.recorded.latent),
+        prediction_itemsize=4,
+    )
