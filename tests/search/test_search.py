@@ -32,7 +32,7 @@ def test_a_speed_up_is_reached_with_the_least_error(search: PlanSearch) -> None:
 
 def test_much_more_speed_predicts_more_error(search: PlanSearch) -> None:
     for skip in search.skips:
-        errors = [search.choice(skip, count).error for count in (20, 14, 9, 5, 2)]
+        errors = [search.point_of(skip, count).error for count in (20, 14, 9, 5, 2)]
         assert errors[0] < 1e-6
         assert all(slower < faster for slower, faster in pairwise(errors))
 
