@@ -90,7 +90,7 @@ class Settings(Checked):
 
 
 class Subject(Checked):
-    """The model and the sampling that all runs of a profile share."""
+    """Model and sampling of all runs of a profile."""
 
     model: ModelFingerprint
     steps: Annotated[int, Field(ge=2)]
@@ -260,13 +260,12 @@ class Profile:
             ) from None
         if text is None:
             raise ProfileError(f"profile {path}: a safetensors file, but not of a profile")
-        try:
-            header = _Header.model_validate_json(text)
-        except ValidationError as error:
-            raise ProfileError(f"profile {path}: {first_mistake(error)}") from None
         arrays.pop("empty", None)
         try:
+            header = _Header.model_validate_json(text)
             arrays = unpacked(arrays)
+        except ValidationError as error:
+            raise ProfileError(f"profile {path}: {first_mistake(error)}") from None
         except (KeyError, ValueError) as error:
             raise ProfileError(f"profile {path}: {error}: record it again") from None
         profile = cls(header.settings, header.subject, header.runs, arrays)

@@ -184,7 +184,7 @@ def _drift(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _diagonal(gram: np.ndarray, steps: int) -> Iterator[np.ndarray]:
-    """Every block's own (S, S) part."""
+    """Every block's own (S, S) products."""
     for first in range(0, len(gram), steps):
         yield gram[first : first + steps, first : first + steps]
 
@@ -206,14 +206,12 @@ def _map(received: Tensor, subject: Subject) -> np.ndarray:
 
 def _attention_facts(recording: Recording, mask: np.ndarray) -> dict[str, Any]:
     received = list(recording.received.values())
-    errors = [part.relative_error() for part in received]
-    if errors[0] is None:
-        return {"foreground": float(mask.mean())}
-    return {
-        "foreground": float(mask.mean()),
-        "attention_error": float(np.mean(errors)),
-        "attention_rows": round(float(np.mean([part.sampled for part in received]))),
-    }
+    errors = [one.relative_error() for one in received]
+    facts: dict[str, Any] = {"foreground": float(mask.mean())}
+    if errors[0] is not None:
+        facts["attention_error"] = float(np.mean(errors))
+        facts["attention_rows"] = round(float(np.mean([one.sampled for one in received])))
+    return facts
 
 
 def _rows(values: list[Any]) -> np.ndarray:

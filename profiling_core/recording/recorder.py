@@ -140,8 +140,6 @@ class Recorder:
             )
         self._position = (step, branch)
 
-    # -- the model's call
-
     def _before_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
         if self._position is None:
             raise ProfileError(
@@ -205,8 +203,6 @@ class Recorder:
         self._tap.open()
         self.recording = Recording(subject, device)
 
-    # -- attention
-
     def _see_attention(self, call: Call) -> None:
         block = self._tap.inside
         if block is None:  # for example the text refiner
@@ -244,8 +240,6 @@ class Recorder:
             return None if tokens <= EXACT_TOKENS else SAMPLED_QUERIES
         return count if count < tokens else None
 
-    # -- the result
-
     def finish(
         self,
         latent: Tensor,
@@ -276,8 +270,6 @@ class Recorder:
             self._known = add_runs(self.path, profile)
         return profile
 
-    # -- sensitivity
-
     def measure_sensitivity(self, latent: Tensor, sample: Callable[[PerturbedRun], Tensor]) -> None:
         """One perturbed run for every sensitivity step of the settings.
 
@@ -287,8 +279,6 @@ class Recorder:
         for step in self.settings.sensitivity:
             perturbed = PerturbedRun(self.recording, step)
             self.recording.sensitivity[step] = perturbed.effect(latent, sample(perturbed))
-
-    # -- checks
 
     def _clear(self) -> None:
         self.recording: Recording | None = None

@@ -38,8 +38,6 @@ class Recording:
         self.seconds = 0.0
         self.copies = 1  # of the clip in one call: two when both guidance halves share it
 
-    # -- during the run
-
     def see_latent(self, step: int, latents: list[Tensor]) -> None:
         """The latents before a step, in the model's call."""
         self.latents.append(_checked(_flat(latents), f"latent before step {step}"))
@@ -78,7 +76,7 @@ class Recording:
 
     @contextmanager
     def counted_linears(self, tap: BlockTap, blocks: list[nn.Module]) -> Iterator[None]:
-        """While open, the FLOPs of linear layers inside blocks are counted."""
+        """Count the FLOPs of linear layers inside blocks."""
 
         def count(linear: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
             if tap.inside is not None:
@@ -91,8 +89,6 @@ class Recording:
         finally:
             for handle in handles:
                 handle.remove()
-
-    # -- after it
 
     def vectors(self) -> Tensor:
         """(V, numel) fp32: predictions branch by branch, then the latents."""

@@ -43,7 +43,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import floor
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ from profiling_core.profile.profile import Profile
 from profiling_core.refit.rollout import LoadedModel, Rollout, Weights
 from profiling_core.search import flow_solvers
 from profiling_core.search.flow_solvers import Levels
-from profiling_core.search.search import Budget, PlanSearch, Point, anchor_bytes
+from profiling_core.search.search import Budget, PlanSearch, Point, anchor_bytes, count_of
 from profiling_core.search.step_search import QUANTILE, scores
 
 ANCHORS = (3, 2)
@@ -111,7 +110,7 @@ def forms(search: PlanSearch, point: Point, budget: Budget) -> list[Form]:
 
     PlanError when the bytes do not allow two anchors, or no step is skipped.
     """
-    count = floor(search.steps / point.speedup + 1e-9)
+    count = count_of(search.steps, point.speedup)
     if count == search.steps:
         raise PlanError("--refit: the plan computes every step, there are no weights to fit")
     steps: dict[tuple[int, ...], str] = {}

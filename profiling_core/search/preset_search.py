@@ -28,7 +28,7 @@ from profiling_core.search.level_prior import (
     published_ratios,
     step_search,
 )
-from profiling_core.search.search import Budget, PlanSearch
+from profiling_core.search.search import Budget, PlanSearch, count_of
 from profiling_core.search.sensitivity import DEFAULT
 from profiling_core.search.step_search import StepSearch
 
@@ -68,14 +68,14 @@ class ProfiledPresets:
         self.search = PlanSearch(profile, (self.skip,))
 
     def plan(self, preset: str) -> CachePlan:
-        point = self.search.point_of(self.skip, _count(self.search.steps, preset))
+        point = self.search.point_of(self.skip, count_of(self.search.steps, SPEEDUPS[preset]))
         point = replace(point, error=_rounded(point.error))
         return self.search.plan_of(point, Budget(speedup=SPEEDUPS[preset]), preset)
 
 
 def _published(planned: PlannedModel, preset: str) -> CachePlan:
     name, family = planned.fingerprint.name, planned.family
-    choice = _published_search(name).best(_count(STEPS, preset))
+    choice = _published_search(name).best(count_of(STEPS, SPEEDUPS[preset]))
     site = {
         "kind": "prediction",
         "compute_steps": dict.fromkeys(family.branches, choice.steps),
@@ -109,11 +109,6 @@ def _published_search(name: str) -> StepSearch:
 @cache
 def _profiled(name: str) -> ProfiledPresets:
     return ProfiledPresets(Profile.load(_repository() / PROFILES[name]))
-
-
-def _count(steps: int, preset: str) -> int:
-    """Compute steps that reach the preset's speed-up."""
-    return max(1, int(steps / SPEEDUPS[preset] + 1e-9))
 
 
 def _skip_of(solver: str) -> str:

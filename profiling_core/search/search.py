@@ -155,7 +155,7 @@ class PlanSearch:
     def frontier(self, speedups: tuple[float, ...] = FRONTIER) -> list[Point]:
         """The best point of each reuse mode at every speed-up, the slowest first."""
         return [
-            self.point_of(skip, self._count(speedup))
+            self.point_of(skip, count_of(self.steps, speedup))
             for speedup in speedups
             if speedup <= self.steps
             for skip in self.skips
@@ -187,7 +187,7 @@ class PlanSearch:
     def _at_speedup(self, skips: tuple[str, ...], speedup: float) -> Point:
         if speedup > self.steps:
             raise PlanError(f"speed-up {speedup:g}: {self.steps} steps allow {self.steps}x at most")
-        return self._best(skips, self._count(speedup))
+        return self._best(skips, count_of(self.steps, speedup))
 
     def _cheapest(self, skips: tuple[str, ...], budget: Budget) -> Point | None:
         """The fastest point at or below the largest error; computing every step has none."""
@@ -204,10 +204,6 @@ class PlanSearch:
 
     def _best(self, skips: tuple[str, ...], count: int) -> Point:
         return min((self.point_of(skip, count) for skip in skips), key=lambda point: point.error)
-
-    def _count(self, speedup: float) -> int:
-        """Compute steps that reach the speed-up."""
-        return max(1, floor(self.steps / speedup + 1e-9))
 
     def point_of(self, skip: str, count: int, objective: Objective = DEFAULT_OBJECTIVE) -> Point:
         """The best `count` compute steps in one reuse mode.
@@ -285,6 +281,11 @@ class PlanSearch:
                 alone = len(anchors) == 1
                 weights = [1.0] if alone else self._segments["weights"].weights(anchors, step)
                 yield step, [float(weight) for weight in weights]
+
+
+def count_of(steps: int, speedup: float) -> int:
+    """Compute steps that reach the speed-up."""
+    return max(1, floor(steps / speedup + 1e-9))
 
 
 def anchor_bytes(plan: CachePlan, profile: Profile) -> int:
