@@ -80,8 +80,8 @@ class Given:
         return [self.tree.inputs(prompt, SEED + n) for n, prompt in enumerate(prompts)]
 
     @cached_property
-    def clips(self) -> list[Rollout]:
-        """The profile's prompts, recorded in full: what a refit plays."""
+    def rollouts(self) -> list[Rollout]:
+        """The profile's prompts, recorded in full, for refits."""
         return rollouts_of(self.profile, self.tree, range(self.tree.steps), log)
 
     def steps_at(self, budget: float) -> int:
@@ -198,7 +198,7 @@ def _refitted(given: Given, budget: float) -> Sampler:
     start = given.search.plan_of(point, asked)
     path = given.tuning.path(f"{count}-{plan_hash(start)}.json")
     if not path.exists():
-        best = refit(given.clips, start, forms(given.search, point, asked)[:PASSES], log)[0]
+        best = refit(given.rollouts, start, forms(given.search, point, asked)[:PASSES], log)[0]
         facts = {"refit": best.words, "measured_error": best.error}
         with_facts(best.plan, f"refit-{count}", **facts).save(path)
     plan = CachePlan.load(path)

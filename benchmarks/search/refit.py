@@ -69,7 +69,7 @@ class Refits:
         self.search = PlanSearch(Profile.load(profile_path(tree)))
 
     @cached_property
-    def clips(self) -> list[Rollout]:
+    def rollouts(self) -> list[Rollout]:
         steps = range(self.tree.steps)
         return rollouts_of(self.search.profile, self.tree, steps, log)
 
@@ -99,7 +99,7 @@ class Refits:
         words = "-".join(name.replace(",", "").split())
         path = self.folder / f"{words}-{count}-{plan_hash(form.plan)}.json"
         if not path.exists():
-            found = one_pass(self.clips, form)
+            found = one_pass(self.rollouts, form)
             log(f"{self.tree.name} {name}, {count} steps: measured {found.error:.4f}")
             path.parent.mkdir(parents=True, exist_ok=True)
             with_facts(found.plan, name, refit=form.words, measured_error=found.error).save(path)
