@@ -48,7 +48,7 @@ def add_search_options(one: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--skips",
         metavar="LIST",
-        help="ways to skip, of hold,linear,weights,corrected,jump (default: all)",
+        help="reuse modes, from hold,linear,weights,corrected,jump (default: all)",
     )
     search.add_argument(
         "--validate",
@@ -138,7 +138,7 @@ def _validated(
 ) -> tuple[CachePlan, Point, list[str]]:
     """The best of the candidates by real runs on the profile's prompts, and how all fared."""
     # here: torch takes seconds to import
-    from profiling_core.refit.validation import validate
+    from profiling_core.refit.refit import validate
 
     if args.validate < 1:
         raise PlanError(f"--validate {args.validate}: expected at least 1 candidate")
@@ -150,8 +150,8 @@ def _validated(
     with model.at_work():
         model.load()
         found = validate(profile, plans, model, lambda line: sys.stderr.write(f"{line}\n"))
-    width = max(len("way to skip"), *(len(point.skip) for point in points))
-    lines = [f"candidate  {'way to skip':<{width}}  predicted  measured  worst run"]
+    width = max(len("reuse mode"), *(len(point.skip) for point in points))
+    lines = [f"candidate  {'reuse mode':<{width}}  predicted  measured  worst run"]
     for one in found:
         number = int(one.plan.name.removeprefix("candidate "))
         lines.append(

@@ -49,7 +49,7 @@ def refit_plan(
 ) -> tuple[CachePlan, list[str]]:
     """The best of the plan and its refits as measured on the profile's prompts; how all fared."""
     # here: torch takes seconds to import
-    from profiling_core.refit.refit import clips_of, forms, refit, steps_of, with_facts
+    from profiling_core.refit.refit import forms, refit, rollouts_of, steps_of, with_facts
 
     profile = search.profile
     passes = forms(search, point, budget)[: args.refit]
@@ -57,7 +57,7 @@ def refit_plan(
     model = tree_class(tree)(asked, profile.runs[0].prompt)
     with model.at_work():
         model.load()
-        clips = clips_of(profile, model, steps_of(passes), _tell)
+        clips = rollouts_of(profile, model, steps_of(passes), _tell)
         found = refit(clips, plan, passes, _tell)
     best, start = found[0], next(one for one in found if one.plan is plan)
     lines = ["measured  worst run  plan"]

@@ -13,7 +13,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset, presets_of
 from profiling_core.profile.profile import Profile, Settings
-from profiling_core.search.paper_method import ABLATIONS, every_ablation, paper_plan
+from profiling_core.search.paper_method import ABLATIONS, paper_plan
 
 
 def test_show_draws_the_release_plan(capsys):
@@ -141,7 +141,8 @@ def test_plan_writes_the_paper_s_plan_and_draws_it(capsys, recorded, tmp_path):
     for row, (blocks, pattern) in ABLATIONS.items():
         given = ["--blocks", blocks, "--pattern", pattern, "--name", row]
         assert main(plan_command(recorded, out, *given)) == 0
-        assert CachePlan.load(out).dumps() == every_ablation(made_profile())[row].dumps()
+        wanted = paper_plan(made_profile(), blocks=blocks, pattern=pattern, name=row)
+        assert CachePlan.load(out).dumps() == wanted.dumps()
 
 
 def test_plan_refuses_what_does_not_fit(capsys, recorded, tmp_path):
@@ -153,7 +154,7 @@ def test_plan_refuses_what_does_not_fit(capsys, recorded, tmp_path):
         (["--lists", "single_blocks"], "'single_blocks' is not one of blocks"),
         (["--steps", "0,1,77"], "compute step 77 lies outside 0..49"),
         (["--steps", "0,one"], "--steps '0,one': expected whole numbers"),
-        (["--steps", "0,9", "--warmup", "6"], "steps and warmup both say"),
+        (["--steps", "0,9", "--warmup", "6"], "steps and warmup both set"),
         (["--warmup", "-1"], "warm-up of -1 steps, expected 1..49"),
     ):
         assert text in refused(capsys, plan_command(recorded, out, *more))
