@@ -19,7 +19,7 @@ from profiling_core.profile.block_scores import (
 )
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.profile.step_change import l1_curve, shrinking_intervals
-from profiling_core.search.paper_method import paper_plan
+from profiling_core.search.paper_method import every_ablation, paper_plan
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
 PAPER_STEPS = (*range(6), 6, 18, 27, 34, 40, 44, 47)  # the walk of warm-up 6, Tmax 12, Tmin 2
