@@ -127,7 +127,7 @@ def _search_note(plan: CachePlan, steps: int, solver: str, shift: float) -> str:
     if solver != plan.solver:
         options.append(f"--for-solver {solver}")
     return (
-        "a plan for this grid at the planned speed: python -m profiling_core plan --profile "
+        "a plan for this grid at the planned speed: profiling-dit plan --profile "
         f"PROFILE {' '.join(options)} -o PLAN.json"
     )
 

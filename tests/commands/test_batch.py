@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiling_core.__main__ import main
 from profiling_core.commands.batch.attempts import Sequential
 from profiling_core.commands.batch.clips import Checker
 from profiling_core.commands.batch.folder import Folder, check_names
 from profiling_core.commands.batch.jobs import Job, read_jobs
 from profiling_core.commands.batch.run import Batch
+from profiling_core.commands.main import main
 from profiling_core.errors import BatchError
 from toy_makers import ToyMaker, Writer, clip_of
 from tree_paths import ROOT

@@ -118,7 +118,7 @@ def test_intervals_beside_a_prediction_stay_within_its_steps():
 def test_the_log_says_how_to_search_for_the_grid():
     notes = carried(plan(), 10, shift=3.0).notes
     assert (
-        "python -m profiling_core plan --profile PROFILE --speedup 1.82 --for-steps 10 "
+        "profiling-dit plan --profile PROFILE --speedup 1.82 --for-steps 10 "
         "--for-shift 3 -o PLAN.json" in notes[1]
     )
     paper = load_preset(MINI, "paper")

@@ -32,7 +32,7 @@ def missing() -> str | None:
     try:
         import ray  # noqa: F401
     except ImportError as error:
-        return f"{error}: pip install -e '.[batch]' in a checkout brings it"
+        return f'{error}: pip install "profiling-dit[batch]" brings it'
     return None
 
 
