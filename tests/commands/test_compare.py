@@ -234,8 +234,11 @@ def test_the_same_command_runs_nothing_again(finished, monkeypatch, capsys):
     capsys.readouterr()
     assert main(line) == 0
     assert (out / "rows.jsonl").read_bytes() == before
-    told = capsys.readouterr()
-    assert "6 of 6 runs are done" in told.err and f"{tree}-hold" in told.out
+    said = capsys.readouterr()
+    assert "6 of 6 runs are done" in said.err and f"{tree}-hold" in said.out
+    assert main([*line, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.startswith("wrote ") and said.out.count("\n") == 1
 
 
 def test_clips_lie_where_vbench_and_fid_tools_look(finished, capsys):
