@@ -66,12 +66,13 @@ class Environment:
         python = shutil.which("python3.11") if sys.version_info >= (3, 13) else sys.executable
         if python is None:
             raise SystemExit(f"NumPy {OLDEST_NUMPY} needs Python 3.11, which is not here")
-        subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
+        subprocess.run([python, "-m", "venv", "--without-pip", folder / "venv"], check=True)
 
     def install(self, *what: str) -> None:
         if os.environ.get("TORCH_INDEX") and what[0].startswith("torch=="):
             what = (*what, "--index-url", os.environ["TORCH_INDEX"])
-        self.run("python", "-m", "pip", "install", "--quiet", *what)
+        pip = [sys.executable, "-m", "pip", "--python", self.bin / "python", "install", "-qq"]
+        subprocess.run([*pip, "--no-compile", *what], check=True)  # compiling takes a minute
 
     def run(self, program: str, *arguments: str, code: int = 0) -> str:
         """What a command prints; SystemExit where it ends otherwise than it should."""
