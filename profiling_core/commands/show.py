@@ -60,8 +60,8 @@ def show(args: argparse.Namespace) -> list[str]:
     """A readable summary of a preset, a plan file or a profile."""
     if args.model not in MODELS:
         near = nearest(args.model, MODELS)
-        meant = "" if near is None else f"did you mean {near}? "
-        raise PlanError(f"--model {args.model}: {meant}plans are shipped for {', '.join(MODELS)}")
+        meant = "" if near is None else f" (did you mean {near}?)"
+        raise PlanError(f"--model {args.model}: plans are shipped for {', '.join(MODELS)}{meant}")
     if args.plan not in available(args.model) and holds_profile(args.plan):
         for name in ("tokens", "latent", "dtype"):
             if getattr(args, name) is not None:

@@ -55,10 +55,10 @@ def load_preset(model: str, preset: str) -> CachePlan:
     names = available(model)
     if preset not in names:
         near = nearest(preset, names)
-        meant = "" if near is None else f"did you mean {near}? "
+        meant = "" if near is None else f" (did you mean {near}?)"
         raise PlanError(
-            f"no preset {preset!r} for {model}: {meant}there are {', '.join(names) or 'none'}; "
-            "or give the path of a plan file"
+            f"no preset {preset!r} for {model}: there are {', '.join(names) or 'none'}; "
+            f"or give the path of a plan file{meant}"
         )
     return CachePlan.load(plans_folder() / f"{model}.{preset}.json")
 
