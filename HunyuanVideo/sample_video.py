@@ -11,12 +11,11 @@ they do not.
 import argparse
 import os
 import random
-import signal
 import sys
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from loguru import logger
 
@@ -33,16 +32,22 @@ from hyvideo.config import (
 from hyvideo.inference import settings_of
 from hyvideo.sigmas import SOLVER, sigma_grid, sigmas_fp32
 from hyvideo.video import check_target, default_name, save_folder, save_image, save_video
-from profiling_core.errors import InputError, UserError
+from profiling_core.errors import InputError
 from profiling_core.parallel.degrees import (
     Degrees,
     check_heads,
     degrees_from,
-    environment_int,
     world_size,
 )
 from profiling_core.plan import CachePlan
-from profiling_core.runtime.exit_codes import EXIT_TERMINATED, end_on_sigterm, exit_code
+from profiling_core.runtime.command_line import (
+    Parser,
+    check_prompt,
+    check_text,
+    defaults_text,
+    exit_script,
+    run_main,
+)
 from profiling_core.runtime.options import (
     DEFAULT_PRESET,
     add_delta_options,
@@ -56,7 +61,6 @@ LARGEST_DRAWN_SEED = 1_000_000
 MOST_TEXT = 100_000
 # paths may differ between machines
 LOCAL = ("model_base", "dit_weight", "save_path", "save_path_suffix", "name_suffix", "delta_cache")
-LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
 # options whose defaults are fields of the model's configuration, by the same name
 PER_MODEL = (
     "text_states_dim",
@@ -71,22 +75,10 @@ PER_MODEL = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse without the usage text: an error is one line, as every other user error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
-
-
-def usual(field: str) -> str:
+def default_of(field: str) -> str:
     """'default 129, 33 for HYVideo-mini': what the models take for an absent option."""
-    first, *others = (
-        (name, _shown(getattr(config, field)))
-        for name, config in sorted(CONFIGS.items(), key=lambda item: item[0] != DEFAULT_MODEL)
-    )
-    return ", ".join(
-        [f"default {first[1]}", *(f"{value} for {m}" for m, value in others if value != first[1])]
-    )
+    usual_first = sorted(CONFIGS.items(), key=lambda item: item[0] != DEFAULT_MODEL)
+    return defaults_text((name, _shown(getattr(config, field))) for name, config in usual_first)
 
 
 def _shown(value: object) -> str:
@@ -117,8 +109,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--vae-tiling", action="store_true", default=True, help="always on")
     add("--text-encoder", default="llm", choices=["clipL", "llm"], help="only llm")
     add("--text-encoder-precision", default="fp16", choices=PRECISIONS, help="also of the noise")
-    add("--text-states-dim", type=int, help=f"width of its states; {usual('text_states_dim')}")
-    add("--text-len", type=int, help=f"text tokens; {usual('text_len')}")
+    add("--text-states-dim", type=int, help=f"width of its states; {default_of('text_states_dim')}")
+    add("--text-len", type=int, help=f"text tokens; {default_of('text_len')}")
     add("--tokenizer", default="llm", choices=["clipL", "llm"], help="only llm")
     add("--prompt-template", default="dit-llm-encode", choices=[*TEMPLATES], help="of one frame")
     add("--prompt-template-video", default="dit-llm-encode-video", choices=[*TEMPLATES])
@@ -126,7 +118,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--apply-final-norm", action="store_true", help="norm the states taken earlier")
     add("--text-encoder-2", default="clipL", choices=["clipL", "llm"], help="only clipL")
     add("--text-encoder-precision-2", default="fp16", choices=PRECISIONS)
-    add("--text-states-dim-2", type=int, help=f"width of its vector; {usual('text_states_dim_2')}")
+    add(
+        "--text-states-dim-2",
+        type=int,
+        help=f"width of its vector; {default_of('text_states_dim_2')}",
+    )
     add("--tokenizer-2", default="clipL", choices=["clipL", "llm"], help="only clipL")
     add("--text-len-2", type=int, default=77, help="text tokens of the second encoder")
 
@@ -135,7 +131,7 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
     """Noise levels and solver."""
     add = parser.add_argument
     add("--denoise-type", default="flow", help="only flow")
-    add("--flow-shift", type=float, help=usual("flow_shift"))
+    add("--flow-shift", type=float, help=default_of("flow_shift"))
     add("--flow-reverse", action="store_true", help="NEEDED: without it the result is noise")
     add("--flow-solver", default=SOLVER, help=f"only {SOLVER}")
     add("--use-linear-quadratic-schedule", action="store_true", help="not available")
@@ -145,26 +141,29 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     """Weights, the clip, guidance, seeds and processes."""
     add = parser.add_argument
-    add("--model-base", help=f"checkpoint folder, unless MODEL_BASE is set; {usual('model_base')}")
+    add(
+        "--model-base",
+        help=f"checkpoint folder, unless MODEL_BASE is set; {default_of('model_base')}",
+    )
     add("--dit-weight", help="file or folder; default: the official file in --model-base")
     add("--model-resolution", default="540p", choices=["540p", "720p"], help="has no effect")
     add("--load-key", default="module", help="key of the weights in the file: module or ema")
     add("--use-cpu-offload", action="store_true", help="encoders and VAE wait on the host")
     add("--batch-size", type=int, default=1, help="only 1, see --num-videos")
-    add("--infer-steps", type=int, help=usual("infer_steps"))
+    add("--infer-steps", type=int, help=default_of("infer_steps"))
     add("--disable-autocast", action="store_true", help="with --precision fp32")
     add("--save-path", default="./results", help="folder of the clips, made if missing")
     add("--save-path-suffix", default="", help="added to the folder's name")
     add("--name-suffix", default="", help="added to the files' names")
     add("--num-videos", type=int, default=1, help="clips, their seeds count up")
-    add("--video-size", type=int, nargs="+", help=f"height width; {usual('video_size')}")
-    add("--video-length", type=int, help=f"frames, 4n+1; {usual('video_length')}")
+    add("--video-size", type=int, nargs="+", help=f"height width; {default_of('video_size')}")
+    add("--video-length", type=int, help=f"frames, 4n+1; {default_of('video_length')}")
     add("--prompt", help="what is to be seen; needed")
     add("--seed-type", default="auto", choices=["file", "random", "fixed", "auto"])
     add("--seed", type=int, help="default: one is drawn and logged")
     add("--neg-prompt", help="with --cfg-scale above 1; default: the model's own")
     add("--cfg-scale", type=float, default=1.0, help="above 1: real guidance, twice the work")
-    add("--embedded-cfg-scale", type=float, help=usual("embedded_cfg_scale"))
+    add("--embedded-cfg-scale", type=float, help=default_of("embedded_cfg_scale"))
     add("--use-fp8", action="store_true", help="8-bit weights, with their map file")
     add("--reproduce", action="store_true", help="deterministic algorithms where torch has them")
     add("--ulysses-degree", type=int, default=1, help="processes that share the heads")
@@ -274,11 +273,8 @@ def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
     check_video_length(args.video_length, config.vae_stride[0])
     if args.prompt is None:
         raise InputError("--prompt is missing: say what is to be seen")
-    if not args.prompt.strip():
-        raise InputError("the prompt is empty: say in --prompt what is to be seen")
-    for text in (args.prompt, args.neg_prompt or ""):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError("the prompt is not valid UTF-8: give --prompt readable text")
+    check_prompt(args.prompt)
+    check_text(args.neg_prompt or "")
     for name in ("text_len", "text_len_2", "text_states_dim", "text_states_dim_2", "rope_theta"):
         if not 1 <= getattr(args, name) <= MOST_TEXT:
             raise InputError(f"{flag(name)} {getattr(args, name)}: take 1 to {MOST_TEXT}")
@@ -337,7 +333,7 @@ def sample(args: argparse.Namespace) -> None:
     check_profile_target(args)
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
-        logger.info(pointer_to_ours(config.plan_model))
+        logger.info(pointer_to_ours())
     logger.info(f"arguments: {vars(args)}")
     logger.info(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt.strip()}")
@@ -348,18 +344,18 @@ def sample(args: argparse.Namespace) -> None:
 def run(
     args: argparse.Namespace, config: HunyuanConfig, plan: CachePlan | None, asked: dict[str, Any]
 ) -> None:
-    """Sample the clips, save each as it is done; asked: what all processes were told alike."""
+    """Sample the clips, save each as it is done; asked: options that all processes share."""
     if args.reproduce:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
+    # torch, diffusers and transformers take seconds to import; a wrong argument ends before that
     import torch
 
     from hyvideo.checks import check_plan
-    from hyvideo.memory import out_of_memory_as_input_error
     from hyvideo.pipeline import HunyuanVideo
     from profiling_core.parallel.launch import fingerprint, from_first, joined
     from profiling_core.parallel.ranks import local_device
     from profiling_core.recording.recorder import recorder_of
+    from profiling_core.runtime.memory import out_of_memory_as_input_error
 
     sigmas = sigmas_fp32(args.infer_steps, args.flow_shift)
     grid = {"solver": SOLVER, "shift": args.flow_shift}
@@ -379,7 +375,8 @@ def run(
         "checkpoint": fingerprint(*files.weights),
     }
     alike = joined(degrees_of(args), device, facts)
-    with alike as ranks, out_of_memory_as_input_error(device, what):
+    way_out = "take a smaller --video-size, fewer frames or a smaller model"
+    with alike as ranks, out_of_memory_as_input_error(device, what, way_out):
         args.seed = from_first(args.seed)
         logger.info(f"loading {args.model_base}")
         pipeline = HunyuanVideo(
@@ -419,28 +416,10 @@ def run(
                 save_video(video, path, config.sample_fps)
 
 
-def init_logging() -> None:
-    """Rank 0 tells what it does on standard output, other ranks only what goes wrong."""
-    level = "INFO" if environment_int("RANK", 0) == 0 else "ERROR"
-    logger.remove()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # prompts in an encoding that lacks their characters
-            stream.reconfigure(errors="backslashreplace")
-    if sys.stdout is not None:  # closed by the caller
-        logger.add(sys.stdout, level=level, format=LOG_FORMAT)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 2 for a user error, 130 when interrupted."""
-
-    def run_command() -> None:
-        init_logging()
-        sample(build_parser().parse_args(argv))
-
-    return exit_code(run_command, (UserError, OSError))
+    return run_main(build_parser, sample, argv)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # cleans up on the way
-    end_on_sigterm()
-    sys.exit(main())
+    exit_script(main)

@@ -10,25 +10,29 @@ from __future__ import annotations
 
 import argparse
 import random
-import signal
 import sys
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from profiling_core.errors import InputError, UserError
+from profiling_core.errors import InputError
 from profiling_core.parallel.degrees import (
     Degrees,
     check_heads,
     degrees_from,
-    environment_int,
     world_size,
 )
 from profiling_core.plan import CachePlan
-from profiling_core.runtime.exit_codes import EXIT_TERMINATED, end_on_sigterm, exit_code
+from profiling_core.runtime.command_line import (
+    Parser,
+    check_prompt,
+    defaults_text,
+    exit_script,
+    run_main,
+)
 from profiling_core.runtime.options import (
     DEFAULT_PRESET,
     add_delta_options,
@@ -46,14 +50,6 @@ if TYPE_CHECKING:
 
 LOCAL = ("ckpt_dir", "save_file", "delta_cache")  # paths may differ between machines
 LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
-LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse without the usage text: an error is one line, as every other user error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
 
 
 def bool_text(text: str) -> bool:
@@ -65,12 +61,9 @@ def bool_text(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-def usual(field: str) -> str:
+def default_of(field: str) -> str:
     """'default 81, 1 for t2i-14B, 33 for t2v-mini': what the tasks take for an absent option."""
-    first, *others = ((task, getattr(config, field)) for task, config in CONFIGS.items())
-    return ", ".join(
-        [f"default {first[1]}", *(f"{value} for {t}" for t, value in others if value != first[1])]
-    )
+    return defaults_text((task, getattr(config, field)) for task, config in CONFIGS.items())
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,8 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", default="t2v-14B", choices=[*CONFIGS, *ABSENT_TASKS])
-    add("--size", choices=SIZES, help=f"width*height; {usual('default_size')}")
-    add("--frame_num", type=int, help=f"4n+1; {usual('frame_num')}")
+    add("--size", choices=SIZES, help=f"width*height; {default_of('default_size')}")
+    add("--frame_num", type=int, help=f"4n+1; {default_of('frame_num')}")
     add("--ckpt_dir", help="checkpoint folder; t2v-mini has one bundled")
     add("--offload_model", type=bool_text, help="parts not at work leave the GPU; default true")
     add("--ulysses_size", type=int, default=1, help="processes that share the heads")
@@ -102,9 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--first_frame", help="for flf2v tasks")
     add("--last_frame", help="for flf2v tasks")
     add("--sample_solver", default="unipc", choices=SOLVERS)
-    add("--sample_steps", type=int, help=usual("sample_steps"))
-    add("--sample_shift", type=float, help=usual("sample_shift"))
-    add("--sample_guide_scale", type=float, help=usual("sample_guide_scale"))
+    add("--sample_steps", type=int, help=default_of("sample_steps"))
+    add("--sample_shift", type=float, help=default_of("sample_shift"))
+    add("--sample_guide_scale", type=float, help=default_of("sample_guide_scale"))
     add_delta_options(parser)
     return parser
 
@@ -178,10 +171,7 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
     if config.still and args.frame_num != 1:
         raise InputError(f"frame_num {args.frame_num}: task {args.task} makes one image, take 1")
     check_frame_num(args.frame_num, config.vae_stride[0])
-    if not args.prompt.strip():
-        raise InputError("the prompt is empty: say in --prompt what is to be seen")
-    if any("\ud800" <= character <= "\udfff" for character in args.prompt):
-        raise InputError("the prompt is not valid UTF-8: give --prompt readable text")
+    check_prompt(args.prompt)
     if args.base_seed > LARGEST_SEED:
         raise InputError(f"base_seed {args.base_seed} is too large: take at most {LARGEST_SEED}")
     if not isfinite(args.sample_guide_scale):
@@ -203,7 +193,7 @@ def generate(args: argparse.Namespace) -> None:
     check_profile_target(args)
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
-        logger.info(pointer_to_ours(config.plan_model))
+        logger.info(pointer_to_ours())
     logger.info(f"arguments: {vars(args)}")
     logger.info(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt}")
@@ -214,14 +204,14 @@ def generate(args: argparse.Namespace) -> None:
 def run(
     args: argparse.Namespace, config: WanConfig, plan: CachePlan | None, asked: dict[str, Any]
 ) -> None:
-    """Sample one clip and save it; asked: what all processes have to have been told alike."""
-    # torch, diffusers and transformers take seconds to import; a wrong argument is told at once
+    """Sample one clip and save it; asked: the options that all processes have to share."""
+    # torch, diffusers and transformers take seconds to import; a wrong argument ends before that
 
     from profiling_core.parallel.launch import fingerprint, from_first, joined
     from profiling_core.parallel.ranks import local_device
     from profiling_core.recording.recorder import recorder_of
+    from profiling_core.runtime.memory import out_of_memory_as_input_error
     from wan.checks import check_plan
-    from wan.memory import out_of_memory_as_input_error
     from wan.text2video import WanT2V
     from wan.weights import model_kwargs
 
@@ -239,7 +229,9 @@ def run(
         "plan": None if plan is None else plan.label,
         "checkpoint": fingerprint(*checkpoint_files(folder, config)),
     }
-    with joined(degrees, device, facts) as ranks, out_of_memory_as_input_error(device, what):
+    way_out = "take a smaller --size, fewer frames or a smaller model"
+    room = out_of_memory_as_input_error(device, what, way_out)
+    with joined(degrees, device, facts) as ranks, room:
         seed = from_first(args.base_seed)
         logger.info(f"loading {args.ckpt_dir}")
         pipeline = WanT2V(
@@ -280,28 +272,10 @@ def save(video: torch.Tensor, path: Path, config: WanConfig) -> None:
         save_video(video, path, config.sample_fps)
 
 
-def init_logging() -> None:
-    """Rank 0 tells what it does on standard output, other ranks only what goes wrong."""
-    level = "INFO" if environment_int("RANK", 0) == 0 else "ERROR"
-    logger.remove()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # prompts in an encoding that lacks their characters
-            stream.reconfigure(errors="backslashreplace")
-    if sys.stdout is not None:  # closed by the caller
-        logger.add(sys.stdout, level=level, format=LOG_FORMAT)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 2 for a user error, 130 when interrupted."""
-
-    def run_command() -> None:
-        init_logging()
-        generate(build_parser().parse_args(argv))
-
-    return exit_code(run_command, (UserError, OSError))
+    return run_main(build_parser, generate, argv)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # cleans up on the way
-    end_on_sigterm()
-    sys.exit(main())
+    exit_script(main)

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import CompareError
 from profiling_core.metrics import Quality, compare
-from profiling_core.plan.cost import format_bytes
+from profiling_core.plan.describe import format_bytes
 from profiling_core.runtime.options import resolve_plan
 from profiling_core.trees.registry import tree_class
 from profiling_core.trees.tree_model import Asked, TreeModel
@@ -127,7 +127,7 @@ def cells(tree: str, run: Run, full: Run) -> list[str]:
         f"{ideal}x",
         f"{run.quality.psnr_frames:.1f}" if run.quality else "-",
         f"{run.quality.ssim:.4f}" if run.quality else "-",
-        format_bytes(run.stats.cache_peak_bytes),
+        format_bytes(run.stats.peak_bytes),
     ]
 
 

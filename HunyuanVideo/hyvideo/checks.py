@@ -1,4 +1,4 @@
-"""What is checked, drawn and carried over before a run, and checked after it."""
+"""What is checked and drawn before a run, and how a plan is put on its noise levels."""
 
 import random
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import torch
 from loguru import logger
-from torch import Tensor
 
 from profiling_core.errors import InputError, PlanError
 from profiling_core.plan import CachePlan
+from profiling_core.plan.regrid import on_grid, regrid
+from profiling_core.runtime.memory import check_room
 
 from .checkpoint import Files
 from .config import HunyuanConfig
-from .memory import check_room
 from .model import emulates
 from .sigmas import SOLVER, sigmas_fp32
 from .text_encoder import encoder_bytes
@@ -21,12 +21,6 @@ from .vae import vae_bytes
 from .weights import DTYPES, transformer_bytes
 
 LARGEST_DRAWN_SEED = 1_000_000
-
-
-def check_finite(result: Tensor, what: str, way_out: str) -> None:
-    """InputError when an overflow or damaged weights would give a black or random clip."""
-    if not result.isfinite().all():
-        raise InputError(f"{what} gave numbers that are not finite: {way_out}")
 
 
 def clip_seeds(seed: int | Sequence[int] | None, num_videos: int) -> list[int]:
@@ -82,13 +76,22 @@ def check_plan(plan: CachePlan, config: HunyuanConfig, steps: int, shift: float)
 
 
 def plan_for_run(plan: CachePlan, steps: int, shift: float) -> CachePlan:
-    """The plan on this run's noise levels; PlanError when it cannot be carried over to them."""
+    """The plan on this run's noise levels; PlanError when it cannot be put on them."""
     if plan.branches != ("cond",):
         raise PlanError(
             f"plan {plan.name!r} knows the branches {' and '.join(plan.branches)}, HunyuanVideo "
             "calls the model once a step: take a plan with cond alone"
         )
-    return plan.at(sigmas_fp32(steps, shift), solver=SOLVER, shift=shift)
+    return regrid(plan, sigmas_fp32(steps, shift), solver=SOLVER, shift=shift)
+
+
+def check_on_grid(plan: CachePlan, steps: int, shift: float) -> None:
+    """PlanError for a plan of other noise levels than this run's."""
+    if not on_grid(plan, sigmas_fp32(steps, shift), solver=SOLVER):
+        raise PlanError(
+            f"plan {plan.name!r} is for {plan.steps} {plan.solver} steps, shift {plan.shift:g}, "
+            f"this run has {steps} {SOLVER} steps, shift {shift:g}: take checks.plan_for_run first"
+        )
 
 
 def check_memory(

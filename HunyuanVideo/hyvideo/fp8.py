@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiling_core.errors import InputError
-
-from .checkpoint import first_line
+from profiling_core.runtime.checkpoint_files import first_line
 
 BLOCK_LISTS = ("double_blocks", "single_blocks")
 

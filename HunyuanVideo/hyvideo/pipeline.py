@@ -1,9 +1,8 @@
 """Text to video: encode the prompts, denoise a latent, decode it."""
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,22 +11,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from profiling_core.engine.delta_cache import DeltaCache
-from profiling_core.engine.run_stats import RunStats, progress_marks
+from profiling_core.engine.full_run import FullRun
+from profiling_core.engine.run_stats import Run, RunStats, shown_steps, timed
 from profiling_core.errors import InputError
 from profiling_core.parallel.cfg_parallel import BranchPair
 from profiling_core.parallel.ranks import Ranks, one_noise
 from profiling_core.parallel.xdit import sequence_share
-from profiling_core.plan import CachePlan
+from profiling_core.plan.describe import summary_lines
+from profiling_core.plan.plan import CachePlan
 from profiling_core.plan.restrict import plan_of_both
-from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
+from profiling_core.runtime.state_dicts import check_finite
 
 from .attention import attention, backend
 from .checkpoint import find_files
 from .checks import (
     check_autocast,
-    check_finite,
     check_memory,
+    check_on_grid,
     clip_seeds,
     computing_config,
     plan_for_run,
@@ -154,14 +156,15 @@ class HunyuanVideo:
         progress: bool = True,
     ) -> Tensor | None:
         """Clips (num_videos, 3, F, H, W), fp32 in [0, 1] on the CPU; `last_run` is of the last.
-        Of several processes the first one has the clips, the others None.
+
+        Where several processes share the clips, the first returns them and the others None.
 
         Values that are not given are the model's own. size: (height, width), rounded up to
         multiples of 16; video_length: 4n + 1; flow_reverse: False is the official default and
         samples noise; cfg_scale: above 1 real guidance, away from neg_prompt or the model's own
         text; seed: one for each clip, or the first of consecutive ones, None draws them; plan: a
-        cache plan, carried over to this grid of noise levels; recorder: records the runs, which
-        then have no plan, and writes the profile after each decoding; noise_device: where the noise
+        cache plan, put on this grid of noise levels; recorder: records the runs, which then have
+        no plan, and writes the profile after each decoding; noise_device: where the noise
         is drawn ("cpu" gives the same noise on every machine).
         """
         config = self.config
@@ -174,7 +177,11 @@ class HunyuanVideo:
             raise InputError("a profile is recorded in one process: start one for it")
         if negative is None and self.ranks.degrees.cfg > 1:
             raise InputError(f"cfg_scale {cfg_scale} has one branch: two groups need one above 1")
-        with self._timed() as encoding:
+        if plan is not None:
+            steps = config.infer_steps if infer_steps is None else infer_steps
+            shift = config.flow_shift if flow_shift is None else flow_shift
+            plan = plan_for_run(plan, steps, shift)
+        with timed(self.device) as encoding:
             conditioning = self.encode(prompt, negative, video_length=video_length)
         sampling = {
             "infer_steps": infer_steps,
@@ -192,11 +199,11 @@ class HunyuanVideo:
             if recorder is not None:
                 recorder.measure_sensitivity(
                     latent,
-                    lambda replay, noise=noise: self.denoise(
-                        conditioning, noise, recorder=replay, **sampling
+                    lambda perturbed, noise=noise: self.denoise(
+                        conditioning, noise, recorder=perturbed, **sampling
                     ),
                 )
-            with self._timed() as decoding:
+            with timed(self.device) as decoding:
                 clips.append(self.decode(latent))
             if self.ranks.first:
                 check_finite(clips[-1], "decoding", f"download {self.files.vae_weights} again")
@@ -204,12 +211,9 @@ class HunyuanVideo:
                 facts = {"prompt": prompt, "seed": clip_seed}
                 facts |= {"guidance": cfg_scale if cfg_scale > 1 else embedded_guidance}
                 logger.info(recorder.finish(latent, video=clips[-1], **facts).last_run_line())
-            self.last_run = replace(
-                self.last_run,
-                seed=clip_seed,
-                encode_seconds=encoding.seconds,
-                decode_seconds=decoding.seconds,
-            )
+            self.last_run.seed = clip_seed
+            self.last_run.encode_seconds = encoding.seconds
+            self.last_run.decode_seconds = decoding.seconds
         return torch.stack(clips) if self.ranks.first else None
 
     def encode(
@@ -250,12 +254,13 @@ class HunyuanVideo:
         embedded_guidance: float | None = None,
         cfg_scale: float = 1.0,
         plan: CachePlan | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = True,
     ) -> Tensor:
         """Latents fp32 (B, z, f, h, w) from noise of that shape; leaves statistics in `last_run`.
 
-        conditioning: a row for each of the B clips, or with real guidance B negative ones first.
+        conditioning: a row for each of the B clips, or with real guidance B negative ones first;
+        plan: on this grid of noise levels (`checks.plan_for_run`), else PlanError.
         """
         config = self.config
         steps = config.infer_steps if infer_steps is None else infer_steps
@@ -263,45 +268,30 @@ class HunyuanVideo:
         strength = config.embedded_cfg_scale if embedded_guidance is None else embedded_guidance
         if not flow_reverse:
             warn_of_noise(plan)
-        if plan is not None:
-            plan = plan_for_run(plan, steps, shift)
-            plan = plan_of_both(plan) if self.guided is not self.model else plan
-            self._log_plan(plan, conditioning, noise)
-        cache = DeltaCache(plan) if plan is not None else None
-        watch = cache if recorder is None else recorder
-        visit = list(plan.solver_steps if plan is not None else range(steps))
-        scheduler = build_scheduler(steps, shift, self.device, visit, reverse=flow_reverse)
+        run = self._run(plan, recorder, steps, shift, conditioning, noise)
+        scheduler = build_scheduler(
+            steps, shift, self.device, run.solver_steps, reverse=flow_reverse
+        )
         latent = noise.to(self.device, torch.float32)
-        if self.guided is not self.model:
+        if self.ranks.degrees.cfg > 1:
             conditioning = conditioning.half(1 - self.ranks.cfg_rank)
         rows = len(conditioning.states)  # twice the clips with real guidance in one call
         fixed = self.fixed_inputs(conditioning, latent, strength)
         bar = tqdm(total=steps, disable=not (progress and self.ranks.first), unit="step")
-        marks = progress_marks(cache, visit, steps)
-        with (
-            self._timed() as loop,
-            torch.no_grad(),
-            self.autocast(),
-            bar,
-            _attached(watch, self.guided),
-        ):
-            for number, step in enumerate(visit):
-                t = scheduler.timesteps[number]
-                if watch is not None:
-                    watch.begin(step, "cond")  # both halves of real guidance are one call
+        autocast = self.autocast()
+        with timed(self.device) as loop, torch.no_grad(), autocast, bar, run.attached(self.guided):
+            for step, t in zip(shown_steps(run, bar), scheduler.timesteps, strict=True):
+                run.begin(step, "cond")  # both halves of real guidance are one call
                 x = latent if rows == len(latent) else torch.cat((latent, latent))
-                flow = self.guided(x=x, t=t.expand(rows), **fixed)
-                # both branches of two groups in the order of one batch
-                flow = flow["x"] if self.guided is self.model else flow.flip(0).flatten(0, 1)
+                flow = self._prediction(self.guided(x=x, t=t.expand(rows), **fixed))
                 if len(flow) == 2 * len(latent):
                     uncond, cond = flow.chunk(2)
                     flow = uncond + cfg_scale * (cond - uncond)
                 latent = scheduler.step(flow.float(), t, latent, return_dict=False)[0]
-                done, note = next(marks)
-                bar.set_postfix_str(note, refresh=False)
-                bar.update(done - bar.n)
-        self.last_run = self._stats(steps, visit, cache, loop.seconds)
-        self._log_run(cache)
+        run.stats.solver, run.stats.denoise_seconds = SOLVER, loop.seconds
+        self.last_run = run.stats
+        for line in run.stats.lines():
+            logger.info(line)
         check_finite(
             latent,
             f"sampling with embedded-cfg-scale {strength}, cfg-scale {cfg_scale}, flow-shift "
@@ -310,10 +300,33 @@ class HunyuanVideo:
         )
         return latent
 
+    def _run(
+        self,
+        plan: CachePlan | None,
+        recorder: Recorder | PerturbedRun | None,
+        steps: int,
+        shift: float,
+        conditioning: Conditioning,
+        noise: Tensor,
+    ) -> Run:
+        """What stands in front of the model during a loop."""
+        if recorder is not None:
+            return recorder
+        if plan is None:
+            return FullRun(steps, len(self.model.double_blocks) + len(self.model.single_blocks))
+        check_on_grid(plan, steps, shift)
+        plan = plan_of_both(plan) if self.ranks.degrees.cfg > 1 else plan
+        self._log_plan(plan, conditioning, noise)
+        return DeltaCache(plan)
+
+    def _prediction(self, output: dict[str, Tensor] | Tensor) -> Tensor:
+        """The flow of every row; two groups of processes give both branches, cond first."""
+        return output["x"] if self.ranks.degrees.cfg == 1 else output.flip(0).flatten(0, 1)
+
     def decode(self, latent: Tensor) -> Tensor | None:
         """Clip (3, F, H, W), fp32 in [0, 1] on the CPU, of a latent (1, z, f, h, w).
 
-        Of several processes the first one has it.
+        Where several processes share the clip, the first returns it and the others None.
         """
         if self.ranks.world > 1:
             video = self.vae.decode_shared(latent[0].to(self.device), self.ranks)
@@ -325,8 +338,8 @@ class HunyuanVideo:
         """What the guidance embedder takes, (B,): the product is rounded to the model's type."""
         if not self.model.guidance_embed:
             return None
-        told = DTYPES[self.config.precision]  # also where another type is computed in
-        product = torch.tensor([strength] * rows, device=self.device).to(told) * GUIDANCE_SCALE
+        given = DTYPES[self.config.precision]  # also where another type is computed in
+        product = torch.tensor([strength] * rows, device=self.device).to(given) * GUIDANCE_SCALE
         return product.to(self.dtype)
 
     def fixed_inputs(
@@ -379,7 +392,8 @@ class HunyuanVideo:
         degrees = self.ranks.degrees
         own = -(-self.config.tokens(noise.shape) // degrees.sequence)
         tokens = own + max(text_lens(conditioning.mask))
-        lines = plan.summary_lines(
+        lines = summary_lines(
+            plan,
             tokens=rows // degrees.cfg * tokens,
             stream_itemsize=itemsize,
             latent_numel=rows * noise[0].numel(),
@@ -387,57 +401,3 @@ class HunyuanVideo:
         )
         for line in lines:
             logger.info(line)
-
-    def _log_run(self, cache: DeltaCache | None) -> None:
-        run = self.last_run
-        for line in cache.report.lines() if cache is not None else ():
-            logger.info(line)
-        logger.info(
-            f"denoising took {run.denoise_seconds:.2f} s: {run.solver_steps} solver steps, "
-            f"{run.model_calls} model calls, {run.block_runs} of {run.block_runs_full} block runs"
-        )
-
-    def _stats(
-        self, steps: int, visit: list[int], cache: DeltaCache | None, seconds: float
-    ) -> RunStats:
-        full = steps * (len(self.model.double_blocks) + len(self.model.single_blocks))
-        report = cache.report if cache is not None else None
-        return RunStats(
-            solver=SOLVER,
-            steps=steps,
-            solver_steps=len(visit),
-            model_calls=report.model_calls if report else steps,
-            reused_calls=report.reused_calls if report else 0,
-            block_runs=report.block_runs if report else full,
-            block_runs_full=full,
-            reused_intervals=report.reused_intervals if report else 0,
-            cache_peak_bytes=report.peak_bytes if report else 0,
-            denoise_seconds=seconds,
-            plan=cache.plan.name if cache is not None else None,
-        )
-
-    @contextmanager
-    def _timed(self) -> "Iterator[_Seconds]":
-        taken = _Seconds()
-        self._synchronize()
-        start = time.perf_counter()
-        try:
-            yield taken
-            self._synchronize()  # not after an error, which it could replace by its own
-        finally:
-            taken.seconds = time.perf_counter() - start
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-@dataclass
-class _Seconds:
-    seconds: float = 0.0
-
-
-def _attached(
-    watch: DeltaCache | Recorder | Replay | None, model: torch.nn.Module
-) -> AbstractContextManager:
-    return nullcontext() if watch is None else watch.attached(model)

@@ -20,8 +20,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from profiling_core.errors import InputError
+from profiling_core.runtime.checkpoint_files import first_line
 
-from .checkpoint import HOW_TO_GET, first_line
+from .checkpoint import HOW_TO_GET
 from .config import TEMPLATES, HunyuanConfig, Template
 from .weights import DTYPES
 

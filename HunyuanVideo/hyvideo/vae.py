@@ -14,10 +14,11 @@ from torch import Tensor
 from profiling_core.errors import InputError
 from profiling_core.parallel.ranks import Ranks
 from profiling_core.parallel.vae_tiles import shared_tiles
+from profiling_core.runtime.checkpoint_files import check_counts, first_line, read_json
+from profiling_core.runtime.state_dicts import assign, plain_state, read_torch_file
 
-from .checkpoint import check_counts, first_line, read_json
 from .model import no_autocast
-from .weights import DTYPES, assign, plain_state, read_torch_file
+from .weights import DTYPES
 
 # names in the official config.json -> names of diffusers' arguments; the others are not sizes
 NAMES = {

@@ -4,21 +4,20 @@ A module is built on the meta device, the file's names and shapes are compared w
 then are tensors read and assigned. Nothing is renamed: the transformer has the official names.
 """
 
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from profiling_core.errors import InputError
+from profiling_core.runtime.checkpoint_files import first_line
+from profiling_core.runtime.state_dicts import check_names, plain_state, read_torch_file, shapes
 
-from .checkpoint import first_line, fp8_map
+from .checkpoint import fp8_map
 from .config import HunyuanConfig
 from .fp8 import load_scales, store_as_fp8
 from .model import HYVideoDiffusionTransformer
 
-Shapes = dict[str, tuple[int, ...]]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOAD_KEYS = ("module", "ema")
 
@@ -70,28 +69,6 @@ def load_transformer(
     return model.eval().requires_grad_(False)
 
 
-def shapes(state: dict[str, Tensor]) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def check_names(source: Path, expected: Shapes, found: Shapes) -> None:
-    """InputError unless both have the same names and shapes."""
-    missing = [name for name in expected if name not in found]
-    surplus = [name for name in found if name not in expected]
-    for names, what in ((missing, "missing"), (surplus, "not known to this model")):
-        if names:
-            raise InputError(
-                f"{source}: {len(names)} tensors are {what}, the first is {names[0]!r}: "
-                "this is another model's checkpoint, or a part of one"
-            )
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise InputError(
-                f"{source}: tensor {name!r} has shape {found[name]}, the model {shape}: "
-                "the weights belong to other sizes than the model"
-            )
-
-
 def _check_fp8(file: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     for name, tensor in expected.items():
         if tensor.dtype == torch.float8_e4m3fn != state[name].dtype:
@@ -110,37 +87,3 @@ def read_transformer_file(path: Path, load_key: str) -> dict[str, Tensor]:
             f"{path} has no {load_key!r}: take --load-key {' or '.join(map(str, found))}"
         )
     return plain_state(path, content[load_key] if found else content)
-
-
-def read_torch_file(path: Path) -> dict[str, Any]:
-    """The dict in a .pt file, mapped rather than read where its format allows."""
-    try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:  # damage can surface anywhere in the unpickler
-        raise InputError(
-            f"{path} is not a complete weight file ({first_line(error)}): download it again"
-        ) from None
-    return plain_dict(path, content)
-
-
-def plain_dict(path: Path, content: Any) -> dict[str, Any]:
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path} holds no plain state dict of tensors: download it again")
-    return dict(content)
-
-
-def plain_state(path: Path, content: Any) -> dict[str, Tensor]:
-    """`content` if it is a dict from names to tensors."""
-    state = plain_dict(path, content)
-    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise InputError(f"{path} holds no plain state dict of tensors: download it again")
-    return state
-
-
-def assign(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Give a meta module the tensors of `state`, without a copy; strict about names and shapes."""
-    check_names(source, shapes(module.state_dict()), shapes(state))
-    module.load_state_dict(state, strict=True, assign=True)
-    module.eval().requires_grad_(False)

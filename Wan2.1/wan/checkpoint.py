@@ -1,43 +1,14 @@
 """The layout of a checkpoint folder; nothing here reads a weight or imports torch."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from profiling_core.errors import InputError
+from profiling_core.runtime.checkpoint_files import read_json
 
 from .configs import WanConfig
 
 DIT = "diffusion_pytorch_model"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
-MOST_LAYERS, LARGEST_SIZE = 1000, 10**6  # far past every real model, small enough to be counted
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; InputError when the file is missing, unreadable or something else."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): download it again") from None
-    if not isinstance(document, dict):
-        raise InputError(f"{path} holds no JSON object: download it again")
-    return document
-
-
-def check_counts(path: Path, sizes: dict[str, Any], least: int = 0) -> None:
-    """InputError when an integer in `sizes`, alone or in a list, is out of every model's range."""
-    for name, value in sizes.items():
-        most = MOST_LAYERS if name.startswith("num_") else LARGEST_SIZE
-        for count in value if isinstance(value, list | tuple) else (value,):
-            if type(count) is int and not least <= count <= most:
-                raise InputError(f"{path}: {name} is {value!r}, expected {least} to {most}")
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says, short enough for one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def dit_files(folder: Path) -> dict[str, set[str] | None]:

@@ -1,25 +1,19 @@
-"""What is checked and carried over before a run, and checked after it."""
+"""What is checked before a run, and how a plan is put on its noise levels."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from profiling_core.errors import InputError, PlanError
+from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.plan import BRANCHES
+from profiling_core.plan.regrid import on_grid, regrid
+from profiling_core.plan.schema import BRANCHES
+from profiling_core.runtime.memory import check_room
 
 from .configs import WanConfig
-from .memory import check_room
 from .sigmas import sigmas_fp32
 from .weights import model_kwargs, transformer_bytes
-
-
-def check_finite(result: Tensor, what: str, way_out: str) -> None:
-    """InputError when an overflow or damaged weights would give a black or random clip."""
-    if not result.isfinite().all():
-        raise InputError(f"{what} gave numbers that are not finite: {way_out}")
 
 
 def check_plan(
@@ -32,13 +26,22 @@ def check_plan(
 
 
 def plan_for_run(plan: CachePlan, solver: str, steps: int, shift: float) -> CachePlan:
-    """The plan on this run's noise levels; PlanError when it cannot be carried over to them."""
+    """The plan on this run's noise levels; PlanError when it cannot be put on them."""
     if plan.branches != BRANCHES:
         raise PlanError(
             f"plan {plan.name!r} knows the branch {plan.branches[0]!r} alone, Wan2.1 calls the "
             "model for cond and uncond: take a plan with both"
         )
-    return plan.at(sigmas_fp32(solver, steps, shift), solver=solver, shift=shift)
+    return regrid(plan, sigmas_fp32(solver, steps, shift), solver=solver, shift=shift)
+
+
+def check_on_grid(plan: CachePlan, solver: str, steps: int, shift: float) -> None:
+    """PlanError for a plan of other noise levels than this run's."""
+    if not on_grid(plan, sigmas_fp32(solver, steps, shift), solver=solver):
+        raise PlanError(
+            f"plan {plan.name!r} is for {plan.steps} {plan.solver} steps, shift {plan.shift:g}, "
+            f"this run has {steps} {solver} steps, shift {shift:g}: take checks.plan_for_run first"
+        )
 
 
 @dataclass(frozen=True)

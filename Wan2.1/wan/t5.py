@@ -16,9 +16,14 @@ from transformers import (
 
 from profiling_core.errors import InputError
 from profiling_core.parallel.sharding import fill, shard
-
-from .checkpoint import check_counts, first_line, read_json
-from .weights import assign, check_state, read_torch_file
+from profiling_core.runtime.checkpoint_files import check_counts, first_line, read_json
+from profiling_core.runtime.state_dicts import (
+    assign,
+    check_names,
+    plain_state,
+    read_torch_file,
+    shapes,
+)
 
 OFFICIAL_SIZES = {
     "d_model": 4096,
@@ -127,7 +132,7 @@ class TextEncoder:
                 f"tokenizer folder {tokenizer} has {len(self.tokenizer)} tokens, "
                 f"{checkpoint.name} {vocab_size}: take the tokenizer of this checkpoint"
             )
-        state = read_torch_file(checkpoint)
+        state = plain_state(checkpoint, read_torch_file(checkpoint))
         if sharded_on is None:
             state = {k: v.to(torch.bfloat16) for k, v in state.items()}
             assign(self.model, convert_names(state), checkpoint)
@@ -136,7 +141,7 @@ class TextEncoder:
 
     def _share_out(self, state: dict[str, Tensor], source: Path, device: torch.device) -> None:
         """Every process takes its rows; the file is mapped, what it does not need is not read."""
-        check_state(self.model, state, source)
+        check_names(source, shapes(self.model.state_dict()), shapes(state))
         self.model.to(torch.bfloat16)
         shard(self.model, self.model.encoder.block, device)
         fill(self.model, lambda name, first, end: state[name][first:end], device)

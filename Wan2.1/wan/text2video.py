@@ -2,10 +2,8 @@
 
 import random
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -14,21 +12,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from profiling_core.engine.delta_cache import DeltaCache
-from profiling_core.engine.run_stats import RunStats, progress_marks
+from profiling_core.engine.full_run import FullRun
+from profiling_core.engine.run_stats import Run, RunStats, shown_steps, timed
 from profiling_core.errors import InputError
 from profiling_core.parallel.cfg_parallel import BranchPair
 from profiling_core.parallel.ranks import Ranks, one_noise
 from profiling_core.parallel.sharding import Precision
 from profiling_core.parallel.xdit import sequence_share
-from profiling_core.plan import CachePlan
-from profiling_core.plan.plan import BRANCHES
+from profiling_core.plan.describe import summary_lines
+from profiling_core.plan.plan import CachePlan
 from profiling_core.plan.restrict import plan_of_both
-from profiling_core.recording.perturbed_run import Replay
+from profiling_core.plan.schema import BRANCHES
+from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
+from profiling_core.runtime.state_dicts import check_finite
 
 from .attention import attention, backend
 from .checkpoint import check_folder
-from .checks import Shards, check_finite, check_memory, plan_for_run
+from .checks import Shards, check_memory, check_on_grid, plan_for_run
 from .configs import WanConfig, check_frame_num
 from .model import bf16_autocast, emulates_bf16, no_autocast
 from .scheduler import build_scheduler
@@ -138,21 +139,24 @@ class WanT2V:
         noise_device: torch.device | str | None = None,
         progress: bool = True,
     ) -> Tensor | None:
-        """A clip (3, F, H, W), fp32 in [-1, 1], and its statistics in `last_run`; of several
-        processes the first one has the clip, the others None.
+        """A clip (3, F, H, W), fp32 in [-1, 1], and its statistics in `last_run`.
+
+        Where several processes share the clip, the first returns it and the others None.
 
         size: (width, height), multiples of 16; frame_num: 4n + 1; an empty n_prompt stands for
         the model's own negative prompt; a negative seed draws one; offload_model: parts that are
-        not at work leave the GPU; plan: a cache plan, carried over to this grid of noise levels;
-        recorder: records the run, which then has no plan, and writes its profile after decoding;
+        not at work leave the GPU; plan: a cache plan, put on this grid of noise levels; recorder:
+        records the run, which then has no plan, and writes its profile after decoding;
         noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """
         if recorder is not None and self.ranks.world > 1:
             raise InputError("a profile is recorded in one process: start one for it")
+        if plan is not None:
+            plan = plan_for_run(plan, sample_solver, sampling_steps, shift)
         shape = self._latent_shape(size, frame_num)
         seed = seed if seed >= 0 else random.randint(0, sys.maxsize)
         logger.info(f"seed {seed}")
-        with self._timed() as encoding:
+        with timed(self.device) as encoding:
             prompts = [input_prompt, n_prompt or self.config.sample_neg_prompt]
             context, context_null = self.encode(prompts, offload_model=offload_model)
         noise_device = torch.device(noise_device or self.device)
@@ -172,26 +176,23 @@ class WanT2V:
         if recorder is not None:
             recorder.measure_sensitivity(
                 latent,
-                lambda replay: self.denoise(
-                    context, context_null, noise, recorder=replay, **sampling
+                lambda perturbed: self.denoise(
+                    context, context_null, noise, recorder=perturbed, **sampling
                 ),
             )
         if offload_model and self.device.type == "cuda" and not self.sharded:
             self.model.cpu()
             torch.cuda.empty_cache()
-        with self._timed() as decoding:
+        with timed(self.device) as decoding:
             video = self.decode(latent)
         if video is not None:
             check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
         if recorder is not None:
             facts = {"prompt": input_prompt, "seed": seed, "guidance": guide_scale}
             logger.info(recorder.finish(latent, video=video, **facts).last_run_line())
-        self.last_run = replace(
-            self.last_run,
-            seed=seed,
-            encode_seconds=encoding.seconds,
-            decode_seconds=decoding.seconds,
-        )
+        self.last_run.seed = seed
+        self.last_run.encode_seconds = encoding.seconds
+        self.last_run.decode_seconds = decoding.seconds
         return video
 
     def encode(self, prompts: list[str], *, offload_model: bool = False) -> list[Tensor]:
@@ -213,18 +214,17 @@ class WanT2V:
         sampling_steps: int = 50,
         guide_scale: float = 5.0,
         plan: CachePlan | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = True,
     ) -> Tensor:
-        """Latent fp32 (z, f, h, w) from noise of that shape; leaves statistics in `last_run`."""
-        if plan is not None:
-            plan = plan_for_run(plan, sample_solver, sampling_steps, shift)
-            plan = plan_of_both(plan) if self.ranks.degrees.cfg > 1 else plan
-            self._log_plan(plan, noise)
-        cache = DeltaCache(plan) if plan is not None else None
-        watch = cache if recorder is None else recorder
-        visit = list(plan.solver_steps if plan is not None else range(sampling_steps))
-        scheduler = build_scheduler(sample_solver, sampling_steps, shift, self.device, visit)
+        """Latent fp32 (z, f, h, w) from noise of that shape; leaves statistics in `last_run`.
+
+        plan: on this grid of noise levels (`checks.plan_for_run`), else PlanError.
+        """
+        run = self._run(plan, recorder, sample_solver, sampling_steps, shift, noise)
+        scheduler = build_scheduler(
+            sample_solver, sampling_steps, shift, self.device, run.solver_steps
+        )
         if not self.sharded:
             self.model.to(self.device)
         contexts = {"cond": context, "uncond": context_null}
@@ -232,20 +232,17 @@ class WanT2V:
         seq_len = self.config.tokens(tuple(latent.shape))
         autocast = self.autocast()
         bar = tqdm(total=sampling_steps, disable=not (progress and self.ranks.first), unit="step")
-        marks = progress_marks(cache, visit, sampling_steps)
-        with self._timed() as loop, torch.no_grad(), autocast, bar, _attached(watch, self.guided):
-            for number, step in enumerate(visit):
-                t = scheduler.timesteps[number]
+        with timed(self.device) as loop, torch.no_grad(), autocast, bar, run.attached(self.guided):
+            for step, t in zip(shown_steps(run, bar), scheduler.timesteps, strict=True):
                 timestep = t[None]  # one object for both calls of a step
-                cond, uncond = self._predictions(latent, timestep, contexts, seq_len, step, watch)
+                cond, uncond = self._predictions(run, step, latent, timestep, contexts, seq_len)
                 flow = uncond + guide_scale * (cond - uncond)
                 with no_autocast(self.device):
                     latent = scheduler.step(flow[None], t, latent[None], return_dict=False)[0][0]
-                done, note = next(marks)
-                bar.set_postfix_str(note, refresh=False)
-                bar.update(done - bar.n)
-        self.last_run = self._stats(sample_solver, sampling_steps, visit, cache, loop.seconds)
-        self._log_run(cache)
+        run.stats.solver, run.stats.denoise_seconds = sample_solver, loop.seconds
+        self.last_run = run.stats
+        for line in run.stats.lines():
+            logger.info(line)
         check_finite(
             latent,
             f"sampling with sample_guide_scale {guide_scale} and sample_shift {shift}",
@@ -253,25 +250,42 @@ class WanT2V:
         )
         return latent
 
+    def _run(
+        self,
+        plan: CachePlan | None,
+        recorder: Recorder | PerturbedRun | None,
+        solver: str,
+        steps: int,
+        shift: float,
+        noise: Tensor,
+    ) -> Run:
+        """What stands in front of the model during a loop."""
+        if recorder is not None:
+            return recorder
+        if plan is None:
+            return FullRun(steps, len(self.model.blocks))
+        check_on_grid(plan, solver, steps, shift)
+        plan = plan_of_both(plan) if self.ranks.degrees.cfg > 1 else plan
+        self._log_plan(plan, noise)
+        return DeltaCache(plan)
+
     def _predictions(
         self,
+        run: Run,
+        step: int,
         latent: Tensor,
         timestep: Tensor,
         contexts: dict[str, Tensor],
         seq_len: int,
-        step: int,
-        watch: DeltaCache | Recorder | Replay | None,
     ) -> Iterator[Tensor]:
-        """Of both branches, cond first; on two groups of processes in one call."""
-        if self.guided is not self.model:
+        """Both branches, cond first; two groups of processes need one call for them."""
+        if self.ranks.degrees.cfg > 1:
             own = contexts[BRANCHES[self.ranks.cfg_rank]]
-            if watch is not None:
-                watch.begin(step, "cond")
+            run.begin(step, "cond")
             yield from self.guided([latent], timestep, [own], seq_len)
             return
         for branch in BRANCHES:
-            if watch is not None:
-                watch.begin(step, branch)
+            run.begin(step, branch)
             yield self.model([latent], timestep, [contexts[branch]], seq_len)[0]
 
     def decode(self, latent: Tensor) -> Tensor | None:
@@ -294,70 +308,11 @@ class WanT2V:
         for note in plan.notes:
             logger.warning(note)
         degrees = self.ranks.degrees
-        lines = plan.summary_lines(
+        lines = summary_lines(
+            plan,
             tokens=-(-self.config.tokens(tuple(noise.shape)) // degrees.sequence),
             stream_itemsize=4,  # the residual stream is fp32
             latent_numel=degrees.cfg * noise.numel(),
         )
         for line in lines:
             logger.info(line)
-
-    def _log_run(self, cache: DeltaCache | None) -> None:
-        run = self.last_run
-        for line in cache.report.lines() if cache is not None else ():
-            logger.info(line)
-        logger.info(
-            f"denoising took {run.denoise_seconds:.2f} s: {run.solver_steps} solver steps, "
-            f"{run.model_calls} model calls, {run.block_runs} of {run.block_runs_full} block runs"
-        )
-
-    def _stats(
-        self,
-        solver: str,
-        steps: int,
-        visit: list[int],
-        cache: DeltaCache | None,
-        seconds: float,
-    ) -> RunStats:
-        calls = steps * (2 if self.guided is self.model else 1)  # of this process
-        full = calls * len(self.model.blocks)
-        report = cache.report if cache is not None else None
-        return RunStats(
-            solver=solver,
-            steps=steps,
-            solver_steps=len(visit),
-            model_calls=report.model_calls if report else calls,
-            reused_calls=report.reused_calls if report else 0,
-            block_runs=report.block_runs if report else full,
-            block_runs_full=full,
-            reused_intervals=report.reused_intervals if report else 0,
-            cache_peak_bytes=report.peak_bytes if report else 0,
-            denoise_seconds=seconds,
-            plan=cache.plan.name if cache is not None else None,
-        )
-
-    @contextmanager
-    def _timed(self) -> "Iterator[_Seconds]":
-        taken = _Seconds()
-        self._synchronize()
-        start = time.perf_counter()
-        try:
-            yield taken
-            self._synchronize()  # not after an error, which it could replace by its own
-        finally:
-            taken.seconds = time.perf_counter() - start
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-@dataclass
-class _Seconds:
-    seconds: float = 0.0
-
-
-def _attached(
-    watch: DeltaCache | Recorder | Replay | None, model: torch.nn.Module
-) -> AbstractContextManager:
-    return nullcontext() if watch is None else watch.attached(model)

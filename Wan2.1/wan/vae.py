@@ -15,10 +15,10 @@ from torch import Tensor
 from profiling_core.errors import InputError
 from profiling_core.parallel.ranks import Ranks
 from profiling_core.parallel.vae_tiles import shared_tiles, tile_grid
+from profiling_core.runtime.checkpoint_files import check_counts, first_line, read_json
+from profiling_core.runtime.state_dicts import assign, plain_state, read_torch_file
 
-from .checkpoint import check_counts, first_line, read_json
 from .model import no_autocast
-from .weights import assign, read_torch_file
 
 SCALE = 8  # pixels along a side of one latent
 OVERLAP, LEAST_TILE = 64, 128  # pixels, of tiles that several processes share out
@@ -62,7 +62,8 @@ class VideoVAE:
     def __init__(self, checkpoint: Path, device: torch.device | str) -> None:
         """Load; InputError when the weights or the sizes beside them are unusable."""
         self.model = build_vae(checkpoint)
-        state = {name: t.float() for name, t in read_torch_file(checkpoint).items()}
+        stored = plain_state(checkpoint, read_torch_file(checkpoint))
+        state = {name: tensor.float() for name, tensor in stored.items()}
         assign(self.model, convert_wan_vae_to_diffusers(state), checkpoint)
         self.model.to(device)
         column = (1, -1, 1, 1, 1)

@@ -3,17 +3,14 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import imageio.v3 as iio
-import imageio_ffmpeg
 import numpy as np
 
 from profiling_core.errors import InputError
+from profiling_core.runtime.video_file import write_image, write_video
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,51 +68,9 @@ def to_image(video: "Tensor") -> np.ndarray:
 
 def save_video(video: "Tensor", path: Path, fps: int) -> None:
     """Write an H.264 file at quality 8; InputError when that fails, and then no file is left."""
-    frames = to_frames(video)
-    with _complete_or_absent(path) as temporary:
-        iio.imwrite(
-            temporary,
-            frames,
-            plugin="FFMPEG",
-            fps=fps,
-            codec="libx264",
-            quality=8,
-            macro_block_size=1,  # else sizes that are no multiple of 16 are resized silently
-            ffmpeg_log_level="quiet",
-        )
-        _check_complete(temporary, len(frames))
+    write_video(to_frames(video), path, fps, "save_file")
 
 
 def save_image(video: "Tensor", path: Path) -> None:
     """Write the only frame of a clip; InputError when that fails, and then no file is left."""
-    with _complete_or_absent(path) as temporary:
-        iio.imwrite(temporary, to_image(video))
-
-
-def _check_complete(path: Path, frames: int) -> None:
-    """OSError unless the file has so many frames: ffmpeg's exit code is lost inside imageio."""
-    try:
-        found, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
-    except RuntimeError:
-        found = 0  # not even readable
-    if found != frames:
-        raise OSError(f"{found} of {frames} frames are in the file: is the disk full?")
-
-
-@contextmanager
-def _complete_or_absent(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` if the block succeeds, else is removed.
-
-    It lies in a folder of its own: an interrupted ffmpeg may make its file after we are gone, and
-    cannot once the folder is.
-    """
-    try:
-        with tempfile.TemporaryDirectory(
-            prefix=".", dir=path.parent, ignore_cleanup_errors=True
-        ) as folder:
-            temporary = Path(folder) / f"clip{path.suffix}"
-            yield temporary
-            os.replace(temporary, path)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"save_file {path}: writing failed ({reason})") from error
+    write_image(to_image(video), path, "save_file")

@@ -5,7 +5,6 @@ tensors read and assigned. Nothing is renamed: the transformer has the official 
 """
 
 import inspect
-import zipfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from profiling_core.errors import InputError
 from profiling_core.parallel.sharding import Precision, fill, shard
+from profiling_core.runtime.checkpoint_files import check_counts, first_line, read_json
+from profiling_core.runtime.state_dicts import Shapes, check_names, shapes
 
-from .checkpoint import check_counts, dit_files, first_line, read_json
+from .checkpoint import dit_files
 from .model import WanModel
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def model_kwargs(folder: Path) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def load_transformer(
     """
     device = torch.device(device)
     model = build_transformer(folder)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = shapes(model.state_dict())
     files = dit_files(folder)
     found: Shapes = {}
     for file, names in files.items():
@@ -94,40 +93,22 @@ def load_transformer(
     return model.eval().requires_grad_(False)
 
 
-def check_names(source: Path, expected: Shapes, found: Shapes) -> None:
-    """InputError unless both have the same names and shapes."""
-    missing = [name for name in expected if name not in found]
-    surplus = [name for name in found if name not in expected]
-    for names, what in ((missing, "missing"), (surplus, "not known to this model")):
-        if names:
-            raise InputError(
-                f"{source}: {len(names)} tensors are {what}, the first is {names[0]!r}: "
-                "this is another model's checkpoint, or a part of one"
-            )
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise InputError(
-                f"{source}: tensor {name!r} has shape {found[name]}, the model {shape}: "
-                "the weights belong to other sizes than the configuration"
-            )
-
-
 def _header(path: Path, names: set[str] | None) -> Shapes:
     """Names and shapes in a safetensors file; `names` must be among them."""
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path} is not a complete safetensors file ({error}): download it again"
         ) from None
-    absent = (names or set()) - shapes.keys()
+    absent = (names or set()) - found.keys()
     if absent:
         raise InputError(
             f"{path}: tensor {min(absent)!r} is missing, though the index names it: "
             "download both again"
         )
-    return shapes
+    return found
 
 
 def _read(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -156,33 +137,3 @@ class _Rows(ExitStack):
             return opened.get_slice(name)[first:end]
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read ({error}): download it again") from None
-
-
-def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """A plain state dict from a .pth file, mapped rather than read where its format allows."""
-    try:
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:  # damage can surface anywhere in the unpickler
-        raise InputError(
-            f"{path} is not a complete weight file ({first_line(error)}): download it again"
-        ) from None
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise InputError(f"{path} holds no plain state dict of tensors: download it again")
-    return state
-
-
-def check_state(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """`check_names` of a module and a state dict."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    check_names(source, expected, {name: tuple(t.shape) for name, t in state.items()})
-
-
-def assign(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Give a meta module the tensors of `state`, without a copy; strict about names and shapes."""
-    check_state(module, state, source)
-    module.load_state_dict(state, strict=True, assign=True)
-    module.eval().requires_grad_(False)

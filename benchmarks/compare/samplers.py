@@ -90,7 +90,7 @@ class Planned(Sampler):
                 f"expected {plan.expected.block_runs}"
             )
         share = 1 / speedup_flops(plan)  # of these block runs
-        return Ran(latent, share, stats.cache_peak_bytes, stats.denoise_seconds)
+        return Ran(latent, share, stats.peak_bytes, stats.denoise_seconds)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def one_prompt(tree: Tree, prompt: str, seed: int, solver: str) -> list[dict]:
                 "prompt": prompt,
                 "seed": seed,
                 "block_share": round(tree.last_run.block_runs / blocks, 4),
-                "bytes_held": tree.last_run.cache_peak_bytes,
+                "bytes_held": tree.last_run.peak_bytes,
                 "latent_error": round(latent_error(latent.cpu(), full.cpu()), 5),
                 **{key: round(value, 4) for key, value in quality.as_row().items()},
             }

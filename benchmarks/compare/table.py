@@ -11,7 +11,7 @@ from statistics import fmean, mode, pstdev, stdev
 from typing import Any
 
 from benchmarks.compare.policies import ALL, GROUP_OF, GROUPS, OURS
-from profiling_core.plan.cost import format_bytes
+from profiling_core.plan.describe import format_bytes
 
 Row = dict[str, Any]
 OTHERS = ("peers", "packages")  # groups whose best is marked

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 import benchmarks.lib  # noqa: F401  (puts the trees on the path)
+import hyvideo.checks
 import hyvideo.pipeline
 import hyvideo.sigmas
 import hyvideo.video
+import wan.checks
 import wan.model
 import wan.sigmas
 import wan.text2video
@@ -29,7 +31,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import available
 from profiling_core.profile.profile import Settings
-from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.options import resolve_plan
 from wan.configs import CONFIGS as WAN_CONFIGS
@@ -86,7 +88,7 @@ class Tree(ABC):
         *,
         steps: int | None = None,
         solver: str | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = False,
     ) -> Tensor:
         """A latent, with the model's own settings where none are given."""
@@ -146,9 +148,12 @@ class WanTree(Tree):
         *,
         steps: int | None = None,
         solver: str | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = False,
     ) -> Tensor:
+        if plan is not None:
+            shift, count = self.config.sample_shift, steps or self.steps
+            plan = wan.checks.plan_for_run(plan, solver or self.solvers[0], count, shift)
         return self.pipeline.denoise(
             *inputs,
             shift=self.config.sample_shift,
@@ -216,11 +221,14 @@ class HunyuanTree(Tree):
         *,
         steps: int | None = None,
         solver: str | None = None,
-        recorder: Recorder | Replay | None = None,
+        recorder: Recorder | PerturbedRun | None = None,
         progress: bool = False,
     ) -> Tensor:
         if solver not in (None, *self.solvers):
             raise ValueError(f"HunyuanVideo has the solver {self.solvers[0]} alone, not {solver}")
+        if plan is not None:
+            shift = self.config.flow_shift
+            plan = hyvideo.checks.plan_for_run(plan, steps or self.steps, shift)
         return self.pipeline.denoise(
             *inputs, infer_steps=steps, plan=plan, recorder=recorder, progress=progress
         )

@@ -17,7 +17,7 @@ from benchmarks.lib.timing import Subject
 from hyvideo.model import GUIDANCE_SCALE, HYVideoDiffusionTransformer
 from hyvideo.rope import rope_tables
 from profiling_core.plan.model_specs import HUNYUAN, WAN, Clip, Family, PlannedModel
-from profiling_core.plan.plan import ModelFingerprint
+from profiling_core.plan.schema import ModelFingerprint
 from wan.model import WanModel
 
 GUIDANCE = 6.0

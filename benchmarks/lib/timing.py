@@ -16,9 +16,10 @@ from torch import nn
 from profiling_core.engine.anchors import tensors_of
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import anchor_lifetimes, bytes_held, speedup_flops
+from profiling_core.plan.cost import bytes_held, speedup_flops
 from profiling_core.plan.model_specs import MODELS, PlannedModel
 from profiling_core.plan.presets import build_preset, load_preset, presets_of
+from profiling_core.plan.site_schedule import anchor_lifetimes, computes, forecasts
 
 Call = Callable[[], Any]
 PLANS = ("release", "paper", "foreground", "balanced")
@@ -77,9 +78,9 @@ def kinds(plan: CachePlan, branch: str) -> dict[int, str]:
     """
     sites = [
         {
-            **dict.fromkeys(plan.computes(site, branch), "run"),
+            **dict.fromkeys(computes(plan, site, branch), "run"),
             **dict.fromkeys(anchor_lifetimes(plan, site, branch), "keep"),
-            **dict.fromkeys(plan.forecasts(site, branch), "reuse"),
+            **dict.fromkeys(forecasts(plan, site, branch), "reuse"),
         }
         for site in plan.sites
     ]
@@ -92,7 +93,7 @@ def kinds(plan: CachePlan, branch: str) -> dict[int, str]:
 
 def visit(plan: CachePlan, branch: str, wanted: set[str]) -> list[int]:
     """One step of every wanted kind, that with the most anchors, and all steps these build on."""
-    forecasts = [plan.forecasts(site, branch) for site in plan.sites]
+    forecasts = [forecasts(plan, site, branch) for site in plan.sites]
 
     def anchors(step: int) -> list[int]:
         return [anchor for steps in forecasts for anchor, _ in steps.get(step, ())]

@@ -37,7 +37,7 @@ from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.model_specs import MODELS
-from profiling_core.plan.regrid import carry_over
+from profiling_core.plan.regrid import regrid
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.recording.recorder import Recorder
 from profiling_core.search.resample import on_grid
@@ -186,7 +186,7 @@ def contenders(place: Place, plan: CachePlan) -> Iterator[Way]:
     recorded = PlanSearch(place.recorded())
     planned = {}
     for policy, keep in (("carried, levels kept", False), ("carried, speed kept", True)):
-        planned[policy] = carry_over(plan, subject.sigmas, **there, keep_speed=keep)
+        planned[policy] = regrid(plan, subject.sigmas, **there, keep_speed=keep)
     spent, kept = (computed(planned[f"carried, {what} kept"]) for what in ("speed", "levels"))
     if kept == subject.steps:  # nothing left to skip: it is the full run
         del planned["carried, levels kept"]

@@ -42,7 +42,7 @@ def row(tree: str, run: demo.Run, full: demo.Run) -> dict[str, Any]:
         "ratio": round(run.ratio(full), 3),
         "ideal": round(run.ideal, 4),
         **{name: round(value, 4) for name, value in quality.items()},
-        "bytes_held": run.stats.cache_peak_bytes,
+        "bytes_held": run.stats.peak_bytes,
     }
 
 

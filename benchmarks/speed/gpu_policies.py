@@ -31,6 +31,7 @@ from profiling_core.engine.anchors import tensors_of
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
+from profiling_core.plan.site_schedule import corrections
 
 FIRST_ASKED = 20  # a step at which every rule decides
 THRESHOLD = 0.1  # of the rules; their answers are forced
@@ -127,7 +128,7 @@ class Planned(Policy):
                     for branch in others if number == 0 else ():  # their anchors count as well
                         cache.begin(step, branch)
                         self.subject.call()
-            held = max(held, cache.report.peak_bytes)
+            held = max(held, cache.stats.peak_bytes)
         return Costs(medians(found), held=held, peak=peak_memory(device))
 
 
@@ -194,7 +195,7 @@ def medians(found: dict[str, list[float]]) -> dict[str, float]:
 
 def kinds_of(plan: CachePlan, branch: str) -> dict[int, str]:
     """`calls.kinds`, and 'correct' for a compute step that makes forecasts good."""
-    return {**kinds(plan, branch), **dict.fromkeys(plan.corrections(branch), "correct")}
+    return {**kinds(plan, branch), **dict.fromkeys(corrections(plan, branch), "correct")}
 
 
 def walked(plan: CachePlan, branch: str) -> list[int]:
@@ -203,7 +204,7 @@ def walked(plan: CachePlan, branch: str) -> list[int]:
     steps = visit(plan, branch, set(kinds(plan, branch).values()) - {"run"})
     if steps and kind_of[steps[-1]] == "reuse" == kind_of.get(steps[-1] + 1):
         steps.append(steps[-1] + 1)
-    later = [step for step in plan.corrections(branch) if steps and step > steps[-1]]
+    later = [step for step in corrections(plan, branch) if steps and step > steps[-1]]
     return [*steps, *later[:1]]
 
 

@@ -27,8 +27,8 @@ from profiling_core.commands.report.frontier import (
 )
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import picture
-from profiling_core.plan.plan import Storage, StoragePlace
+from profiling_core.plan.describe import picture, summary_lines
+from profiling_core.plan.schema import Storage, StoragePlace
 from profiling_core.profile.profile import Profile, holds_profile, load_profile
 from profiling_core.refit import PASSES
 from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
@@ -81,7 +81,7 @@ def make_plan(args: argparse.Namespace) -> list[str]:
     out.parent.mkdir(parents=True, exist_ok=True)
     plan.save(out)
     return [
-        *plan.summary_lines(),
+        *summary_lines(plan),
         "",
         *picture(plan),
         "",

@@ -9,7 +9,8 @@ from typing import Any
 from profiling_core.commands.arguments import add_log_options, add_overwrite_option, check_new
 from profiling_core.errors import PlanError, nearest
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import bytes_held, format_bytes, held_anchors, picture, storage_words
+from profiling_core.plan.cost import bytes_held, held_anchors
+from profiling_core.plan.describe import format_bytes, picture, storage_words, summary_lines
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import available, plans_folder, presets_of
 from profiling_core.profile.profile import Profile, holds_profile, load_profile
@@ -72,7 +73,7 @@ def show(args: argparse.Namespace) -> list[str]:
         if given is not None and given < 1:
             raise PlanError(f"--{name} {given}: expected at least 1")
     plan = resolve_plan(args.plan, args.model)
-    lines = plan.summary_lines()
+    lines = summary_lines(plan)
     lines.append(_grid_line(plan))
     lines += ["", *picture(plan), ""]
     lines += _memory_lines(plan, args)

@@ -167,5 +167,5 @@ class Follower:
             if isinstance(count, int) and count != self.plan.steps:
                 raise ValueError(
                     f"{name} is {count}, plan {self.plan.name!r} is made for {self.plan.steps} "
-                    "steps: use as many, or carry the plan over with plan.at(sigmas, ...)"
+                    "steps: use as many, or take plan.regrid.regrid(plan, sigmas, ...)"
                 )

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +27,8 @@ from torch import nn
 from profiling_core.engine.anchors import forecast_prediction, keep, tensors_of
 from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
 from profiling_core.engine.call_tracker import Follower
-from profiling_core.engine.interval import Interval, Schedule, Store
+from profiling_core.engine.interval import AnchorStore, Interval
+from profiling_core.engine.run_stats import RunStats
 from profiling_core.engine.seams import (
     CACHE,
     WALK,
@@ -39,32 +39,9 @@ from profiling_core.engine.seams import (
 )
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import block_runs_full, block_share, format_bytes
-from profiling_core.plan.plan import IntervalSite, StoragePlace
-
-
-@dataclass
-class Report:
-    """What really happened in the last run: counted, not planned."""
-
-    block_runs: int = 0
-    block_runs_full: int = 0
-    model_calls: int = 0
-    reused_calls: int = 0  # model calls answered without running the model
-    reused_intervals: int = 0
-    peak_bytes: int = 0  # of anchors
-    bytes_held: int = 0
-    place: StoragePlace = "device"  # the memory that they lie in
-
-    def lines(self) -> list[str]:
-        """For the log after the run."""
-        share = 100 * self.block_runs / max(1, self.block_runs_full)
-        return [
-            f"ran {self.block_runs} of {self.block_runs_full} blocks ({share:.1f} %), "
-            f"reused {self.reused_intervals} interval deltas and {self.reused_calls} predictions",
-            f"anchors: at most {format_bytes(self.peak_bytes)} of {self.place} memory, "
-            f"now {format_bytes(self.bytes_held)}",
-        ]
+from profiling_core.plan.cost import block_runs_full, block_share
+from profiling_core.plan.schema import IntervalSite
+from profiling_core.plan.site_schedule import SiteSchedule
 
 
 class DeltaCache:
@@ -82,15 +59,34 @@ class DeltaCache:
 
     def __init__(self, plan: CachePlan, *, lists: dict[str, str] | None = None) -> None:
         self.plan = plan
-        self.report = Report(place=plan.storage_place)
+        self.stats = self._new_stats()
         self._lists = dict(lists or {})
         self._model: nn.Module | None = None
         self._walks: list[BlockWalk] = []
-        self._prediction: Store | None = None
+        self._prediction: AnchorStore | None = None
         self._position: tuple[int, str] | None = None
         self._last_step = -1
         self._follower: Follower | None = None
         self._busy = False
+
+    @property
+    def steps(self) -> int:
+        """Of the plan's grid."""
+        return self.plan.steps
+
+    @property
+    def solver_steps(self) -> tuple[int, ...]:
+        """The steps that a solver has to visit."""
+        return self.plan.solver_steps
+
+    def _new_stats(self) -> RunStats:
+        return RunStats(
+            plan=self.plan.name,
+            steps=self.steps,
+            solver_steps=len(self.solver_steps),
+            block_runs_full=block_runs_full(self.plan),
+            place=self.plan.storage_place,
+        )
 
     # -- attach and detach
 
@@ -147,7 +143,7 @@ class DeltaCache:
             store.clear()
         self._position = None
         self._last_step = -1
-        self.report.bytes_held = 0
+        self.stats.bytes_held = 0
         if self._follower is not None:
             self._follower.forget()
 
@@ -173,8 +169,7 @@ class DeltaCache:
                 "levels of plan.solver_steps"
             )
         if self._last_step < 0:  # a new video
-            full = block_runs_full(self.plan)
-            self.report = Report(block_runs_full=full, place=self.plan.storage_place)
+            self.stats = self._new_stats()
         self._position = (step, branch)
         self._last_step = step
 
@@ -241,7 +236,7 @@ class DeltaCache:
         if store is not None and step in store.schedules[branch].forecasts:
             needed = store.needed(branch, step)
             _check_sizes(needed[0][0].sizes, _sizes(args, kwargs))
-            self.report.reused_calls += 1
+            self.stats.reused_calls += 1
             return forecast_prediction(needed)
         output = self._run(run, args, kwargs, step, branch)
         given = output
@@ -266,7 +261,7 @@ class DeltaCache:
     def _run(
         self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: str
     ) -> Any:
-        self.report.model_calls += 1
+        self.stats.model_calls += 1
         for walk in self._walks:
             walk.start(step, branch)
         try:
@@ -276,18 +271,18 @@ class DeltaCache:
                 walk.stop()
         for walk in self._walks:
             walk.finish(step, branch)
-        self.report.block_runs += sum(self.plan.model.block_lists.values())
-        self.report.block_runs -= sum(walk.skipped for walk in self._walks)
-        self.report.reused_intervals += sum(walk.reused for walk in self._walks)
+        self.stats.block_runs += sum(self.plan.model.block_lists.values())
+        self.stats.block_runs -= sum(walk.skipped for walk in self._walks)
+        self.stats.reused_intervals += sum(walk.reused for walk in self._walks)
         return output
 
     def _account(self, step: int, branch: str) -> None:
-        self.report.peak_bytes = max(self.report.peak_bytes, self.bytes_held)
+        self.stats.peak_bytes = max(self.stats.peak_bytes, self.bytes_held)
         for store in self._stores():
             store.drop_after(branch, step)
-        self.report.bytes_held = self.bytes_held
+        self.stats.bytes_held = self.bytes_held
 
-    def _stores(self) -> Iterator[Store]:
+    def _stores(self) -> Iterator[AnchorStore]:
         if self._prediction is not None:
             yield self._prediction
         for walk in self._walks:
@@ -296,9 +291,9 @@ class DeltaCache:
     def _build_stores(self, found: dict[str, nn.ModuleList]) -> None:
         self._walks, self._prediction = [], None
         for site in self.plan.sites:
-            schedules = {b: Schedule.of(self.plan, site, b) for b in self.plan.branches}
+            schedules = {b: SiteSchedule.of(self.plan, site, b) for b in self.plan.branches}
             if not isinstance(site, IntervalSite):
-                self._prediction = Store("prediction", schedules)
+                self._prediction = AnchorStore("prediction", schedules)
                 continue
             walk = next((w for w in self._walks if w.name == site.block_list), None)
             if walk is None:

@@ -19,35 +19,18 @@ from torch import nn
 from profiling_core.engine.anchors import Anchor, forecast_delta, keep
 from profiling_core.engine.block_lists import unwrapped
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import anchor_lifetimes
-from profiling_core.plan.plan import Site
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """One site and branch, resolved: what each step does, what it needs, what dies after it."""
-
-    computes: frozenset[int]
-    forecasts: dict[int, tuple[tuple[int, float], ...]]
-    last_use: dict[int, int]  # anchor step -> last step that reuses it
-    corrections: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, plan: CachePlan, site: Site, branch: str) -> Schedule:
-        return cls(
-            plan.computes(site, branch),
-            plan.forecasts(site, branch),
-            anchor_lifetimes(plan, site, branch),
-            plan.corrections(branch) if site is plan.prediction else {},
-        )
+from profiling_core.plan.schema import Site
+from profiling_core.plan.site_schedule import (
+    SiteSchedule,
+)
 
 
 @dataclass
-class Store:
+class AnchorStore:
     """The anchors of one site element: an interval, or the prediction."""
 
     label: str
-    schedules: dict[str, Schedule]
+    schedules: dict[str, SiteSchedule]
     anchors: dict[tuple[str, int], Anchor] = field(default_factory=dict)
 
     def needed(self, branch: str, step: int) -> list[tuple[Anchor, float]]:
@@ -81,11 +64,11 @@ class Store:
             del self.anchors[key]
 
 
-class Interval(Store):
+class Interval(AnchorStore):
     """Blocks first..last of a list, reused together."""
 
     def __init__(
-        self, site: Site, run: tuple[int, int], schedules: dict[str, Schedule], plan: CachePlan
+        self, site: Site, run: tuple[int, int], schedules: dict[str, SiteSchedule], plan: CachePlan
     ) -> None:
         first, last = run
         super().__init__(f"{site.block_list} {first}-{last}", schedules)

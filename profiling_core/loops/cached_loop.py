@@ -15,18 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from profiling_core.engine.block_lists import block_list, unwrapped
-from profiling_core.engine.delta_cache import DeltaCache, Report
+from profiling_core.engine.delta_cache import DeltaCache
+from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import PlanError
 from profiling_core.loops.loop_sizes import FirstCall
 from profiling_core.loops.scheduler_grid import Grid, grid_of, visit_only, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_full
+from profiling_core.plan.describe import summary_lines
+from profiling_core.plan.regrid import regrid
 from profiling_core.plan.restrict import for_both_branches, on_steps, on_visited_steps
 
 PlanFor = Callable[[Grid], CachePlan]
@@ -55,7 +58,7 @@ class LoopModels:
 
 
 class LoopCache:
-    """Runs of one loop, one after the other; `plan`, `report` and `lines` are the last run's.
+    """Runs of one loop, one after the other; `plan`, `stats` and `lines` are the last run's.
 
     plan_for: the plan for a grid of noise levels, on that grid or another; PlanError when there is
     none. tell: gets what the plan computes, before the first step, and what was done, after it.
@@ -66,7 +69,7 @@ class LoopCache:
         self._caches: list[DeltaCache] = []
         self._first: FirstCall | None = None
         self.plan: CachePlan | None = None
-        self.report = Report()
+        self.stats = RunStats()
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -89,7 +92,7 @@ class LoopCache:
         def see(scheduler: Any, told: dict[str, Any]) -> None:
             self._start(scheduler, told | ({} if shift is None else {"shift": shift}))
 
-        self.plan, self.report = None, Report()
+        self.plan, self.stats = None, RunStats()
         with ExitStack() as seams:
             for target in targets:
                 seams.enter_context(when_set(target, see))
@@ -103,8 +106,8 @@ class LoopCache:
         """The scheduler's timesteps are set: settle the plan and attach."""
         self._detach()
         grid = grid_of(scheduler, told)
-        plan = self._plan_for(grid).at(grid.sigmas, solver=grid.solver, shift=grid.shift)
-        for line in (*plan.notes, *plan.summary_lines()):
+        plan = regrid(self._plan_for(grid), grid.sigmas, solver=grid.solver, shift=grid.shift)
+        for line in (*plan.notes, *summary_lines(plan)):
             self._tell(line)
         self.plan, visited = plan, on_visited_steps(for_both_branches(plan))
         if plan.jumps:
@@ -140,11 +143,11 @@ class LoopCache:
             )
         for cache in self._caches:
             cache.clear()
-        self.report = _summed([cache.report for cache in self._caches])
+        self.stats = _summed([cache.stats for cache in self._caches])
         branches = max((cache.branches_seen for cache in self._caches), default=1)
         full = block_runs_full(self.plan) * branches // len(self.plan.branches)
-        self.report.block_runs_full = full
-        for line in self.report.lines():
+        self.stats.block_runs_full = full
+        for line in self.stats.lines():
             self._tell(line)
 
     def _detach(self) -> None:
@@ -155,16 +158,12 @@ class LoopCache:
             self._caches.pop().detach()
 
 
-def _summed(reports: Sequence[Report]) -> Report:
-    """One report of several models: counts add up, of bytes the most counts."""
-    total = Report()
-    for report in reports:
-        for field in fields(Report):
-            mine, theirs = getattr(total, field.name), getattr(report, field.name)
-            if field.name == "place":
-                total.place = theirs
-            elif field.name in ("peak_bytes", "bytes_held"):
-                setattr(total, field.name, max(mine, theirs))
-            else:
-                setattr(total, field.name, mine + theirs)
+def _summed(several: Sequence[RunStats]) -> RunStats:
+    """The counts of several models: runs and calls add up, of bytes the most counts."""
+    total = replace(several[0]) if several else RunStats()
+    for stats in several[1:]:
+        for name in ("block_runs", "model_calls", "reused_calls", "reused_intervals"):
+            setattr(total, name, getattr(total, name) + getattr(stats, name))
+        total.peak_bytes = max(total.peak_bytes, stats.peak_bytes)
+        total.bytes_held = max(total.bytes_held, stats.bytes_held)
     return total

@@ -19,7 +19,7 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
-from profiling_core.engine.delta_cache import Report
+from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import PlanError
 from profiling_core.loops.cached_loop import LoopCache, Tell
 from profiling_core.loops.diffusers_models import (
@@ -47,7 +47,7 @@ def cache_pipeline(
     tell: gets a line at a time of what a run will compute and did; by default the log
     "profiling_core" of the standard library.
 
-    Returns a context manager with `.detach()`; `.plan` and `.report` are of the last call.
+    Returns a context manager with `.detach()`; `.plan` and `.stats` are of the last call.
     PlanError (a ValueError) for a plan of another model, a pipeline that has another cache enabled,
     and what cannot be combined; see docs/other-models.md.
     """
@@ -72,9 +72,9 @@ class PipelineCache:
         return self._loop.plan
 
     @property
-    def report(self) -> Report:
+    def stats(self) -> RunStats:
         """What the last call computed, reused and held."""
-        return self._loop.report
+        return self._loop.stats
 
     def detach(self) -> None:
         """Give the pipeline its own call back."""

@@ -26,9 +26,9 @@ from profiling_core.plan.model_specs import (
     PlannedModel,
     known_model,
 )
-from profiling_core.plan.plan import ModelFingerprint
 from profiling_core.plan.presets import ORDER, PRESETS, available, build_preset, load_preset
 from profiling_core.plan.regrid import SPEEDUPS
+from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.plan.solvers import SOLVERS, skips_of
 
 # families that presets are shipped for, by class: the plan's block lists and their attributes

@@ -10,7 +10,8 @@ from torch import nn
 
 from profiling_core.engine.anchors import tensors_of
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import bytes_held, format_bytes, storage_words
+from profiling_core.plan.cost import bytes_held
+from profiling_core.plan.describe import format_bytes, storage_words
 
 
 class FirstCall:

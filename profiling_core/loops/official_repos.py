@@ -31,8 +31,8 @@ from profiling_core.loops.recorded_loop import GuidedRecorder, LoopProfile
 from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import known_model
-from profiling_core.plan.plan import Branch, ModelFingerprint
 from profiling_core.plan.presets import ORDER
+from profiling_core.plan.schema import Branch, ModelFingerprint
 from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.options import check_profile_target
 

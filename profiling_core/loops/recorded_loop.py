@@ -26,7 +26,7 @@ from profiling_core.errors import ProfileError
 from profiling_core.loops.cached_loop import LoopModels
 from profiling_core.loops.scheduler_grid import Grid, grid_of, when_set
 from profiling_core.plan import CachePlan
-from profiling_core.plan.plan import Branch
+from profiling_core.plan.schema import Branch
 from profiling_core.profile.profile import Profile
 from profiling_core.recording.recorder import Recorder
 

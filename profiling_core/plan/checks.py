@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from profiling_core.plan import schedule
 from profiling_core.plan.cost import expected_cost
-
-if TYPE_CHECKING:
-    from profiling_core.plan import CachePlan
-    from profiling_core.plan.plan import IntervalSite, PredictionSite, Site
+from profiling_core.plan.schema import IntervalSite, PlanDocument, PredictionSite, Site
+from profiling_core.plan.site_schedule import computes
 
 
-def check_grid(plan: CachePlan) -> None:
+def check_grid(plan: PlanDocument) -> None:
     if len(plan.sigmas) != plan.steps:
         raise ValueError(f"{len(plan.sigmas)} sigmas for {plan.steps} steps")
     for step, (before, after) in enumerate(pairwise(plan.sigmas)):
@@ -22,7 +19,7 @@ def check_grid(plan: CachePlan) -> None:
             raise ValueError(f"sigmas must fall, but sigmas[{step + 1}] = {after} after {before}")
 
 
-def check_sites(plan: CachePlan) -> None:
+def check_sites(plan: PlanDocument) -> None:
     for number, site in enumerate(plan.sites):
         place = f"sites[{number}]"
         if set(site.compute_steps) != set(plan.branches) or "cond" not in site.compute_steps:
@@ -52,7 +49,7 @@ def check_sites(plan: CachePlan) -> None:
             )
 
 
-def _check_intervals(plan: CachePlan, site: IntervalSite, place: str) -> None:
+def _check_intervals(plan: PlanDocument, site: IntervalSite, place: str) -> None:
     length = plan.model.block_lists.get(site.block_list)
     if length is None:
         known = ", ".join(plan.model.block_lists)
@@ -63,9 +60,9 @@ def _check_intervals(plan: CachePlan, site: IntervalSite, place: str) -> None:
         )
 
 
-def _check_weights(plan: CachePlan, site: Site, place: str) -> None:
+def _check_weights(plan: PlanDocument, site: Site, place: str) -> None:
     for branch in plan.branches:
-        computed = sorted(plan.computes(site, branch))
+        computed = sorted(computes(plan, site, branch))
         given = site.weights.get(branch, {})
         needed = [step for step in range(plan.steps) if step not in site.compute_steps[branch]]
         wrong = set(given) ^ {str(step) for step in needed}
@@ -82,7 +79,7 @@ def _check_weights(plan: CachePlan, site: Site, place: str) -> None:
                 )
 
 
-def _check_given(plan: CachePlan, site: PredictionSite, place: str) -> None:
+def _check_given(plan: PlanDocument, site: PredictionSite, place: str) -> None:
     if plan.solver != "euler":
         raise ValueError(
             f"{place}.given: made for Euler's steps, this plan's solver is {plan.solver}: search a "
@@ -103,7 +100,7 @@ def _check_given(plan: CachePlan, site: PredictionSite, place: str) -> None:
                 )
 
 
-def check_combination(plan: CachePlan) -> None:
+def check_combination(plan: PlanDocument) -> None:
     if sum(site.kind == "prediction" for site in plan.sites) > 1:
         raise ValueError("sites: more than one prediction site")
     taken: dict[tuple[str, int], int] = {}
@@ -130,7 +127,7 @@ def check_combination(plan: CachePlan) -> None:
                 )
 
 
-def check_expected(plan: CachePlan) -> None:
+def check_expected(plan: PlanDocument) -> None:
     if plan.expected is None:
         return
     found = expected_cost(plan, predicted_error=plan.expected.predicted_error)

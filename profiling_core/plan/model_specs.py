@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from profiling_core.plan.plan import BRANCHES, ModelFingerprint
+from profiling_core.plan.schema import BRANCHES, ModelFingerprint
 
 Runs = tuple[tuple[int, int], ...]  # [first, last] of consecutive blocks, inclusive
 

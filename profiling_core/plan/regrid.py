@@ -9,27 +9,22 @@ keeps the speed; every other plan keeps its levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isclose
-from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import ValidationError
 
 from profiling_core.errors import PlanError
-from profiling_core.plan.cost import expected_cost, speedup_flops
-from profiling_core.plan.schema import first_mistake
-
-if TYPE_CHECKING:
-    from profiling_core.plan import CachePlan
-    from profiling_core.plan.plan import Site
+from profiling_core.plan.cost import speedup_flops
+from profiling_core.plan.plan import CachePlan
+from profiling_core.plan.schema import Site
 
 SPEEDUPS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}  # names of plans that mean a speed
 
 
-def carry_over(
+def regrid(
     plan: CachePlan,
-    sigmas: tuple[float, ...],
+    sigmas: Sequence[float],
     *,
     solver: str,
     shift: float,
@@ -41,23 +36,14 @@ def carry_over(
     level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
     computed once; step 0 and every level outside the planned range are computed. keep_speed: the
     compute steps are first thinned out, or filled up, to the planned share of the steps (`_spread`)
-    and then matched, each with a step of its own. Fitted weights
-    belong to their own levels and are refused on a grid where the steps do not match one to one.
-    `notes` of the result say what the user should know, first what was kept.
+    and then matched, each with a step of its own. Fitted weights belong to their own levels and are
+    refused on a grid where the steps do not match one to one. A plan that is on the levels already
+    is returned as it is. `notes` of the result name what was kept and what else to know.
     """
+    sigmas = tuple(float(sigma) for sigma in sigmas)
     if keep_speed is None:
         keep_speed = plan.name in SPEEDUPS
-    site = plan.prediction
-    bound = site is not None and (site.skip == "corrected" or site.given is not None)
-    same_solver = solver == plan.solver or not bound
-    if (
-        same_solver
-        and len(sigmas) == plan.steps
-        and all(
-            isclose(a, b, rel_tol=1e-5, abs_tol=1e-7)
-            for a, b in zip(sigmas, plan.sigmas, strict=True)
-        )
-    ):
+    if on_grid(plan, sigmas, solver=solver):
         return plan
     nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
     one_to_one = nearest == list(range(len(sigmas)))
@@ -66,8 +52,8 @@ def carry_over(
         sites = plan.sites
     else:
         _refuse_weights(plan)
-        carried_sites = _spread_sites if keep_speed else _nearest_sites
-        sites = carried_sites(plan, sigmas, outside)
+        sites_there = _spread_sites if keep_speed else _nearest_sites
+        sites = sites_there(plan, sigmas, outside)
     changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
     wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
     kept = "speed is" if keep_speed else "noise levels are"
@@ -79,36 +65,30 @@ def carry_over(
             f"{len(outside)} noise levels lie outside the planned range {plan.sigmas[-1]:.4f} to "
             f"{plan.sigmas[0]:.4f} and are computed"
         )
-    fields = {
-        "format": plan.format,
-        "name": plan.name,
-        "model": plan.model,
-        "steps": len(sigmas),
-        "sigmas": sigmas,
-        "solver": solver,
-        "shift": float(shift),
-        "storage": plan.storage,
-        "storage_place": plan.storage_place,
-        "sites": sites,
-        "provenance": plan.provenance,
-        "notes": (*plan.notes, *notes),
-    }
-    try:
-        carried = type(plan).model_validate(fields)
-    except ValidationError as error:
-        raise PlanError(
-            f"plan {plan.name!r} cannot be carried to {wanted}: {first_mistake(error)}"
-        ) from None
-    update = {
-        "expected": expected_cost(carried),
-        "notes": (*carried.notes, *_cost_note(plan, carried)),
-    }
-    return carried.model_copy(update=update)
+    there = plan.replace(
+        steps=len(sigmas),
+        sigmas=sigmas,
+        solver=solver,
+        shift=float(shift),
+        sites=sites,
+        source=f"plan {plan.name!r} on {wanted}",
+    )
+    return there.model_copy(update={"notes": (*plan.notes, *notes, *_cost_note(plan, there))})
 
 
-def _cost_note(plan: CachePlan, carried: CachePlan) -> list[str]:
+def on_grid(plan: CachePlan, sigmas: Sequence[float], *, solver: str) -> bool:
+    """Are these the plan's own noise levels, and a solver that its corrections are made for?"""
+    site = plan.prediction
+    bound = site is not None and (site.skip == "corrected" or site.given is not None)
+    if len(sigmas) != plan.steps or (bound and solver != plan.solver):
+        return False
+    pairs = zip(sigmas, plan.sigmas, strict=True)
+    return all(isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in pairs)
+
+
+def _cost_note(plan: CachePlan, there: CachePlan) -> list[str]:
     """The same noise levels on another grid are another share of its steps: say so."""
-    before, after = speedup_flops(plan), speedup_flops(carried)
+    before, after = speedup_flops(plan), speedup_flops(there)
     if isclose(before, after, rel_tol=0.02):
         return []
     note = f"the ideal speed-up is {after:.2f}x there instead of {before:.2f}x"
@@ -213,6 +193,6 @@ def _spread(
     return [within[place] for place in chosen]
 
 
-def _with_steps(site: Site, carried: Callable[[tuple[int, ...]], set[int]]) -> Site:
-    steps = {branch: tuple(sorted(carried(own))) for branch, own in site.compute_steps.items()}
+def _with_steps(site: Site, there: Callable[[tuple[int, ...]], set[int]]) -> Site:
+    steps = {branch: tuple(sorted(there(own))) for branch, own in site.compute_steps.items()}
     return site.model_copy(update={"compute_steps": steps})

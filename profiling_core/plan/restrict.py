@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from profiling_core.errors import PlanError
-from profiling_core.plan import CachePlan
-from profiling_core.plan.plan import BRANCHES, Site
+from profiling_core.plan.plan import CachePlan
+from profiling_core.plan.schema import BRANCHES, Site
+from profiling_core.plan.site_schedule import computes, line
 
 
 def on_visited_steps(plan: CachePlan) -> CachePlan:
@@ -18,7 +19,7 @@ def on_visited_steps(plan: CachePlan) -> CachePlan:
     if not plan.jumps:
         return plan
     sites = [_restricted(plan, site, plan.solver_steps) for site in plan.interval_sites]
-    return _rebuilt(plan, plan.solver_steps, sites)
+    return _on(plan, plan.solver_steps, sites)
 
 
 def on_steps(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
@@ -29,7 +30,7 @@ def on_steps(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     """
     if list(steps) == list(range(plan.steps)):
         return plan
-    return _rebuilt(plan, steps, [_restricted(plan, site, steps) for site in plan.sites])
+    return _on(plan, steps, [_restricted(plan, site, steps) for site in plan.sites])
 
 
 def for_both_branches(plan: CachePlan) -> CachePlan:
@@ -37,16 +38,15 @@ def for_both_branches(plan: CachePlan) -> CachePlan:
     if set(plan.branches) == set(BRANCHES) or not plan.sites:
         return plan
     sites = [_for_both(site.model_dump(mode="json", exclude_none=True)) for site in plan.sites]
-    error = plan.expected.predicted_error if plan.expected else None
-    return _rebuilt(plan, range(plan.steps), sites, predicted_error=error)
+    return plan.replace(sites=sites, predicted_error=plan.predicted_error)
 
 
 def plan_of_both(plan: CachePlan) -> CachePlan:
     """The plan with its branches as one; PlanError when they do not skip alike."""
     if len(plan.branches) == 1:
         return plan
-    document = plan.model_dump(mode="json", exclude_none=True)
-    for site in document["sites"]:
+    sites = [site.model_dump(mode="json", exclude_none=True) for site in plan.sites]
+    for site in sites:
         for name in ("compute_steps", "weights", "given"):
             if name not in site:
                 continue
@@ -57,10 +57,7 @@ def plan_of_both(plan: CachePlan) -> CachePlan:
                     "branches on different processes it would idle, leave --cfg_size out"
                 )
             site[name] = {plan.branches[0]: first}
-    expected = document.pop("expected", {})
-    fields = {name: value for name, value in document.items() if name != "format"}
-    merged = CachePlan.build(**fields, predicted_error=expected.get("predicted_error"))
-    return merged.model_copy(update={"notes": plan.notes})
+    return plan.replace(sites=sites, predicted_error=plan.predicted_error)
 
 
 def _for_both(site: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +69,7 @@ def _restricted(plan: CachePlan, site: Site, steps: Sequence[int]) -> dict[str, 
     """A site's document on some steps, which get the numbers of their places."""
     document = site.model_dump(mode="json", exclude_none=True)
     computed = {
-        branch: [n for n, s in enumerate(steps) if n == 0 or s in plan.computes(site, branch)]
+        branch: [n for n, s in enumerate(steps) if n == 0 or s in computes(plan, site, branch)]
         for branch in plan.branches
     }
     document |= {"compute_steps": computed}
@@ -87,7 +84,7 @@ def _weights(
     plan: CachePlan, site: Site, branch: str, steps: Sequence[int], computed: Sequence[int]
 ) -> dict[str, list[float]]:
     """Of every reuse step, newest anchor first."""
-    own, found = sorted(plan.computes(site, branch)), {}
+    own, found = sorted(computes(plan, site, branch)), {}
     for place, step in enumerate(steps):
         if place in computed:
             continue
@@ -95,28 +92,11 @@ def _weights(
         before = [anchor for anchor in own if anchor < step][-len(weights) :]
         anchors = [steps[c] for c in computed if c < place]
         if not set(before) <= set(anchors):
-            weights = [weight for _, weight in plan.line(step, anchors)]
+            weights = [weight for _, weight in line(plan, step, anchors)]
         found[str(place)] = list(weights)
     return found
 
 
-def _rebuilt(
-    plan: CachePlan,
-    steps: Sequence[int],
-    sites: Sequence[dict[str, Any]],
-    **same: Any,
-) -> CachePlan:
-    rebuilt = CachePlan.build(
-        name=plan.name,
-        model=plan.model,
-        steps=len(steps),
-        sigmas=[plan.sigmas[step] for step in steps],
-        solver=plan.solver,
-        shift=plan.shift,
-        storage=plan.storage,
-        storage_place=plan.storage_place,
-        sites=list(sites),
-        provenance=plan.provenance,
-        **same,
-    )
-    return rebuilt.model_copy(update={"notes": plan.notes})
+def _on(plan: CachePlan, steps: Sequence[int], sites: Sequence[dict[str, Any]]) -> CachePlan:
+    sigmas = [plan.sigmas[step] for step in steps]
+    return plan.replace(steps=len(steps), sigmas=sigmas, sites=sites)

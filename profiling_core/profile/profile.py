@@ -47,8 +47,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from profiling_core.errors import ProfileError
-from profiling_core.plan.plan import Branch, ModelFingerprint, Sigma
-from profiling_core.plan.schema import Checked, first_mistake
+from profiling_core.plan.schema import Branch, Checked, ModelFingerprint, Sigma, first_mistake
 from profiling_core.profile.packing import packed, unpacked
 
 FORMAT = 2

@@ -1,4 +1,4 @@
-"""Replay: a recorded run once more, with a small error before one step, to see what it does.
+"""PerturbedRun: a recorded run once more, with a small error before one step, to see what it does.
 
 Up to that step the model is not run: its recorded predictions are returned, so that the solver,
 with all its history, comes to the same latent. The prediction before the step gets EPSILON of its
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from profiling_core.engine.anchors import Anchor, forecast_prediction, tensors_of
+from profiling_core.engine.full_run import FullRun
 from profiling_core.engine.seams import in_front
 from profiling_core.errors import ProfileError
-from profiling_core.plan.plan import Branch
+from profiling_core.plan.schema import Branch
 from profiling_core.recording.run_data import Recording
 
 EPSILON = 0.1
 
 
-class Replay:
+class PerturbedRun(FullRun):
     """Attached and told the position like a Recorder; step: 1..steps-1."""
 
     def __init__(self, recording: Recording, step: int) -> None:
@@ -33,6 +34,8 @@ class Replay:
             raise ProfileError(
                 f"sensitivity step {step}: expected 1..{recording.subject.steps - 1}"
             )
+        blocks = sum(recording.subject.model.block_lists.values())
+        super().__init__(recording.subject.steps, blocks)
         self.recording, self.step = recording, step
         self.injected: float | None = None  # distance of the latents at the step
         self._position: tuple[int, Branch] | None = None
@@ -42,8 +45,9 @@ class Replay:
         self._position = (step, branch)
 
     @contextmanager
-    def attached(self, model: nn.Module) -> Iterator[Replay]:
+    def attached(self, model: nn.Module) -> Iterator[PerturbedRun]:
         """In front of the model's call inside the with block."""
+        self.stats = self.new_stats()
         with in_front(model, self):
             yield self
 
@@ -56,6 +60,7 @@ class Replay:
             latents = tensors_of(args[0] if args else next(iter(kwargs.values())))
             now = torch.cat([latent.flatten().float().cpu() for latent in latents])
             self.injected = float((now - self.recording.latents[step]).norm())
+        self.count_call()
         return run(*args, **kwargs)
 
     def effect(self, latent: Tensor, disturbed: Tensor) -> float:

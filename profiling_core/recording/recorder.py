@@ -30,22 +30,23 @@ from torch import Tensor, nn
 
 from profiling_core.engine.anchors import keep, tensors_of
 from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
+from profiling_core.engine.full_run import FullRun
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan.model_specs import MODELS
-from profiling_core.plan.plan import Branch, ModelFingerprint
+from profiling_core.plan.schema import Branch, ModelFingerprint
 from profiling_core.profile.profile import MOST_MAPS, Profile, Settings, Subject, add_runs
 from profiling_core.recording.arrays import profile_of
 from profiling_core.recording.attention_hooks import Call, functions_of, tapped
 from profiling_core.recording.attention_share import attention_received
 from profiling_core.recording.block_hooks import BlockTap, Timer
-from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.run_data import Recording
 
 EXACT_TOKENS = 8192  # of more tokens a sample of the queries is taken
 SAMPLED_QUERIES = 1024  # per head
 
 
-class Recorder:
+class Recorder(FullRun):
     """Records one run on a grid of noise levels, whose sizes it finds in the first model call.
 
     path: the profile that the run will be added to; it is checked here, and its settings hold.
@@ -68,6 +69,7 @@ class Recorder:
         lists: dict[str, str] | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
+        super().__init__(steps, sum(model.block_lists.values()))
         self.path = None if path is None else Path(path)
         self._known = _existing(self.path)
         self.settings = self._known.settings if self._known else settings or Settings()
@@ -89,7 +91,7 @@ class Recorder:
                 raise ProfileError(
                     f"sensitivity step {step}: this run has the steps 0..{steps - 1}"
                 )
-        self.model, self.branches, self.steps = model, tuple(branches), steps
+        self.model, self.branches = model, tuple(branches)
         self._lists, self._group = lists, group
         self._handles: list[Any] = []
         self._seam = ExitStack()
@@ -105,6 +107,7 @@ class Recorder:
         self._blocks = [block for blocks in found.values() for block in blocks]
         self._patch = _patch_size(inner)
         self._clear()
+        self.stats = self.new_stats()
         before = model.register_forward_pre_hook(self._before_call, with_kwargs=True)
         after = model.register_forward_hook(self._after_call, with_kwargs=True)
         self._handles += [before, after]
@@ -174,6 +177,7 @@ class Recorder:
             seconds = [timer.seconds() for timer in self._tap.timers]
             self.recording.see_seconds(self._timer.seconds(), seconds)
         self._calls += 1
+        self.count_call()
         self.recording.seconds = time.perf_counter() - self._since
 
     def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
@@ -280,14 +284,14 @@ class Recorder:
 
     # -- sensitivity
 
-    def measure_sensitivity(self, latent: Tensor, sample: Callable[[Replay], Tensor]) -> None:
+    def measure_sensitivity(self, latent: Tensor, sample: Callable[[PerturbedRun], Tensor]) -> None:
         """One disturbed run for every step that the settings name; nothing when they name none.
 
         latent: the recorded run's; sample(replay): the final latent of the same run, sampled once
         more with `replay` attached and told the position.
         """
         for step in self.settings.sensitivity:
-            replay = Replay(self.recording, step)
+            replay = PerturbedRun(self.recording, step)
             self.recording.sensitivity[step] = replay.effect(latent, sample(replay))
 
     # -- checks

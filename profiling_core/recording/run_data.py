@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from profiling_core.engine.anchors import Anchor
 from profiling_core.errors import ProfileError
-from profiling_core.plan.plan import Branch
+from profiling_core.plan.schema import Branch
 from profiling_core.profile.profile import Subject
 from profiling_core.recording.attention_share import Received
 from profiling_core.recording.block_hooks import BlockTap

@@ -50,7 +50,8 @@ from profiling_core.errors import PlanError, ProfileError
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
-from profiling_core.plan.plan import Forecast
+from profiling_core.plan.schema import Forecast
+from profiling_core.plan.site_schedule import corrections, forecasts
 from profiling_core.profile.profile import Profile
 from profiling_core.refit.rollout import Clip, Weights
 from profiling_core.search import flow_solvers
@@ -186,7 +187,7 @@ class _Pass:
         self.weights, self.response = Weights(), _response(form.plan)
         branch = form.plan.branches[0]
         self.computed = form.plan.prediction.compute_steps[branch]
-        self.lines = form.plan.forecasts(form.plan.prediction, branch)
+        self.lines = forecasts(form.plan, form.plan.prediction, branch)
         self.trapezia = _trapezia(form.plan) if form.corrects else {}
 
     def fitted(self) -> Weights:
@@ -257,7 +258,7 @@ def _trapezia(plan: CachePlan) -> dict[int, Terms]:
         return {}
     site = plan.prediction.model_copy(update={"skip": "corrected"})
     corrected, levels = plan.model_copy(update={"sites": (site,)}), (*plan.sigmas, 0.0)
-    found = corrected.corrections(plan.branches[0])
+    found = corrections(corrected, plan.branches[0])
     return {
         n: {step: (weight - (step == n)) * (levels[n + 1] - levels[n]) for step, weight in terms}
         for n, terms in found.items()
@@ -309,7 +310,7 @@ def _bytes(profile: Profile, form: Form) -> int:
     """Of the anchors of a plan of this form, known before it is fitted."""
     plan, weights = form.plan, Weights()
     computed, corrections = plan.prediction.compute_steps[plan.branches[0]], _trapezia(plan)
-    for s in plan.forecasts(plan.prediction, plan.branches[0]):
+    for s in forecasts(plan, plan.prediction, plan.branches[0]):
         before = [step for step in computed if step < s][-form.anchors :][::-1]
         weights.forecasts[s] = tuple((step, 1.0) for step in before)
     for n in corrections:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from profiling_core.engine.anchors import Anchor, forecast_prediction, keep, tensors_of
 from profiling_core.engine.seams import in_front
 from profiling_core.errors import ProfileError
-from profiling_core.plan.plan import Branch, Forecast
+from profiling_core.plan.schema import Branch, Forecast
 
 
 @dataclass

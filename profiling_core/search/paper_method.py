@@ -26,7 +26,7 @@ from typing import Any
 from profiling_core.errors import PlanError, UserError
 from profiling_core.plan import CachePlan, schedule
 from profiling_core.plan.model_specs import consecutive
-from profiling_core.plan.plan import Storage, StoragePlace
+from profiling_core.plan.schema import Storage, StoragePlace
 from profiling_core.profile.block_scores import SCORES, Parted, part_blocks
 from profiling_core.profile.profile import Profile
 from profiling_core.profile.step_change import shrinking_intervals

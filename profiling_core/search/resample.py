@@ -26,7 +26,7 @@ import numpy as np
 
 from profiling_core.errors import ProfileError
 from profiling_core.plan.model_specs import first_levels
-from profiling_core.plan.plan import MOST_STEPS
+from profiling_core.plan.schema import MOST_STEPS
 from profiling_core.profile.profile import Profile, Subject
 from profiling_core.search import flow_solvers
 from profiling_core.search.flow_solvers import Levels

@@ -27,8 +27,9 @@ import numpy as np
 from profiling_core import __version__
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import bytes_held, format_bytes
-from profiling_core.plan.plan import Storage, StoragePlace
+from profiling_core.plan.cost import bytes_held
+from profiling_core.plan.describe import format_bytes
+from profiling_core.plan.schema import Storage, StoragePlace
 from profiling_core.plan.solvers import SKIPS, skips_of
 from profiling_core.profile.profile import Profile
 from profiling_core.search.segments import Segments

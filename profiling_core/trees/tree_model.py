@@ -113,8 +113,11 @@ class TreeModel(ABC):
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """`one_line`, and a failed allocation as such a line."""
-        memory = self._module("memory").out_of_memory_as_input_error
-        with self.one_line(), memory(self.device, self.describe()):
+        from profiling_core.runtime.memory import out_of_memory_as_input_error
+
+        way_out = "take a smaller clip or a smaller model"
+        memory = out_of_memory_as_input_error(self.device, self.describe(), way_out)
+        with self.one_line(), memory:
             yield
 
     @property

@@ -20,8 +20,8 @@ from gpu_toys import TOY_HUNYUAN, TOY_WAN, TOYS
 from hunyuan_toys import TINY as TINY_HUNYUAN
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import HUNYUAN, MODELS, WAN, Clip, PlannedModel
-from profiling_core.plan.plan import ModelFingerprint
 from profiling_core.plan.presets import ORDER, build_preset, load_preset, presets_of
+from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
 from tiny_trees import tiny_configs
 
@@ -265,7 +265,7 @@ def made_runs():
                 denoise_seconds=s,
                 block_runs=50 if n else 100,
                 block_runs_full=100,
-                cache_peak_bytes=0,
+                peak_bytes=0,
             )
             for n, s in enumerate(seconds)
         ]

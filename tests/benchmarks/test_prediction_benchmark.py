@@ -53,7 +53,7 @@ class ToldTree:
         self.last_run = SimpleNamespace(
             denoise_seconds=computed * STEP + visited * BESIDE,
             block_runs=plan.expected.block_runs if plan else 0,
-            cache_peak_bytes=0,
+            peak_bytes=0,
         )
         latent = torch.ones(100)
         if plan is not None:

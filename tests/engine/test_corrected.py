@@ -9,6 +9,8 @@ from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
+from profiling_core.plan.regrid import regrid
+from profiling_core.plan.site_schedule import corrections
 from toys import ToyWan, both, prediction, toy_plan
 
 COMPUTED = (0, 1, 4, 5, 9)
@@ -74,22 +76,22 @@ def test_two_predictions_are_held_at_most_and_said_before() -> None:
             cache.begin(step)
             model([torch.ones(5, 8)], torch.ones(1), 0.0)
         said = bytes_held(plan, tokens=5, stream_itemsize=4, latent_numel=40)
-        assert cache.report.peak_bytes == said == 2 * 40 * 4
+        assert cache.stats.peak_bytes == said == 2 * 40 * 4
         assert cache.bytes_held == 0
 
 
 def test_the_first_gap_has_one_anchor() -> None:
     plan = toy_plan([prediction({"cond": [0, 3, 11]}, "corrected")])
-    corrections = plan.corrections("cond")
-    assert [step for step, _ in corrections[3]] == [3, 0]
-    assert [step for step, _ in corrections[11]] == [11, 3, 0]
-    for terms in corrections.values():  # what does not change is not changed
+    found = corrections(plan, "cond")
+    assert [step for step, _ in found[3]] == [3, 0]
+    assert [step for step, _ in found[11]] == [11, 3, 0]
+    for terms in found.values():  # what does not change is not changed
         assert sum(weight for _, weight in terms) == pytest.approx(1.0)
 
 
 def test_neighbours_need_no_correction() -> None:
-    assert set(corrected_plan().corrections("cond")) == {4, 9}
-    assert toy_plan([prediction(both(0, 4), "linear")]).corrections("cond") == {}
+    assert set(corrections(corrected_plan(), "cond")) == {4, 9}
+    assert corrections(toy_plan([prediction(both(0, 4), "linear")]), "cond") == {}
 
 
 def test_a_change_of_size_within_a_gap_is_refused() -> None:
@@ -109,12 +111,12 @@ def test_other_solvers_are_refused() -> None:
         CachePlan.from_dict({**document, "solver": "unipc"})
     plan = corrected_plan()
     with pytest.raises(PlanError, match="'corrected' is made for Euler's steps"):
-        plan.at(plan.sigmas, solver="dpm++", shift=1.0)
+        regrid(plan, plan.sigmas, solver="dpm++", shift=1.0)
 
 
 def test_it_is_carried_over_by_sigma() -> None:
     plan = corrected_plan()
     fewer = tuple(sigma for step, sigma in enumerate(plan.sigmas) if step % 3 != 2)
-    carried = plan.at(fewer, solver="euler", shift=1.0)
+    carried = regrid(plan, fewer, solver="euler", shift=1.0)
     assert carried.prediction.skip == "corrected"
-    assert carried.corrections("cond")
+    assert corrections(carried, "cond")

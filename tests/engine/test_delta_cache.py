@@ -17,6 +17,7 @@ from made_plans import plans
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError
 from profiling_core.plan.cost import bytes_held
+from profiling_core.plan.site_schedule import forecasts
 from toys import (
     PLANS,
     NaiveWalk,
@@ -46,7 +47,7 @@ def test_plan_equals_the_naive_walk_bit_for_bit(model, name):
     outputs, cache = cached(model, plan)
     assert equal(outputs, run_clip(model, plan, NaiveWalk(model, plan)))
     assert not equal(outputs, bare(model, plan))
-    assert cache.report.block_runs == plan.expected.block_runs
+    assert cache.stats.block_runs == plan.expected.block_runs
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,9 +57,9 @@ def test_random_plan_equals_the_naive_walk_bit_for_bit(plan):
     model = ToyWan(depth=plan.model.block_lists["blocks"])
     outputs, cache = cached(model, plan)
     assert equal(outputs, run_clip(model, plan, NaiveWalk(model, plan)))
-    assert cache.report.block_runs == plan.expected.block_runs
+    assert cache.stats.block_runs == plan.expected.block_runs
     held = bytes_held(plan, tokens=5, stream_itemsize=4, latent_numel=5 * 8)
-    assert cache.report.peak_bytes == held and cache.bytes_held == 0
+    assert cache.stats.peak_bytes == held and cache.bytes_held == 0
 
 
 def test_blocks_called_by_keyword_are_cached_as_by_position(model):
@@ -74,7 +75,7 @@ def test_blocks_called_by_keyword_are_cached_as_by_position(model):
     model.forward = by_keyword
     outputs, cache = cached(model, plan)
     assert equal(outputs, expected)
-    assert cache.report.block_runs == plan.expected.block_runs
+    assert cache.stats.block_runs == plan.expected.block_runs
 
 
 def test_a_tensor_that_a_block_hands_on_untouched_has_a_zero_delta():
@@ -96,7 +97,7 @@ def test_a_tensor_that_a_block_hands_on_untouched_has_a_zero_delta():
     model, plan = Model(), toy_plan([intervals(both(*range(12)[::2]), [[2, 2], [4, 5]])])
     outputs, cache = cached(model, plan)
     assert not equal(outputs, bare(model, plan))
-    assert cache.report.reused_intervals == 2 * 2 * 6
+    assert cache.stats.reused_intervals == 2 * 2 * 6
 
 
 def test_all_compute_plan_is_bit_identical_to_the_bare_model(model):
@@ -206,7 +207,7 @@ def test_delta_storage_in_bf16_halves_the_bytes_and_stays_close(model):
         toy_plan(PLANS["linear deltas"], storage=storage) for storage in ("stream", "bfloat16")
     ]
     (full, cache_full), (half, cache_half) = (cached(model, plan) for plan in plans_)
-    assert cache_half.report.peak_bytes * 2 == cache_full.report.peak_bytes
+    assert cache_half.stats.peak_bytes * 2 == cache_full.stats.peak_bytes
     assert all(a.dtype == b.dtype for a, b in zip(full, half, strict=True))
     assert 0 < max((a - b).abs().max() for a, b in zip(full, half, strict=True)) < 0.1
 
@@ -366,7 +367,7 @@ def test_double_and_single_blocks_equal_a_walk_written_out():
         return model(*args)
 
     assert equal(run_hunyuan(model, plan, told), run_hunyuan(model, plan, naive))
-    assert cache.report.block_runs == plan.expected.block_runs
+    assert cache.stats.block_runs == plan.expected.block_runs
     assert all(block.marked for block in [*model.double_blocks, *model.single_blocks])
 
 
@@ -380,7 +381,7 @@ def test_dict_prediction_is_forecast_in_its_own_structure():
         return model(*args)
 
     outputs = run_hunyuan(model, plan, told)
-    newest, older = plan.forecasts(plan.prediction, "cond")[3]
+    newest, older = forecasts(plan, plan.prediction, "cond")[3]
     assert (newest[0], older[0]) == (1, 0)
     assert torch.equal(outputs[3], (outputs[1] * newest[1]).add(outputs[0], alpha=older[1]))
 

@@ -10,6 +10,7 @@ from torch import nn
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
+from profiling_core.plan.describe import summary_lines
 from toys import (
     PLANS,
     NaiveWalk,
@@ -156,7 +157,7 @@ def test_report_counts_the_last_video_alone(model):
     cache = DeltaCache(plan).attach(model)
     for seed in range(3):
         run_clip(model, plan, cached_call(cache, model), seed)
-        assert cache.report.block_runs == plan.expected.block_runs
+        assert cache.stats.block_runs == plan.expected.block_runs
 
 
 def test_position_of_a_refused_begin_is_not_used(model):
@@ -230,11 +231,11 @@ def test_block_list_under_another_name_is_found_by_the_lists_argument():
         DeltaCache(plan).attach(model)
     cache = DeltaCache(plan, lists={"blocks": "inner.blocks"}).attach(model)
     run_clip(model, plan, cached_call(cache, model))
-    assert cache.report.block_runs == plan.expected.block_runs
+    assert cache.stats.block_runs == plan.expected.block_runs
 
 
 def test_summary_names_cost_and_bytes_before_the_run():
     plan = CachePlan.loads(toy_plan(PLANS["release shape"]).dumps())
-    text = "\n".join(plan.summary_lines(tokens=5, stream_itemsize=4, latent_numel=40))
+    text = "\n".join(summary_lines(plan, tokens=5, stream_itemsize=4, latent_numel=40))
     assert "blocks 0 2-4 (4 blocks): computed at 5 of 12 steps" in text
     assert f"holds at most {4 * 5 * 8 * 4} B" in text

@@ -53,7 +53,7 @@ def cached(model, plan, inputs, bf16=True):
         return model(*args)["x"]
 
     with cache.attached(model):
-        return clip(model, plan, inputs, told, bf16), cache.report
+        return clip(model, plan, inputs, told, bf16), cache.stats
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -125,7 +125,7 @@ def test_bytes_held_are_those_of_the_formula(model, name, bf16):
         cache.begin(step)
         output = model(*args)["x"]
         held.append(sum(a.nbytes for store in cache._stores() for a in store.anchors.values()))
-        assert held[-1] == cache.bytes_held == cache.report.bytes_held
+        assert held[-1] == cache.bytes_held == cache.stats.bytes_held
         return output
 
     with cache.attached(model):
@@ -138,7 +138,7 @@ def test_bytes_held_are_those_of_the_formula(model, name, bf16):
         latent_numel=inputs.x.numel(),
         prediction_itemsize=size,
     )
-    assert cache.report.peak_bytes == expected >= max(held) > 0
+    assert cache.stats.peak_bytes == expected >= max(held) > 0
     assert held[-1] == 0
 
 

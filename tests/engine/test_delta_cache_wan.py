@@ -5,6 +5,7 @@ import torch
 
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
+from profiling_core.plan.site_schedule import forecasts
 from toys import both, intervals, prediction, toy_plan
 from wan_toys import tiny_dit
 
@@ -48,7 +49,7 @@ def cached(model, plan):
         return model([x], t, [text], TOKENS)[0]
 
     with cache.attached(model):
-        return clip(model, plan, call), cache.report
+        return clip(model, plan, call), cache.stats
 
 
 def naive(model, plan):
@@ -116,6 +117,6 @@ def test_prediction_is_forecast_as_a_list_without_running_the_model(model):
     plan = wan_plan([prediction(both(0, 1, 4), "linear")])
     outputs, report = cached(model, plan)
     assert report.model_calls == 6 and report.reused_calls == 10
-    (newest, w1), (older, w0) = plan.forecasts(plan.prediction, "cond")[3]
+    (newest, w1), (older, w0) = forecasts(plan, plan.prediction, "cond")[3]
     expected = (outputs[2 * newest] * w1).add(outputs[2 * older], alpha=w0)
     assert torch.equal(outputs[6], expected)

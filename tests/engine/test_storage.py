@@ -15,6 +15,7 @@ from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
+from profiling_core.plan.describe import summary_lines
 from profiling_core.search.search import Budget, PlanSearch
 from toys import PLANS, ToyWan, cached, equal, toy_plan
 
@@ -41,7 +42,7 @@ def test_bytes_held_are_those_of_the_formula(model, name, storage, place) -> Non
     plan = toy_plan(PLANS[name], storage=storage, storage_place=place)
     _, cache = cached(model, plan)
     sizes = {"tokens": 5, "stream_itemsize": 4, "latent_numel": 5 * 8}
-    assert cache.report.peak_bytes == bytes_held(plan, **sizes) > 0
+    assert cache.stats.peak_bytes == bytes_held(plan, **sizes) > 0
     plain = bytes_held(toy_plan(PLANS[name]), **sizes)
     assert bytes_held(plan, **sizes) * (2 if storage == "bfloat16" else 1) == plain
 
@@ -79,14 +80,14 @@ def test_an_fp32_prediction_stored_as_bfloat16_is_off_by_its_rounding_alone() ->
 def test_the_log_says_the_memory(model) -> None:
     plan = toy_plan(PLANS["every block"], storage="bfloat16", storage_place="host")
     cache = DeltaCache(plan)
-    assert "of host memory" in cache.report.lines()[1]
+    assert "of host memory" in cache.stats.lines()[1]
     _, cache = cached(model, plan)
-    assert f"at most {cache.report.peak_bytes} B of host memory" in cache.report.lines()[1]
+    assert f"at most {cache.stats.peak_bytes} B of host memory" in cache.stats.lines()[1]
     assert (
-        "anchors in host memory, as bfloat16 (" in plan.summary_lines(tokens=5, latent_numel=1)[-1]
+        "anchors in host memory, as bfloat16 (" in summary_lines(plan, tokens=5, latent_numel=1)[-1]
     )
-    assert plan.summary_lines()[-1].endswith("elements in host memory, as bfloat16")
-    assert toy_plan(PLANS["every block"]).summary_lines()[-1].endswith("elements in device memory")
+    assert summary_lines(plan)[-1].endswith("elements in host memory, as bfloat16")
+    assert summary_lines(toy_plan(PLANS["every block"]))[-1].endswith("elements in device memory")
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_the_issues_command_passes_every_check_of_a_full_size_folder(
 ) -> None:
     """Arguments, folder, plan and sizes; it ends where 12.8 billion weights find no room."""
     write_full_size(new_hunyuan_checkpoint)
-    monkeypatch.setattr("hyvideo.memory.available_bytes", lambda device: 16 * 10**9)
+    monkeypatch.setattr("profiling_core.runtime.memory.available_bytes", lambda device: 16 * 10**9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(hyvideo.checks, "emulates", lambda dtype, device: False)
     command = shlex.split(SEED_COMMAND.replace("ckpts", str(new_hunyuan_checkpoint)))
@@ -339,7 +339,7 @@ def test_nothing_is_saved_of_numbers_that_are_not_finite(
 def test_not_enough_memory_says_what_was_needed(
     outcome: Callable[..., str], hunyuan_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hyvideo.memory.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("profiling_core.runtime.memory.available_bytes", lambda device: 1000)
     line = outcome(*RUN, "--model-base", str(hunyuan_checkpoint))
     assert line.startswith("error: not enough memory on cpu: transformer 0.0 GB + text encoder")
     assert "GB are needed, 0.0 GB are free: take a smaller model or" in line
@@ -465,7 +465,7 @@ from hunyuan_toys import TINY
 from hyvideo.config import CONFIGS
 import sample_video
 CONFIGS["HYVideo-tiny"] = TINY
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(sample_video.EXIT_TERMINATED))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 sys.exit(sample_video.main(sys.argv[1:]))
 """.format(
     root=str(ROOT),

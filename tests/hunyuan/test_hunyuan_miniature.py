@@ -57,7 +57,7 @@ def test_plan_runs_and_holds_what_its_file_says(pipeline, clips, preset):
         latent_numel=prod(shape),
         prediction_itemsize=pipeline.dtype.itemsize,
     )
-    assert run.cache_peak_bytes == held
+    assert run.peak_bytes == held
 
 
 def test_plans_were_made_for_the_noise_levels_of_the_default_run():

@@ -224,7 +224,7 @@ def test_the_paper_plan_points_to_ours(
     monkeypatch.chdir(tmp_path)
     option = () if value is None else ("--delta_cache", *value)
     assert sample_video.main(["--prompt", "a cat", "--flow-reverse", *option]) == 0
-    assert ("ours: --delta_cache balanced 2.00x" in capsys.readouterr().out) is told
+    assert ("--delta_cache balanced 2x" in capsys.readouterr().out) is told
     assert not list(tmp_path.iterdir())  # the folder is made when a clip is saved
 
 

@@ -259,7 +259,9 @@ def test_offload_needs_room_for_one_part_at_a_time(
 ) -> None:
     files, cuda = find_files(hunyuan_checkpoint), torch.device("cuda")
     free = {"cuda": 10**12, "cpu": 10**12}
-    monkeypatch.setattr("hyvideo.memory.available_bytes", lambda device: free[device.type])
+    monkeypatch.setattr(
+        "profiling_core.runtime.memory.available_bytes", lambda device: free[device.type]
+    )
     check_memory(files, TINY, cuda)
     largest = vae_bytes(files.vae_config, torch.float16)
     free["cuda"] = transformer_bytes(TINY) + largest

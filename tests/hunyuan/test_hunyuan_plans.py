@@ -28,7 +28,6 @@ from hunyuan_toys import TINY, tiny_config
 from hyvideo.checks import check_plan, plan_for_run
 from hyvideo.config import CONFIGS
 from hyvideo.pipeline import HunyuanVideo
-from profiling_core.engine.run_stats import progress_marks
 from profiling_core.errors import PlanError
 from profiling_core.plan.cost import bytes_held, speedup_flops
 from profiling_core.plan.presets import available, load_preset
@@ -43,7 +42,7 @@ def test_statistics_of_a_full_run(pipeline: HunyuanVideo) -> None:
     run = pipeline.last_run
     assert (run.solver, run.steps, run.solver_steps, run.seed) == ("euler", STEPS, STEPS, 3)
     assert run.block_runs == run.block_runs_full == STEPS * BLOCKS
-    assert (run.model_calls, run.reused_calls, run.cache_peak_bytes) == (STEPS, 0, 0)
+    assert (run.model_calls, run.reused_calls, run.peak_bytes) == (STEPS, 0, 0)
     assert run.plan is None
     assert min(run.denoise_seconds, run.encode_seconds, run.decode_seconds) > 0
 
@@ -81,7 +80,7 @@ def test_the_cache_holds_the_bytes_that_were_announced(
         latent_numel=rows * 16 * 2 * 4 * 4,
         prediction_itemsize=itemsize,
     )
-    assert pipeline.last_run.cache_peak_bytes == expected > 0
+    assert pipeline.last_run.peak_bytes == expected > 0
 
 
 def test_intervals_skip_blocks_of_both_lists(pipeline: HunyuanVideo, full: Tensor) -> None:
@@ -152,7 +151,7 @@ def test_the_cache_is_gone_before_the_vae_decodes(
     monkeypatch.setattr(hyvideo.pipeline.DeltaCache, "attach", remember)
     monkeypatch.setattr(pipeline.vae, "decode", decode)
     pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS["single"]))
-    assert caches[0].report.peak_bytes > 0
+    assert caches[0].stats.peak_bytes > 0
 
 
 def test_missing_reverse_is_warned_of_and_runs(pipeline: HunyuanVideo) -> None:
@@ -177,16 +176,6 @@ def test_plan_is_told_before_step_0_and_counted_after(pipeline: HunyuanVideo) ->
     assert text.index("holds at most") < text.index("ran 24 of 30 blocks")
     assert "--delta_cache" not in text  # a file may have any name
     assert "denoising took" in text and "seed 3" in text
-
-
-def test_progress_shows_the_share_of_reuse_steps() -> None:
-    cache = hyvideo.pipeline.DeltaCache(tiny_plan(prediction(0, 1, 3, skip="jump")))
-    assert list(progress_marks(cache, (0, 1, 3), 6)) == [
-        (1, "reused 0%"),
-        (3, "reused 33%"),
-        (6, "reused 50%"),
-    ]
-    assert list(progress_marks(None, (0, 1), 2)) == [(1, ""), (2, "")]
 
 
 def test_plans_that_do_not_fit_are_refused_before_loading() -> None:

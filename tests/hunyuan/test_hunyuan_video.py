@@ -17,7 +17,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyvideo import video
 from hyvideo.video import (
     check_target,
     default_name,
@@ -27,6 +26,7 @@ from hyvideo.video import (
     to_frames,
 )
 from profiling_core.errors import InputError
+from profiling_core.runtime import video_file
 from tree_paths import ROOT
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_nothing(
         Path(path).write_bytes(b"half a file")
         raise error
 
-    monkeypatch.setattr(video.iio, "imwrite", fail)
+    monkeypatch.setattr(video_file.iio, "imwrite", fail)
     expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError
     with pytest.raises(expected):
         save_video(moving_clip(), tmp_path / "clip.mp4", fps=24)
@@ -142,8 +142,8 @@ def test_a_failed_write_keeps_the_file_that_was_there(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(video.iio, "imwrite", fail)
-    with pytest.raises(InputError, match=r"saving .*clip\.mp4 failed .*No space left"):
+    monkeypatch.setattr(video_file.iio, "imwrite", fail)
+    with pytest.raises(InputError, match=r"saving .*clip\.mp4: writing failed .*No space left"):
         save_video(moving_clip(), path, fps=24)
     assert path.read_text() == "old"
 

@@ -13,7 +13,7 @@ from hyvideo.model import HYVideoDiffusionTransformer
 from hyvideo.rope import rope_tables
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import HUNYUAN, Clip, PlannedModel
-from profiling_core.plan.plan import ModelFingerprint
+from profiling_core.plan.schema import ModelFingerprint
 from wan_toys import randomise
 
 WIDTH, DOUBLE, SINGLE, CHANNELS = 48, 4, 6, 4

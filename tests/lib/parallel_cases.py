@@ -156,7 +156,7 @@ def run_case(text: str, alone: dict[tuple[str, bool], dict[str | None, Tensor]])
                 "calls": stats.model_calls,
                 "block_runs": stats.block_runs,
                 "block_runs_full": stats.block_runs_full,
-                "peak_bytes": stats.cache_peak_bytes,
+                "peak_bytes": stats.peak_bytes,
             }
         )
     return found

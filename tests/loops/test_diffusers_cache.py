@@ -14,7 +14,7 @@ from profiling_core.errors import PlanError
 from profiling_core.loops.diffusers_models import fingerprint_of, loop_models
 from profiling_core.loops.scheduler_grid import grid_of, when_set
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import format_bytes
+from profiling_core.plan.describe import format_bytes
 from tiny_pipelines import STEPS, Tiny, build
 
 TWO_CALLS = ("wan", "wan22", "wan_i2v", "hunyuan_cfg", "hunyuan_i2v", "hunyuan15")
@@ -80,8 +80,8 @@ def test_a_plan_that_computes_everything_gives_the_pipelines_own_bits(name: str)
     plan = made_plan(tiny, [*prediction("hold", every), *intervals(tiny, computed=every)])
     with cache_pipeline(tiny.pipe, plan) as cache:
         assert torch.equal(tiny.video(), expected)
-    assert cache.report.block_runs == cache.report.block_runs_full > 0
-    assert cache.report.reused_calls == cache.report.reused_intervals == 0
+    assert cache.stats.block_runs == cache.stats.block_runs_full > 0
+    assert cache.stats.reused_calls == cache.stats.reused_intervals == 0
 
 
 @pytest.mark.parametrize("skip", ["hold", "linear"])
@@ -96,8 +96,8 @@ def test_interval_plans_equal_a_naive_walk_bit_for_bit(name: str, skip: str) -> 
     assert torch.equal(tiny.latents(), full)
     calls = (2 if name in TWO_CALLS else 1) * len(loop_models(tiny.pipe).lists)
     reused = STEPS - len(RELEASE_LIKE) - (name == "wan22")  # its second model begins with a run
-    assert cache.report.reused_intervals == calls * reused
-    assert cache.report.bytes_held == 0 < cache.report.peak_bytes
+    assert cache.stats.reused_intervals == calls * reused
+    assert cache.stats.bytes_held == 0 < cache.stats.peak_bytes
 
 
 @pytest.mark.parametrize("skip", ["hold", "linear"])
@@ -109,7 +109,7 @@ def test_plans_of_the_prediction_equal_a_naive_forecast_bit_for_bit(name: str, s
         found = tiny.latents()
     assert torch.equal(found, naively(tiny, name, plan))
     calls = 2 if name in TWO_CALLS else 1
-    assert cache.report.reused_calls == calls * (STEPS - len(RELEASE_LIKE) - (name == "wan22"))
+    assert cache.stats.reused_calls == calls * (STEPS - len(RELEASE_LIKE) - (name == "wan22"))
 
 
 class OnlyVisited(UniPCMultistepScheduler):
@@ -132,8 +132,8 @@ def test_a_jump_gives_the_scheduler_the_visited_levels_alone(name: str) -> None:
     own = tiny.pipe.scheduler
     tiny.pipe.scheduler = OnlyVisited.from_config(own.config)
     assert torch.equal(tiny.latents(), found)
-    assert cache.report.model_calls == 2 * len(RELEASE_LIKE)
-    assert cache.report.block_runs_full == 2 * 6 * STEPS
+    assert cache.stats.model_calls == 2 * len(RELEASE_LIKE)
+    assert cache.stats.block_runs_full == 2 * 6 * STEPS
 
 
 def test_a_jump_is_refused_where_the_scheduler_steps_by_number() -> None:
@@ -150,7 +150,7 @@ def test_presets_named_by_speed_keep_it_on_every_pipeline(name: str, preset: str
     speedup = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}[preset]
     with cache_pipeline(tiny.pipe, preset, tell=lines.append) as cache:
         tiny.latents(num_inference_steps=24)
-    share = cache.report.block_runs / cache.report.block_runs_full
+    share = cache.stats.block_runs / cache.stats.block_runs_full
     assert 1 / share == pytest.approx(speedup, rel=0.12)
     assert any("the steps of" in line for line in lines)  # not searched for this model
 
@@ -161,7 +161,7 @@ def test_the_papers_presets_reuse_blocks_of_the_families_they_are_for(name, pres
     tiny = build(name)
     with cache_pipeline(tiny.pipe, preset) as cache:
         tiny.latents(num_inference_steps=50)
-    assert cache.report.reused_intervals > 0 == cache.report.reused_calls
+    assert cache.stats.reused_intervals > 0 == cache.stats.reused_calls
 
 
 def test_a_second_video_and_other_step_counts_and_an_error_in_between() -> None:
@@ -197,7 +197,7 @@ def test_an_interrupted_run_frees_everything_and_the_next_is_right() -> None:
     with cache_pipeline(tiny.pipe, plan) as cache:
         first = tiny.latents()
         tiny.latents(callback_on_step_end=interrupt)
-        assert cache.report.model_calls == 2 * 4 and cache.report.bytes_held == 0
+        assert cache.stats.model_calls == 2 * 4 and cache.stats.bytes_held == 0
         assert torch.equal(tiny.latents(), first)
 
 
@@ -245,7 +245,7 @@ def test_what_is_told_before_the_run_is_what_is_counted_after_it() -> None:
     plan = made_plan(tiny, intervals(tiny))
     with cache_pipeline(tiny.pipe, plan, tell=lines.append) as cache:
         tiny.latents()
-    assert cache.plan.expected.block_runs == 2 * cache.report.block_runs  # of both branches
+    assert cache.plan.expected.block_runs == 2 * cache.stats.block_runs  # of both branches
     assert any(line.startswith("ran ") for line in lines)
 
 
@@ -258,4 +258,4 @@ def test_the_bytes_told_in_the_first_call_are_those_that_are_held(name, sites) -
         tiny.latents()
     told = next(line for line in lines if line.endswith("for every model call of a step"))
     calls = 2 if name in TWO_CALLS else 1
-    assert f"at most {format_bytes(cache.report.peak_bytes // calls)} of" in told
+    assert f"at most {format_bytes(cache.stats.peak_bytes // calls)} of" in told

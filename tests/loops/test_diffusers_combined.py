@@ -78,7 +78,7 @@ def test_compiled_blocks_add_no_graph_and_no_break() -> None:
     with cache_pipeline(tiny.pipe, plan) as cache:
         found = tiny.latents()
     assert dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
-    assert not dynamo.utils.counters["graph_break"] and cache.report.reused_intervals > 0
+    assert not dynamo.utils.counters["graph_break"] and cache.stats.reused_intervals > 0
     torch.testing.assert_close(found, expected)
 
 
@@ -193,4 +193,4 @@ def test_a_call_that_begins_in_the_middle_is_refused() -> None:
         with pytest.raises(PlanError, match=r"strength 0\.8"):
             tiny.latents()
         tiny.latents(strength=1.0)
-    assert cache.report.block_runs > 0 and type(tiny.pipe) is FromVideo
+    assert cache.stats.block_runs > 0 and type(tiny.pipe) is FromVideo

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from made_plans import plans
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import held_anchors, picture
+from profiling_core.plan.cost import held_anchors
+from profiling_core.plan.describe import picture
 from profiling_core.plan.presets import available, load_preset
+from profiling_core.plan.regrid import regrid
+from profiling_core.plan.site_schedule import computes, forecasts
 from profiling_core.runtime.options import resolve_plan
 from toys import both, intervals, prediction, toy_plan
 
@@ -30,7 +33,7 @@ def test_linear_prediction_holds_two_latents_per_branch():
 
 def test_linear_weights_extrapolate_a_straight_line_in_sigma():
     plan = toy_plan([prediction(both(0, 2, 5), "linear")])
-    for step, forecast in plan.forecasts(plan.prediction, "cond").items():
+    for step, forecast in forecasts(plan, plan.prediction, "cond").items():
         assert sum(w for _, w in forecast) == pytest.approx(1)
         if len(forecast) == 2:
             value = sum(w * (3 * plan.sigmas[a] + 1) for a, w in forecast)
@@ -39,7 +42,7 @@ def test_linear_weights_extrapolate_a_straight_line_in_sigma():
 
 def test_interval_reuse_counts_only_where_the_prediction_is_computed():
     plan = toy_plan([prediction(both(0, 1, 2, 4, 6)), intervals(both(0, 4), [[1, 3]])], steps=8)
-    assert set(plan.forecasts(plan.interval_sites[0], "cond")) == {1, 2, 6}
+    assert set(forecasts(plan, plan.interval_sites[0], "cond")) == {1, 2, 6}
     assert plan.expected.block_runs == 2 * (5 * 6 - 3 * 3)
 
 
@@ -254,12 +257,12 @@ def renamed(plan: CachePlan) -> CachePlan:
 
 def test_same_grid_gives_the_same_plan():
     plan = load_preset("wan2.1-t2v-14B", "paper")
-    assert plan.at(plan.sigmas, solver="unipc", shift=5.0) is plan
+    assert regrid(plan, plan.sigmas, solver="unipc", shift=5.0) is plan
 
 
 def test_neighbouring_solver_grid_keeps_the_steps_and_says_so():
     plan = load_preset("wan2.1-t2v-14B", "release")
-    carried = plan.at(grid(50, 5.0), solver="dpm++", shift=5.0)
+    carried = regrid(plan, grid(50, 5.0), solver="dpm++", shift=5.0)
     assert carried.sites == plan.sites
     assert "made for 50 unipc steps, shift 5; on 50 dpm++ steps" in carried.notes[0]
 
@@ -268,7 +271,7 @@ def test_neighbouring_solver_grid_keeps_the_steps_and_says_so():
 def test_computed_noise_levels_are_the_nearest_ones_of_the_new_grid(steps, shift):
     plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
     sigmas = grid(steps, shift)
-    carried = plan.at(sigmas, solver="unipc", shift=shift)
+    carried = regrid(plan, sigmas, solver="unipc", shift=shift)
     computed = carried.prediction.compute_steps["cond"]
     assert computed[0] == 0 and carried.steps == steps
     for planned in plan.solver_steps:
@@ -281,7 +284,7 @@ def test_computed_noise_levels_are_the_nearest_ones_of_the_new_grid(steps, shift
 def test_levels_outside_the_planned_range_are_computed_with_a_warning():
     plan = load_preset("wan2.1-t2v-14B", "balanced")
     sigmas = grid(50, 1.0)  # reaches down to 0.02, the plan to 0.09
-    carried = plan.at(sigmas, solver="unipc", shift=1.0)
+    carried = regrid(plan, sigmas, solver="unipc", shift=1.0)
     outside = [s for s, sigma in enumerate(sigmas) if sigma < 0.05]
     assert outside and set(outside) <= set(carried.prediction.compute_steps["cond"])
     assert any("outside the planned range" in note for note in carried.notes)
@@ -289,17 +292,15 @@ def test_levels_outside_the_planned_range_are_computed_with_a_warning():
 
 def test_changed_cost_and_an_idle_plan_are_told():
     plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
-    fewer, ten = (plan.at(grid(n, 5.0), solver="unipc", shift=5.0) for n in (30, 10))
+    fewer, ten = (regrid(plan, grid(n, 5.0), solver="unipc", shift=5.0) for n in (30, 10))
     assert "there instead of 2.00x" in fewer.notes[-1]
     assert "too few steps are left to skip" in ten.notes[-1]
 
 
 def test_grid_without_distinct_levels_is_refused_in_one_line():
     plan = load_preset("wan2.1-t2v-14B", "paper")
-    with pytest.raises(
-        PlanError, match=r"cannot be carried to 3 unipc steps.*sigmas must fall"
-    ) as e:
-        plan.at((1.0, 1.0, 0.5), solver="unipc", shift=1.0)
+    with pytest.raises(PlanError, match=r"plan 'paper' on 3 unipc steps.*sigmas must fall") as e:
+        regrid(plan, (1.0, 1.0, 0.5), solver="unipc", shift=1.0)
     assert "\n" not in str(e.value)
 
 
@@ -308,9 +309,9 @@ def test_fitted_weights_are_not_carried_to_other_levels():
     site = {**prediction(both(0, 1, 2), "weights"), "weights": {"cond": give, "uncond": give}}
     plan = toy_plan([site], steps=6)
     close = tuple(s * 0.9999 for s in plan.sigmas)
-    assert plan.at(close, solver="euler", shift=1.0).sites == plan.sites
+    assert regrid(plan, close, solver="euler", shift=1.0).sites == plan.sites
     with pytest.raises(PlanError, match="weights fitted to its own 6 noise levels"):
-        plan.at(grid(9, 1.0), solver="euler", shift=1.0)
+        regrid(plan, grid(9, 1.0), solver="euler", shift=1.0)
 
 
 # -- random plans and damaged files
@@ -326,8 +327,8 @@ def test_lifetimes_cover_every_reuse_and_cost_is_within_the_full_run(plan):
     assert 0 < plan.expected.block_runs <= plan.expected.block_runs_full
     for site in plan.sites:
         for branch in plan.branches:
-            computed = plan.computes(site, branch)
-            for step, forecast in plan.forecasts(site, branch).items():
+            computed = computes(plan, site, branch)
+            for step, forecast in forecasts(plan, site, branch).items():
                 assert step not in computed
                 assert forecast and all(a in computed and a < step for a, _ in forecast)
 

@@ -9,7 +9,8 @@ from made_profiles import made_profile
 from profiling_core.commands.main import main
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import bytes_held, format_bytes, speedup_flops
+from profiling_core.plan.cost import bytes_held, speedup_flops
+from profiling_core.plan.describe import format_bytes, summary_lines
 from profiling_core.plan.model_specs import HUNYUAN, MODELS, WAN
 from profiling_core.plan.presets import available, build_preset, load_preset, presets_of
 from profiling_core.search import preset_search as searched_presets
@@ -105,7 +106,7 @@ def test_hunyuan_bytes_count_image_and_text_tokens_of_both_kinds_of_blocks():
     delta = 119056 * 3072 * 2
     expected = {"release": 9 * delta, "paper": 8 * delta, "foreground": 8 * delta}
     assert held == {**expected, **dict.fromkeys(OURS, 2 * 7603200 * 2)}
-    lines = load_preset(HUNYUAN_720P, "balanced").summary_lines(**half)
+    lines = summary_lines(load_preset(HUNYUAN_720P, "balanced"), **half)
     assert "holds at most 29 MiB of anchors" in lines[-1]
 
 

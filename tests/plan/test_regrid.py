@@ -10,7 +10,7 @@ from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.importers import from_steps
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset
-from profiling_core.plan.regrid import SPEEDUPS, carry_over
+from profiling_core.plan.regrid import SPEEDUPS, regrid
 
 MINI = "wan2.1-t2v-mini"
 WAN = {"solver": "unipc", "shift": 5.0}
@@ -36,7 +36,7 @@ def plan(computed: tuple[int, ...] = DENSE_ENDS, steps: int = 20, skip: str = "j
 
 
 def carried(one: CachePlan, steps: int, shift: float = 5.0, speed: bool = True) -> CachePlan:
-    return carry_over(one, grid(steps, shift), solver="unipc", shift=shift, keep_speed=speed)
+    return regrid(one, grid(steps, shift), solver="unipc", shift=shift, keep_speed=speed)
 
 
 @pytest.mark.parametrize("steps", [8, 10, 15, 30, 40, 100])
@@ -70,7 +70,7 @@ def test_levels_are_kept_unless_the_speed_is_asked_for():
 def test_presets_named_by_their_speed_keep_it(name, steps):
     for model in ("wan2.1-t2v-14B", "hunyuan-video-t2v-720p"):
         preset = load_preset(model, name)
-        one = preset.at(grid(steps, preset.shift), solver=preset.solver, shift=preset.shift)
+        one = regrid(preset, grid(steps, preset.shift), solver=preset.solver, shift=preset.shift)
         count = round(preset.steps // SPEEDUPS[name] / preset.steps * steps)
         assert len(one.prediction.compute_steps["cond"]) == count
         assert one.notes[0].endswith("its speed is kept")
@@ -80,9 +80,9 @@ def test_presets_named_by_their_speed_keep_it(name, steps):
 def test_plans_of_explicit_steps_keep_their_noise_levels(name):
     own = load_preset(MINI, name) if name in ("paper", "release") else plan()
     own = own.model_copy(update={"name": name})
-    one = own.at(grid(30), solver="unipc", shift=5.0)
-    assert one.sites == carry_over(own, grid(30), **WAN, keep_speed=False).sites
-    assert one.sites != carry_over(own, grid(30), **WAN, keep_speed=True).sites
+    one = regrid(own, grid(30), solver="unipc", shift=5.0)
+    assert one.sites == regrid(own, grid(30), **WAN, keep_speed=False).sites
+    assert one.sites != regrid(own, grid(30), **WAN, keep_speed=True).sites
     assert one.notes[0].endswith("its noise levels are kept")
 
 
@@ -93,7 +93,7 @@ def test_one_computed_step_stays_one():
 @pytest.mark.parametrize("name", ["paper", "release"])
 def test_intervals_keep_their_speed_too(name):
     preset = load_preset(MINI, name)
-    one = carry_over(preset, grid(30), solver="unipc", shift=5.0, keep_speed=True)
+    one = regrid(preset, grid(30), solver="unipc", shift=5.0, keep_speed=True)
     assert speedup_flops(one) == pytest.approx(speedup_flops(preset), rel=0.1)
 
 
@@ -122,5 +122,5 @@ def test_the_log_says_how_to_search_for_the_grid():
         "--for-shift 3 -o PLAN.json" in notes[1]
     )
     paper = load_preset(MINI, "paper")
-    other = paper.at(grid(30), solver="unipc", shift=5.0)
+    other = regrid(paper, grid(30), solver="unipc", shift=5.0)
     assert not any("--for-steps" in note for note in other.notes)  # not a plan of the search

@@ -3,6 +3,7 @@
 import pytest
 
 from profiling_core.plan.restrict import for_both_branches, on_steps, on_visited_steps
+from profiling_core.plan.site_schedule import corrections, forecasts, line
 from toys import both, intervals, prediction, toy_plan
 
 COMPUTED = (0, 1, 4, 6, 9)
@@ -24,8 +25,8 @@ def test_a_part_computes_its_first_step_and_forecasts_from_its_own_anchors() -> 
     part = on_steps(plan, range(5, 12))
     assert part.steps == 7 and part.sigmas == plan.sigmas[5:]
     assert part.prediction.compute_steps["cond"] == (0, 1, 4)  # 5, 6 and 9 of the plan
-    forecasts = part.forecasts(part.prediction, "cond")
-    assert forecasts[2] == part.line(2, [0, 1]) and set(forecasts) == {2, 3, 5, 6}
+    found = forecasts(part, part.prediction, "cond")
+    assert found[2] == line(part, 2, [0, 1]) and set(found) == {2, 3, 5, 6}
     assert on_steps(plan, range(12)) is plan
 
 
@@ -34,9 +35,9 @@ def test_fitted_weights_whose_anchors_are_gone_give_way_to_the_line() -> None:
     site = prediction(both(*COMPUTED), "weights") | {"weights": {b: weights for b in both()}}
     plan = toy_plan([site])
     part = on_steps(plan, range(5, 12))
-    found = part.forecasts(part.prediction, "cond")
-    line = dict(part.line(2, [0, 1]))
-    assert dict(found[2]) == pytest.approx(line)  # 7 of the plan: its anchors 6 and 4, 4 is gone
+    found = forecasts(part, part.prediction, "cond")
+    expected = dict(line(part, 2, [0, 1]))
+    assert dict(found[2]) == pytest.approx(expected)  # 7: anchors 6 and 4, 4 is gone
     assert found[5] == ((4, 1.5), (1, -0.5))  # 10 of the plan: 9 and 6 are there
 
 
@@ -44,7 +45,7 @@ def test_one_branch_becomes_two_with_the_same_steps() -> None:
     single = toy_plan([prediction({"cond": COMPUTED}, "corrected")])
     double = for_both_branches(single)
     assert double.branches == ("cond", "uncond")
-    assert double.corrections("uncond") == single.corrections("cond")
+    assert corrections(double, "uncond") == corrections(single, "cond")
     assert for_both_branches(double) is double
     bare = toy_plan([])
     assert for_both_branches(bare) is bare

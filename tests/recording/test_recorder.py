@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import wan.model
 from profiling_core.errors import ProfileError
-from profiling_core.plan.plan import ModelFingerprint
+from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.recording.recorder import Recorder
 from wan.model import WanModel

@@ -12,9 +12,9 @@ import test_wan_against_diffusers as wan_pair
 import torch
 from torch import Tensor, nn
 
-from profiling_core.plan.plan import ModelFingerprint
+from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
-from profiling_core.recording.perturbed_run import Replay
+from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 
 SIGMAS = (0.9, 0.6, 0.3)
@@ -139,7 +139,7 @@ def test_sensitivity_is_what_is_left_of_an_error(slope: float, step: int) -> Non
     with watch.attached(net):
         latent = sample(net, call, x, watch.begin)
 
-    def again(replay: Replay) -> Tensor:
+    def again(replay: PerturbedRun) -> Tensor:
         with replay.attached(net):
             return sample(net, call, x, replay.begin)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiling_core.errors import ProfileError
-from profiling_core.plan.plan import ModelFingerprint
+from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.recording.recorder import Recorder
 

@@ -15,6 +15,8 @@ from profiling_core.commands.main import main
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
+from profiling_core.plan.regrid import regrid
+from profiling_core.plan.site_schedule import corrections, forecasts
 from profiling_core.profile.profile import Profile
 from profiling_core.refit.refit import Form, clips_of, forms, one_pass, refit, steps_of, with_facts
 from profiling_core.refit.rollout import Clip, Weights
@@ -143,7 +145,7 @@ def test_one_prompt_lands_on_the_wanted_latents_as_near_as_its_anchors_reach() -
     form = form_of(profile, 2)
     (clip,) = clips(profile, form)
     site = one_pass([clip], form).plan
-    weights = Weights(site.forecasts(site.prediction, "cond"), site.corrections("cond"))
+    weights = Weights(forecasts(site, site.prediction, "cond"), corrections(site, "cond"))
     missing = clip.wanted[10] - clip.play(weights, until=10)
     for anchor in (6, 7):
         row = clip.prediction(anchor)
@@ -277,8 +279,8 @@ def with_given(given: dict, solver: str = "euler", skip: str = "linear") -> dict
 def test_given_weights_are_read_with_the_steps_they_belong_to() -> None:
     plan = CachePlan.from_dict(with_given({"3": [0.5, 0.25, 0.25], "6": [2, -1]}, skip="weights"))
     found = {3: ((3, 0.5), (1, 0.25), (0, 0.25)), 6: ((6, 2.0), (3, -1.0))}
-    assert plan.corrections("cond") == found
-    assert CachePlan.loads(plan.dumps()).corrections("cond") == found
+    assert corrections(plan, "cond") == found
+    assert corrections(CachePlan.loads(plan.dumps()), "cond") == found
 
 
 @pytest.mark.parametrize(
@@ -298,6 +300,6 @@ def test_given_weights_that_do_not_fit_are_refused(document: dict, message: str)
 
 def test_given_weights_stay_with_their_solver() -> None:
     plan = CachePlan.from_dict(with_given({"3": [0.5, 0.5]}, skip="weights"))
-    assert plan.at(plan.sigmas, solver="euler", shift=plan.shift) is plan
+    assert regrid(plan, plan.sigmas, solver="euler", shift=plan.shift) is plan
     with pytest.raises(PlanError, match="made for Euler's steps, this plan's solver is dpm"):
-        plan.at(plan.sigmas, solver="dpm++", shift=plan.shift)
+        regrid(plan, plan.sigmas, solver="dpm++", shift=plan.shift)

@@ -10,6 +10,7 @@ from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs, speedup_flops
 from profiling_core.plan.model_specs import consecutive
+from profiling_core.plan.site_schedule import computes, forecasts
 from profiling_core.profile.block_scores import (
     block_scores,
     default_lists,
@@ -194,11 +195,11 @@ def test_two_sites_of_one_list_have_right_anchors_and_cost(model, blocks):
     for branch in plan.branches:
         for step in range(plan.steps):
             runs += sum(plan.model.block_lists.values())
-            sides = [site for site in plan.sites if step not in plan.computes(site, branch)]
+            sides = [site for site in plan.sites if step not in computes(plan, site, branch)]
             assert len(sides) == (step not in schedule)  # one side is reused, or none
             for site in sides:
-                ((anchor, weight),) = plan.forecasts(site, branch)[step]
-                assert anchor in plan.computes(site, branch) and weight == 1.0
+                ((anchor, weight),) = forecasts(plan, site, branch)[step]
+                assert anchor in computes(plan, site, branch) and weight == 1.0
                 assert anchor == max(s for s in schedule if s < step)  # the segment's first step
                 runs -= site.blocks
     assert runs == block_runs(plan)
@@ -208,8 +209,8 @@ def test_two_sites_of_one_list_have_right_anchors_and_cost(model, blocks):
 def test_linear_forecasts_of_both_sides_use_anchors_that_exist():
     plan = paper_plan(made_profile(), blocks="alternate", order="linear")
     for site in plan.sites:
-        for step, forecast in plan.forecasts(site, "cond").items():
-            assert all(a < step and a in plan.computes(site, "cond") for a, _ in forecast)
+        for step, forecast in forecasts(plan, site, "cond").items():
+            assert all(a < step and a in computes(plan, site, "cond") for a, _ in forecast)
             assert sum(weight for _, weight in forecast) == pytest.approx(1)
 
 

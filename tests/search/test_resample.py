@@ -12,6 +12,7 @@ from made_profiles import made_profile
 from profiling_core.commands.main import main
 from profiling_core.errors import ProfileError
 from profiling_core.plan import CachePlan
+from profiling_core.plan.regrid import regrid
 from profiling_core.profile.profile import Profile
 from profiling_core.search import flow_solvers
 from profiling_core.search.flow_solvers import Levels
@@ -53,7 +54,7 @@ def test_levels_are_those_that_hunyuan_samples_at(hunyuan, steps, shift):
 def test_a_run_takes_the_plan_as_it_is(hunyuan):
     plan = PlanSearch(on_grid(hunyuan, 8, 3.0)).plan(Budget(speedup=2.0))
     real = hunyuan_sigmas.sigmas_fp32(8, 3.0)
-    assert plan.at(real, solver="euler", shift=3.0) is plan
+    assert regrid(plan, real, solver="euler", shift=3.0) is plan
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_the_command_searches_for_another_grid(recorded, tmp_path):
     assert (plan.steps, plan.shift, plan.solver) == (8, 3.0, "dpm++")
     assert plan.expected.speedup_flops == 2.0
     real = wan_sigmas.sigmas_fp32("dpm++", 8, 3.0)
-    assert plan.at(real, solver="dpm++", shift=3.0) is plan
+    assert regrid(plan, real, solver="dpm++", shift=3.0) is plan
 
 
 @pytest.mark.parametrize(

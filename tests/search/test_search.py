@@ -11,6 +11,7 @@ from made_profiles import made_profile
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
+from profiling_core.plan.regrid import regrid
 from profiling_core.search.search import Budget, PlanSearch
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
@@ -114,6 +115,6 @@ def test_measured_sensitivity_moves_the_compute_steps() -> None:
 
 def test_plans_of_other_sites_are_not_predicted(search: PlanSearch) -> None:
     plan = search.plan(Budget(speedup=2.0))
-    other = plan.at(tuple(np.linspace(0.99, 0.02, 30)), solver=plan.solver, shift=plan.shift)
+    other = regrid(plan, tuple(np.linspace(0.99, 0.02, 30)), solver=plan.solver, shift=plan.shift)
     with pytest.raises(PlanError, match="plans of the whole prediction with the profile's 20"):
         search.predicted(other)

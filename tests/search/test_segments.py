@@ -11,6 +11,7 @@ from profiling_core.errors import ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.importers import from_steps
 from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.site_schedule import corrections, forecasts
 from profiling_core.plan.solvers import SOLVERS, skips_of
 from profiling_core.profile.profile import Profile
 from profiling_core.search import flow_solvers
@@ -139,11 +140,11 @@ def test_a_correction_replaces_the_forecasts_in_the_latent(i: int, j: int, n: in
         provenance={"made_by": "tests", "source": "tests"},
     )
     v, given = paths.predictions, paths.predictions.copy()
-    for s, forecast in plan.forecasts(plan.prediction, "cond").items():
+    for s, forecast in forecasts(plan, plan.prediction, "cond").items():
         if s > j:
             given[s] = sum(weight * v[anchor] for anchor, weight in forecast)
     seen = replay(paths, given)[n] - paths.latents[n]
-    given[n] = sum(weight * v[anchor] for anchor, weight in plan.corrections("cond")[n])
+    given[n] = sum(weight * v[anchor] for anchor, weight in corrections(plan, "cond")[n])
     left = replay(paths, given)[n + 1] - paths.latents[n + 1]
     found = Segments(paths, "corrected").errors(i, j)[n - j - 1]
     assert np.allclose(found, left + SEEN * seen, atol=1e-12)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from made_profiles import made_profile
+from profiling_core.plan.describe import summary_lines
 from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch
 from profiling_core.search.sensitivity import DEFAULT, default_law, sensitivity_of
@@ -42,7 +43,7 @@ def test_the_default_law_is_what_both_miniatures_have_in_common(tree: str) -> No
 def test_a_plan_by_the_default_law_says_so() -> None:
     plan = PlanSearch(made_profile(runs=1, steps=20)).plan(Budget(speedup=2.0))
     assert plan.provenance.settings["sensitivity"] == DEFAULT
-    assert any("by the default law of sensitivity" in line for line in plan.summary_lines())
+    assert any("by the default law of sensitivity" in line for line in summary_lines(plan))
 
 
 @pytest.mark.parametrize("tree", PROFILES)
@@ -51,4 +52,4 @@ def test_the_profiles_beside_the_miniatures_are_searched(tree: str) -> None:
     plan = search.plan(Budget(speedup=2.0))
     assert search.sensitivity.source == "measured at 11 steps"
     assert 0 < plan.expected.predicted_error < 0.05
-    assert search.paths.runs == 6 and not any("default" in s for s in plan.summary_lines())
+    assert search.paths.runs == 6 and not any("default" in s for s in summary_lines(plan))

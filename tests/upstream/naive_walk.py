@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from profiling_core.plan import CachePlan
-from profiling_core.plan.plan import Site
+from profiling_core.plan.schema import Site
 
 
 class Calls:

@@ -119,7 +119,7 @@ class counted:
 
         def account(cache: DeltaCache, step: int, branch: str) -> None:
             plain(cache, step, branch)
-            self.runs[0] = cache.report.block_runs
+            self.runs[0] = cache.stats.block_runs
 
         DeltaCache._account = account
         return self.runs

@@ -222,7 +222,7 @@ def test_tokenizer_of_another_encoder(
 def test_not_enough_memory_says_what_was_needed(
     outcome: Callable[..., str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan.memory.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("profiling_core.runtime.memory.available_bytes", lambda device: 1000)
     line = outcome(*RUN, "--ckpt_dir", str(checkpoint))
     assert line.startswith("error: not enough memory on cpu: transformer 0.0 GB + VAE")
     assert "GB are needed, 0.0 GB are free: take a smaller model or" in line

@@ -51,7 +51,7 @@ def test_plan_runs_and_holds_what_its_file_says(clips, preset):
     assert run.block_runs_full == plan.expected.block_runs_full
     latent = clips[preset][1]
     sizes = {"tokens": 576, "stream_itemsize": 4, "latent_numel": latent.numel()}
-    assert run.cache_peak_bytes == bytes_held(plan, **sizes)
+    assert run.peak_bytes == bytes_held(plan, **sizes)
 
 
 def test_plans_were_made_for_the_noise_levels_of_the_default_run():

@@ -135,7 +135,7 @@ def test_the_paper_plan_points_to_ours(
     monkeypatch.chdir(tmp_path)
     option = () if value is None else ("--delta_cache", *value)
     assert generate.main(["--task", "t2v-mini", *option]) == 0
-    assert ("ours: --delta_cache balanced 2.00x" in capsys.readouterr().out) is told
+    assert ("--delta_cache balanced 2x" in capsys.readouterr().out) is told
 
 
 def test_help_names_each_tasks_defaults() -> None:
@@ -144,8 +144,8 @@ def test_help_names_each_tasks_defaults() -> None:
     assert "default 1280*720, 832*480 for t2v-1.3B, 128*128 for t2v-mini" in text
     for field in ("sample_steps", "sample_shift", "sample_guide_scale"):
         value = getattr(CONFIGS["t2v-mini"], field)
-        usual = generate.usual(field)
-        assert usual == f"default {value}" or f"{value} for t2v-mini" in usual
+        default = generate.default_of(field)
+        assert default == f"default {value}" or f"{value} for t2v-mini" in default
 
 
 def test_a_wrong_option_is_one_line() -> None:

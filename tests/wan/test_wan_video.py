@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiling_core.errors import InputError
+from profiling_core.runtime import video_file
 from tree_paths import ROOT
-from wan import video
 from wan.video import check_target, default_name, save_image, save_video, to_frames, to_image
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_nothing(
         Path(path).write_bytes(b"half a file")
         raise error
 
-    monkeypatch.setattr(video.iio, "imwrite", fail)
+    monkeypatch.setattr(video_file.iio, "imwrite", fail)
     expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError
     with pytest.raises(expected):
         save_video(moving_clip(), tmp_path / "clip.mp4", fps=16)
@@ -131,7 +131,7 @@ def test_a_failed_write_keeps_the_file_that_was_there(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(video.iio, "imwrite", fail)
+    monkeypatch.setattr(video_file.iio, "imwrite", fail)
     with pytest.raises(InputError, match=r"clip\.mp4: writing failed .*No space left"):
         save_video(moving_clip(), path, fps=16)
     assert path.read_text() == "old"

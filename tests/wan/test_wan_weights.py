@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from profiling_core.errors import InputError
-from wan.memory import available_bytes, check_room
+from profiling_core.runtime.memory import available_bytes, check_room
 from wan.weights import load_transformer, model_kwargs, transformer_bytes
 from wan_toys import OFFICIAL_CONFIG, TINY_DIT, tiny_dit, write_dit
 
@@ -182,7 +182,9 @@ def test_a_wrong_config_is_refused(tmp_path: Path, config: dict, says: str) -> N
 
 
 def test_missing_memory_is_told_with_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wan.memory.available_bytes", lambda device: 24_000_000_000)
+    monkeypatch.setattr(
+        "profiling_core.runtime.memory.available_bytes", lambda device: 24_000_000_000
+    )
     needs = {"transformer": 57_153_966_336, "text encoder": 11_361_820_672}
     says = r"transformer 57\.2 GB \+ text encoder 11\.4 GB = 68\.5 GB are needed, 24\.0 GB are free"
     with pytest.raises(InputError, match=says):
@@ -198,5 +200,5 @@ def test_host_memory_is_known_and_a_container_limit_counts(
     (tmp_path / "memory.max").write_text("2000000\n")
     (tmp_path / "memory.current").write_text("1500000\n")
     (tmp_path / "memory.stat").write_text("anon 1000000\ninactive_file 300000\n")
-    monkeypatch.setattr("wan.memory.CGROUP", tmp_path)
+    monkeypatch.setattr("profiling_core.runtime.memory.CGROUP", tmp_path)
     assert available_bytes(torch.device("cpu")) == 800_000

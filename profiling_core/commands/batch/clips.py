@@ -140,7 +140,7 @@ class TreeMaker:
             run.block_runs,
             run.block_runs_full,
             run.model_calls,
-            run.cache_peak_bytes,
+            run.peak_bytes,
             model.describe(),
         )
 

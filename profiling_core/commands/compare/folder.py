@@ -22,7 +22,7 @@ from profiling_core.commands.compare.prompts import Pair
 from profiling_core.commands.compare.rows import Rows
 from profiling_core.errors import CompareError
 from profiling_core.files import write_whole
-from profiling_core.plan.cost import format_bytes
+from profiling_core.plan.describe import format_bytes
 
 FORMAT = 1
 FOLDERS = ("full", "strips")

@@ -174,7 +174,7 @@ class Comparison:
             solver_steps=run.solver_steps,
             model_calls=run.model_calls,
             reused_calls=run.reused_calls,
-            bytes_held=run.cache_peak_bytes,
+            bytes_held=run.peak_bytes,
             utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             **self.facts,
             **more,

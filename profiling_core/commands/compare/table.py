@@ -12,7 +12,7 @@ from profiling_core.commands.compare.summary import (
     Metric,
     Summary,
 )
-from profiling_core.plan.cost import format_bytes
+from profiling_core.plan.describe import format_bytes
 
 Cells = list[list[str]]
 MEANINGS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiling_core.plan.plan import ModelFingerprint
+from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile
 
 NOT_MEASURED = "not measured"

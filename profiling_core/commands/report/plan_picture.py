@@ -9,18 +9,16 @@ from profiling_core.commands.report.figures import PlanPicture, block_axis, step
 from profiling_core.errors import ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import (
-    anchor_lifetimes,
     block_runs,
     block_runs_full,
     bytes_held,
-    format_bytes,
     held_anchors,
-    site_lines,
     speedup_flops,
-    storage_words,
 )
+from profiling_core.plan.describe import format_bytes, site_lines, storage_words
 from profiling_core.plan.model_specs import MODELS
-from profiling_core.plan.plan import ModelFingerprint, Site
+from profiling_core.plan.schema import ModelFingerprint, Site
+from profiling_core.plan.site_schedule import anchor_lifetimes, computes
 from profiling_core.profile.profile import Profile
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -76,7 +74,7 @@ def block_states(plan: CachePlan, branch: str) -> tuple[str, ...]:
 
 
 def _marks(plan: CachePlan, site: Site, branch: str) -> str:
-    computed, kept = plan.computes(site, branch), anchor_lifetimes(plan, site, branch)
+    computed, kept = computes(plan, site, branch), anchor_lifetimes(plan, site, branch)
     skipped = ">" if site.skip == "jump" else "."
     return "".join(
         "#" if step in kept else "+" if step in computed else skipped for step in range(plan.steps)

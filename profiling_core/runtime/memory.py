@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from profiling_core.errors import InputError
+from profiling_core.runtime.checkpoint_files import first_line
 
 GB = 1e9
 CGROUP = Path("/sys/fs/cgroup")
@@ -34,19 +35,18 @@ def check_room(needs: dict[str, int], device: torch.device, way_out: str = "") -
 
 
 @contextmanager
-def out_of_memory_as_input_error(device: torch.device, what: str) -> Iterator[None]:
+def out_of_memory_as_input_error(device: torch.device, what: str, way_out: str) -> Iterator[None]:
     """Turn a failed allocation into one line; torch reports the host's as a RuntimeError."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        first = (str(error).splitlines() or ["allocation failed"])[0]
+        first = first_line(error)
         if isinstance(error, RuntimeError) and not (
             isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first
         ):
             raise
         raise InputError(
-            f"not enough memory on {device} for {what} ({first}): "
-            "take a smaller --size, fewer frames or a smaller model"
+            f"not enough memory on {device} for {what} ({first}): {way_out}"
         ) from error
 
 

@@ -1,0 +1,127 @@
+"""When a site of a plan is computed, and what is made of its anchors at the other steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from profiling_core.plan.schema import Forecast, PlanDocument, PredictionSite, Site
+
+
+@dataclass(frozen=True)
+class SiteSchedule:
+    """One site and branch, resolved: what each step does, what it needs, what dies after it."""
+
+    computes: frozenset[int]
+    forecasts: dict[int, Forecast]
+    last_use: dict[int, int]  # anchor step -> last step that reuses it
+    corrections: dict[int, Forecast] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: PlanDocument, site: Site, branch: str) -> SiteSchedule:
+        return cls(
+            computes(plan, site, branch),
+            forecasts(plan, site, branch),
+            anchor_lifetimes(plan, site, branch),
+            corrections(plan, branch) if site is plan.prediction else {},
+        )
+
+
+def computes(plan: PlanDocument, site: Site, branch: str) -> frozenset[int]:
+    """Steps at which `site` really runs: its own, where the prediction is computed."""
+    own = frozenset(site.compute_steps[branch])
+    prediction = plan.prediction
+    if prediction is None or site is prediction:
+        return own
+    return own & frozenset(prediction.compute_steps[branch])
+
+
+def forecasts(plan: PlanDocument, site: Site, branch: str) -> dict[int, Forecast]:
+    """For every reuse step of `site`: the anchors that are summed and their weights."""
+    if site.skip == "jump":
+        return {}
+    computed = computes(plan, site, branch)
+    visited = computes(plan, plan.prediction, branch) if plan.prediction else None
+    anchors: list[int] = []
+    found: dict[int, Forecast] = {}
+    for step in range(plan.steps):
+        if step in computed:
+            anchors.append(step)
+        elif site is plan.prediction or visited is None or step in visited:
+            found[step] = _forecast(plan, site, branch, step, anchors)
+    return found
+
+
+def _forecast(
+    plan: PlanDocument, site: Site, branch: str, step: int, anchors: list[int]
+) -> Forecast:
+    if site.skip == "weights":
+        weights = site.weights[branch][str(step)]
+        return tuple(zip(reversed(anchors[-len(weights) :]), weights, strict=True))
+    return line(plan, step, anchors[-1:] if site.skip == "hold" else anchors)
+
+
+def line(plan: PlanDocument, step: int, anchors: Sequence[int]) -> Forecast:
+    """The line in sigma through the last two anchors, at `step`; one alone is held."""
+    if len(anchors) == 1:
+        return ((anchors[-1], 1.0),)
+    older, newest = anchors[-2:]
+    slope = (plan.sigmas[step] - plan.sigmas[newest]) / (plan.sigmas[newest] - plan.sigmas[older])
+    return ((newest, 1.0 + slope), (older, -slope))
+
+
+def corrections(plan: PlanDocument, branch: str) -> dict[int, Forecast]:
+    """Where skip is "corrected": what the solver is given at a compute step n after a skip.
+
+    A site with `given` says it itself; otherwise:
+    The forecasts f_s of the skipped steps were drawn from the anchors before; now that v_n is
+    known, the line from v_j to v_n says better what they stood for. The difference, c = sum of
+    (sigma_s+1 - sigma_s) (line_s - f_s), is put into the prediction, v_n + c / (sigma_n+1 -
+    sigma_n), so that Euler's own step adds it to the latent: a trapezium where there was an
+    extrapolation. The step itself comes first, then its anchors with their weights.
+    """
+    site = plan.prediction
+    if site is not None and site.given is not None:
+        return _given(site, branch)
+    if site is None or site.skip != "corrected":
+        return {}
+    levels, computed = (*plan.sigmas, 0.0), site.compute_steps[branch]
+    drawn, found = forecasts(plan, site, branch), {}
+    for j, n in pairwise(computed):
+        if n == j + 1:
+            continue
+        weights = {n: 0.0, j: 0.0}
+        for s in range(j + 1, n):
+            step = levels[s + 1] - levels[s]
+            there = (levels[s] - levels[j]) / (levels[n] - levels[j])
+            weights[n] += step * there
+            weights[j] += step * (1.0 - there)
+            for anchor, weight in drawn[s]:
+                weights[anchor] = weights.get(anchor, 0.0) - step * weight
+        own = levels[n + 1] - levels[n]
+        found[n] = tuple((k, (k == n) + change / own) for k, change in weights.items())
+    return found
+
+
+def _given(site: PredictionSite, branch: str) -> dict[int, Forecast]:
+    """The site's own weights with the steps that they belong to."""
+    computed, found = site.compute_steps[branch], {}
+    for step, weights in site.given[branch].items():
+        last = computed.index(int(step)) + 1
+        anchors = reversed(computed[last - len(weights) : last])
+        found[int(step)] = tuple(zip(anchors, weights, strict=True))
+    return found
+
+
+def anchor_lifetimes(plan: PlanDocument, site: Site, branch: str) -> dict[int, int]:
+    """For every compute step that is stored: the last step that reuses it or is corrected by it."""
+    last_use: dict[int, int] = {}
+    for step, forecast in sorted(forecasts(plan, site, branch).items()):
+        for anchor, _ in forecast:
+            last_use[anchor] = step
+    if site is plan.prediction:
+        for step, correction in corrections(plan, branch).items():
+            for anchor, _ in correction[1:]:
+                last_use[anchor] = max(step, last_use.get(anchor, step))
+    return last_use

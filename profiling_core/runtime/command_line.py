@@ -1,0 +1,78 @@
+"""What both trees' scripts do around their run: parse, log, check the prompt, end in order."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from loguru import logger
+
+from profiling_core.errors import InputError, UserError
+from profiling_core.parallel.degrees import environment_int
+from profiling_core.runtime.exit_codes import EXIT_TERMINATED, end_on_sigterm, exit_code
+
+LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without the usage text: an error is one line, as every other user error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def defaults_text(values: Iterable[tuple[str, Any]]) -> str:
+    """'default 81, 1 for t2i-14B': help for an option whose default depends on the model.
+
+    values: model and value, the usual model first.
+    """
+    (_, first), *others = values
+    return ", ".join(
+        [f"default {first}", *(f"{value} for {name}" for name, value in others if value != first)]
+    )
+
+
+def check_prompt(prompt: str) -> None:
+    """InputError for a prompt that says nothing or cannot be encoded."""
+    if not prompt.strip():
+        raise InputError("the prompt is empty: say in --prompt what is to be seen")
+    check_text(prompt)
+
+
+def check_text(text: str) -> None:
+    """InputError for text that holds half of a surrogate pair."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError("the prompt is not valid UTF-8: give --prompt readable text")
+
+
+def init_logging() -> None:
+    """Rank 0 logs its work on standard output, other ranks log only what goes wrong."""
+    level = "INFO" if environment_int("RANK", 0) == 0 else "ERROR"
+    logger.remove()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # prompts in an encoding that lacks their characters
+            stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is not None:  # closed by the caller
+        logger.add(sys.stdout, level=level, format=LOG_FORMAT)
+
+
+def run_main(
+    build_parser: Callable[[], argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace], None],
+    argv: list[str] | None = None,
+) -> int:
+    """Run a script; the exit code is 0, 2 for a user error, 130 when interrupted."""
+
+    def run_command() -> None:
+        init_logging()
+        run(build_parser().parse_args(argv))
+
+    return exit_code(run_command, (UserError, OSError))
+
+
+def exit_script(main: Callable[[], int]) -> NoReturn:
+    """End the process with main's code; SIGTERM cleans up first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    end_on_sigterm()
+    sys.exit(main())
