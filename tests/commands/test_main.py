@@ -19,7 +19,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset, presets_of
 from profiling_core.profile.profile import Profile, Settings
-from profiling_core.search.paper_method import ABLATIONS, every_ablation
+from profiling_core.search.paper_method import ABLATIONS, every_ablation, paper_plan
 
 
 def test_show_draws_the_release_plan(capsys):
