@@ -26,11 +26,9 @@ from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import CompareError
 from profiling_core.metrics import Quality, compare
 from profiling_core.plan.describe import format_bytes
-from profiling_core.runtime.options import resolve_plan
-from profiling_core.trees.registry import tree_class
-from profiling_core.trees.tree_model import Asked, TreeModel
+from profiling_core.trees.registry import TREES, tree_class
+from profiling_core.trees.tree_model import ModelRequest, TreeModel
 
-MINIATURES = {"wan": "t2v-mini", "hunyuan": "HYVideo-mini"}
 PROMPTS = {
     "wan": "red circle moving right over blue stripes",
     "hunyuan": "blue star moving left over red checks",
@@ -88,7 +86,8 @@ def main() -> int:
 
 def load(name: str, prompt: str) -> TreeModel:
     """A tree on its miniature, as its own command line loads it."""
-    tree = tree_class(name)(Asked(model=MINIATURES[name]), prompt)
+    kind = tree_class(name)
+    tree = kind(ModelRequest(model=kind.miniature), prompt)
     tree.load()
     return tree
 
@@ -100,8 +99,7 @@ def run_all(name: str, tree: TreeModel, prompt: str, seed: int, rounds: int) -> 
     latents, stats, seconds = {}, {}, {run: [] for run in RUNS}
     for number in range(rounds):
         for run in RUNS if number % 2 == 0 else reversed(RUNS):
-            plan = resolve_plan(RUNS[run], tree.plan_model)
-            latents[run] = tree.denoise(inputs, plan)
+            latents[run] = tree.denoise(inputs, tree.plan(RUNS[run]))
             stats[run], taken = tree.last_run, tree.last_run.denoise_seconds
             seconds[run].append(taken)
             sys.stderr.write(f"{name} {run}, {number + 1}/{rounds}: {taken:.1f} s\n")
@@ -177,7 +175,7 @@ def contact_sheet(runs: list[Run], path: Path, prompt: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trees", nargs="+", choices=list(MINIATURES), default=list(MINIATURES))
+    parser.add_argument("--trees", nargs="+", choices=list(TREES), default=list(TREES))
     parser.add_argument("--prompt", help="for all trees; default: each tree's own")
     parser.add_argument("--seed", type=int, default=42, help="of the noise, drawn on the CPU")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions; the median is shown")

@@ -31,12 +31,11 @@ from benchmarks.compare.samplers import Reference, References, Sampler, measured
 from benchmarks.compare.table import latest, summary, tables
 from benchmarks.compare.tuning import Tuning, UnreachableError
 from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_path
-from benchmarks.lib.clips import BUILD, Tree
-from benchmarks.lib.command_line import Parser, log, quiet_log
+from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_of
+from benchmarks.lib.clips import Tree, load
+from benchmarks.lib.command_line import Parser, log
 from benchmarks.lib.rows import TREES, append_row, default_device, environment, load_rows
 from miniatures.clips import held_out_prompts
-from profiling_core.profile.profile import Profile
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)
 HELD_OUT_SEED = 100  # of the first held-out prompt's noise
@@ -84,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.table:
             sys.stdout.write(show(args.trees, args.out))
             return 0
-        quiet_log()
         torch.set_num_threads(args.threads)
         for name in args.trees:
             compare_tree(name, args, names)
@@ -113,15 +111,13 @@ def show(trees: Sequence[str], out: Path) -> str:
 
 def compare_tree(name: str, args: argparse.Namespace, names: Sequence[str]) -> None:
     """Settle all policies, then run them on this part of the held-out prompts."""
-    tree = BUILD[name](default_device(), fp32=True)
-    path = profile_path(tree)
-    if not path.exists():
-        raise ValueError(f"no profile {path}: record it with python -m benchmarks.lib.calibrate")
+    tree = load(name, fp32=True)
+    profile = profile_of(tree)
     weights = weights_hash(tree)
     references = References(tree, args.out / f"{name}-{weights}")
     tuned = row_files.RESULTS / "tuning" / references.folder.name
     tuning = Tuning(tree, tuning_references(references, args), tuned)
-    given = Given(tree, Profile.load(path), tuning, args.calibration_prompts)
+    given = Given(tree, profile, tuning, args.calibration_prompts)
     policies = [policy for policy in policies_of(given) if policy.name in names]
     settled = settle_all(policies, tuning, args)
     rows = Rows.load()

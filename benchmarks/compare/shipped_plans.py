@@ -13,23 +13,23 @@ from statistics import mean, pstdev
 
 import torch
 
-from benchmarks.lib.clips import BUILD, Tree
-from benchmarks.lib.command_line import quiet_log
+from benchmarks.lib.clips import Tree, load
 from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
 from miniatures.clips import held_out_prompts
 from profiling_core.metrics import compare, latent_error
+from profiling_core.plan.presets import available
+from profiling_core.trees.registry import TREES as ADAPTERS
 
-SOLVERS = [solver for tree in BUILD.values() for solver in tree.solvers]
+SOLVERS = [solver for tree in ADAPTERS.values() for solver in tree.solvers]
 
 
 def main() -> int:
     args = build_parser().parse_args()
-    quiet_log()
     torch.set_num_threads(args.threads)
     device, rows = default_device(), []
     found = environment(device)
     for name in args.trees:
-        tree = BUILD[name](device)
+        tree = load(name)
         solvers = [solver for solver in tree.solvers if solver in args.solvers]
         for number, prompt in enumerate(held_out_prompts(args.prompts)):
             for solver in solvers:
@@ -70,7 +70,7 @@ def one_prompt(tree: Tree, prompt: str, seed: int, solver: str) -> list[dict]:
 def policies(tree: Tree) -> dict[str, tuple[str | None, int | None]]:
     """The shipped plans, and for each cost the same solver with fewer steps: (preset, steps)."""
     found: dict[str, tuple[str | None, int | None]] = {}
-    for preset in tree.presets:
+    for preset in available(tree.plan_model):
         cost = tree.plan(preset).expected
         fewer = round(tree.steps * cost.block_runs / cost.block_runs_full)
         found[preset] = (preset, None)
@@ -83,9 +83,8 @@ def summary(rows: list[dict]) -> str:
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
         groups.setdefault((row["tree"], row["solver"], row["policy"]), []).append(row)
-    order = {tree.name: number for number, tree in enumerate(BUILD.values())}
     lines = []
-    for key in sorted(groups, key=lambda key: (order[key[0]], SOLVERS.index(key[1]))):
+    for key in sorted(groups, key=lambda key: (TREES.index(key[0]), SOLVERS.index(key[1]))):
         of = groups[key]
         psnr = [row["psnr_frames"] for row in of]
         lines.append(

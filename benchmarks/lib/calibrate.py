@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.lib.clips import BUILD, Tree
-from benchmarks.lib.command_line import quiet_log
-from benchmarks.lib.rows import TREES, default_device
+from benchmarks.lib.clips import Tree, load, recorder_of
+from benchmarks.lib.rows import TREES
 from miniatures import clips
 from profiling_core.profile.profile import Profile, Settings, add_runs
 
@@ -30,10 +29,9 @@ SETTINGS = Settings(sensitivity=(1, 3, 6, 10, 15, 20, 26, 32, 38, 44, 48))
 
 def main() -> int:
     args = build_parser().parse_args()
-    quiet_log()
     torch.set_num_threads(args.threads)
     for name in args.trees:
-        tree = BUILD[name](default_device())
+        tree = load(name)
         path = profile_path(tree) if args.out is None else args.out / f"{name}.profile"
         record(tree, path, args.part, args.parts)
     return 0
@@ -41,7 +39,15 @@ def main() -> int:
 
 def profile_path(tree: Tree) -> Path:
     """Where a miniature's profile lies: in its checkpoint folder."""
-    return tree.checkpoint / "profile.safetensors"
+    return tree.checkpoint_dir / "profile.safetensors"
+
+
+def profile_of(tree: Tree) -> Profile:
+    """A miniature's profile; ValueError where it was not recorded yet."""
+    path = profile_path(tree)
+    if not path.exists():
+        raise ValueError(f"no profile {path}: record it with python -m benchmarks.lib.calibrate")
+    return Profile.load(path)
 
 
 def calibration_prompts(count: int) -> list[str]:
@@ -64,7 +70,7 @@ def record(tree: Tree, path: Path, part: int = 0, parts: int = 1) -> Profile:
 
 def _run(tree: Tree, prompt: str, seed: int) -> Profile:
     """The profile of one run."""
-    recorder, inputs = tree.recorder(SETTINGS), tree.inputs(prompt, seed)
+    recorder, inputs = recorder_of(tree, SETTINGS), tree.inputs(prompt, seed)
     latent = tree.denoise(inputs, recorder=recorder)
     recorder.measure_sensitivity(latent, lambda replay: tree.denoise(inputs, recorder=replay))
     return recorder.finish(latent, prompt=prompt, seed=seed, guidance=tree.guidance)

@@ -17,11 +17,3 @@ def log(line: str) -> None:
     """Progress, on stderr."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-def quiet_log() -> None:
-    """Warnings and errors only, so that a table stays readable."""
-    from loguru import logger
-
-    logger.remove()
-    logger.add(sys.stderr, level="WARNING", format="<level>{level}</level> {message}")

@@ -93,10 +93,10 @@ def kinds(plan: CachePlan, branch: str) -> dict[int, str]:
 
 def visit(plan: CachePlan, branch: str, wanted: set[str]) -> list[int]:
     """One step of every wanted kind, that with the most anchors, and all steps these build on."""
-    forecasts = [forecasts(plan, site, branch) for site in plan.sites]
+    reused = [forecasts(plan, site, branch) for site in plan.sites]
 
     def anchors(step: int) -> list[int]:
-        return [anchor for steps in forecasts for anchor, _ in steps.get(step, ())]
+        return [anchor for steps in reused for anchor, _ in steps.get(step, ())]
 
     by_kind: dict[str, list[int]] = {}
     for step, kind in kinds(plan, branch).items():

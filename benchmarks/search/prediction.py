@@ -40,9 +40,9 @@ from benchmarks.compare.policies import uniform_steps
 from benchmarks.compare.samplers import Planned, plan_hash, save_array, weights_hash
 from benchmarks.lib import ROOT
 from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_path
-from benchmarks.lib.clips import BUILD, Inputs, Tree
-from benchmarks.lib.command_line import Parser, log, quiet_log
+from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_of, profile_path
+from benchmarks.lib.clips import EXAMPLES, Inputs, Tree, load
+from benchmarks.lib.command_line import Parser, log
 from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
 from benchmarks.lib.timing import alternate, paired_ratio
 from miniatures.clips import held_out_prompts
@@ -51,7 +51,6 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.importers import from_steps
 from profiling_core.plan.schedule import round_half_up
-from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch, Point
 from profiling_core.search.step_search import QUANTILE
 
@@ -80,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 after one line on stderr for bad input."""
     try:
         args = build_parser().parse_args(arguments)
-        quiet_log()
         torch.set_num_threads(args.threads)
         parts = {"errors": errors, "search": search_seconds, "speed": speed}
         for part in (part for part in PARTS if part in args.parts):
@@ -89,15 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
-
-
-def load(name: str) -> tuple[Tree, PlanSearch]:
-    """A tree in fp32 and the search on its profile."""
-    tree = BUILD[name](default_device(), fp32=True)
-    path = profile_path(tree)
-    if not path.exists():
-        raise ValueError(f"no profile {path}: record it with python -m benchmarks.lib.calibrate")
-    return tree, PlanSearch(Profile.load(path))
 
 
 # -- errors: plans of many kinds
@@ -178,7 +167,8 @@ class Prompt:
 def errors(args: argparse.Namespace) -> None:
     """Run what is missing, then ranks and a figure of every tree."""
     for name in args.trees:
-        tree, search = load(name)
+        tree = load(name, fp32=True)
+        search = PlanSearch(profile_of(tree))
         plans = plans_of(search)
         prompts = prompts_of(search, args.calibration_prompts, args.held_out_prompts)
         if not args.table:
@@ -378,7 +368,8 @@ def speed(args: argparse.Namespace) -> None:
     """Loop seconds in alternation, for one plan at every speed-up."""
     lines = []
     for name in args.trees:
-        tree, search = load(name)
+        tree = load(name, fp32=True)
+        search = PlanSearch(profile_of(tree))
         plans = {f"{s:g}x": search.plan(Budget(speedup=s)) for s in SPEEDUPS}
         for row in speeds(tree, plans, args.rounds):
             append_row(NAME, {**row, **environment(tree.pipeline.device)})
@@ -391,7 +382,7 @@ def speed(args: argparse.Namespace) -> None:
 
 def speeds(tree: Tree, plans: dict[str, CachePlan], rounds: int) -> list[Row]:
     """A row for every plan."""
-    inputs, taken = tree.inputs(tree.prompt, 0), {}
+    inputs, taken = tree.inputs(EXAMPLES[tree.name], 0), {}
     alone = one_step(next(iter(plans.values())))
 
     def run(name: str, plan: CachePlan | None) -> None:
@@ -441,7 +432,7 @@ def search_seconds(args: argparse.Namespace) -> None:
     """Wall and CPU seconds of a search in a fresh process, medians."""
     lines = []
     for name in args.trees:
-        path = profile_path(BUILD[name](default_device(), fp32=True))
+        path = profile_path(load(name, fp32=True))
         for threads in args.search_threads:
             found = [timed_search(path, threads) for _ in range(args.search_rounds)]
             wall, cpu, imports = (median(each) for each in zip(*found, strict=True))

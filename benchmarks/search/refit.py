@@ -35,13 +35,12 @@ from benchmarks.compare.samplers import (
     weights_hash,
 )
 from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import profile_path
-from benchmarks.lib.clips import BUILD, Tree
-from benchmarks.lib.command_line import log, quiet_log
+from benchmarks.lib.calibrate import profile_of
+from benchmarks.lib.clips import Tree, load
+from benchmarks.lib.command_line import log
 from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
 from miniatures.clips import held_out_prompts
 from profiling_core.plan import CachePlan
-from profiling_core.profile.profile import Profile
 from profiling_core.refit.refit import Form, clips_of, forms, one_pass, with_facts
 from profiling_core.refit.rollout import Clip
 from profiling_core.search.search import Budget, PlanSearch, Point
@@ -66,7 +65,7 @@ class Refits:
 
     def __init__(self, tree: Tree, folder: Path) -> None:
         self.tree, self.folder = tree, folder
-        self.search = PlanSearch(Profile.load(profile_path(tree)))
+        self.search = PlanSearch(profile_of(tree))
 
     @cached_property
     def clips(self) -> list[Clip]:
@@ -109,7 +108,6 @@ class Refits:
 def main() -> int:
     args = build_parser().parse_args()
     if not args.table:
-        quiet_log()
         torch.set_num_threads(args.threads)
         for name in args.trees:
             run_tree(name, args)
@@ -119,7 +117,7 @@ def main() -> int:
 
 def run_tree(name: str, args: argparse.Namespace) -> None:
     """The missing rows of a tree, budget after budget."""
-    tree = BUILD[name](default_device(), fp32=True)
+    tree = load(name, fp32=True)
     weights = weights_hash(tree)
     refits = Refits(tree, args.out / f"{name}-{weights}")
     references = References(tree, args.references / f"{name}-{weights}")

@@ -27,21 +27,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_path
-from benchmarks.lib.clips import BUILD, Inputs, Tree
-from benchmarks.lib.command_line import quiet_log
+from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_of
+from benchmarks.lib.clips import Inputs, Tree, load, recorder_of
 from benchmarks.lib.rows import TREES, append_row, default_device, environment
 from benchmarks.search.transfer_table import tables
 from miniatures.clips import held_out_prompts
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
-from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.regrid import regrid
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.recording.recorder import Recorder
 from profiling_core.search.resample import on_grid
 from profiling_core.search.search import Budget, PlanSearch
+from profiling_core.trees.tree_model import Sampling
 
 NAME, SPEEDUP, HELD_OUT_SEED = "transfer", 2.0, 100
 RECORDED = 2  # calibration prompts that a setting's own profile is recorded with
@@ -107,27 +106,16 @@ class Place:
         recorder: Recorder | None = None,
     ) -> Tensor:
         """The latent, with the setting's number of steps where none is given."""
-        subject, tree = self.resampled.recorded, self.tree
-        steps, given = steps or subject.steps, {"plan": plan, "recorder": recorder}
-        if tree.name == "wan":
-            given |= {"sample_solver": subject.solver, "guide_scale": tree.guidance}
-            given |= {"sampling_steps": steps, "shift": subject.shift}
-        else:
-            given |= {"infer_steps": steps, "flow_shift": subject.shift}
-        return tree.pipeline.denoise(*inputs, progress=False, **given).cpu()
+        subject = self.resampled.recorded
+        asked = {"steps": steps or subject.steps, "solver": subject.solver, "shift": subject.shift}
+        return self.tree.denoise(inputs, plan, recorder=recorder, **asked).cpu()
 
     def recorded(self, count: int = RECORDED) -> Profile:
         """A profile of this setting from `count` calibration prompts; sensitivity of the other."""
         subject, found = self.resampled.recorded, Profile(Settings(attention_every=0))
-        planned = MODELS[self.tree.plan_model]
-        fields = {name: getattr(subject, name) for name in ("steps", "sigmas", "solver", "shift")}
+        sampling = Sampling(subject.steps, subject.solver, subject.shift)
         for number, prompt in enumerate(calibration_prompts(count)):
-            recorder = Recorder(
-                settings=found.settings,
-                model=planned.fingerprint,
-                branches=planned.family.branches,
-                **fields,
-            )
+            recorder = recorder_of(self.tree, found.settings, sampling)
             latent = self.run(self.inputs(prompt, SEED + number), recorder=recorder)
             run = recorder.finish(
                 latent, prompt=prompt, seed=SEED + number, guidance=self.tree.guidance
@@ -142,11 +130,10 @@ def main() -> int:
     if args.table:
         sys.stdout.write(tables(load_rows()))
         return 0
-    quiet_log()
     torch.set_num_threads(args.threads)
     for name in args.trees:
-        tree = BUILD[name](default_device(), fp32=True)
-        profile = Profile.load(profile_path(tree))
+        tree = load(name, fp32=True)
+        profile = profile_of(tree)
         if "settings" in args.parts:
             run_settings(tree, profile, args.prompts)
         if "prompts" in args.parts:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lib.rows import append_row, default_device, environment
+from benchmarks.lib.rows import TREES, append_row, default_device, environment
 from examples import demo
 
 
@@ -48,8 +48,7 @@ def row(tree: str, run: demo.Run, full: demo.Run) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    trees = list(demo.MINIATURES)
-    parser.add_argument("--trees", nargs="+", choices=trees, default=trees)
+    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
     parser.add_argument("--seed", type=int, default=42, help="of the noise, drawn on the CPU")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions; the median is kept")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))

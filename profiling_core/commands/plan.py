@@ -143,12 +143,11 @@ def _validated(
     if args.validate < 1:
         raise PlanError(f"--validate {args.validate}: expected at least 1 candidate")
     profile = search.profile
-    tree, asked = asked_for(profile, args.ckpt_dir, args.dit_weight)
-    model = tree_class(tree)(asked, profile.runs[0].prompt)
+    tree, request = asked_for(profile, args.ckpt_dir, args.dit_weight)
+    model = tree_class(tree)(request, profile.runs[0].prompt)
     points = search.candidates(budget, args.validate)
     plans = [search.plan_of(point, budget, f"candidate {n}") for n, point in enumerate(points)]
-    with model.at_work():
-        model.load()
+    with model.loaded():
         found = validate(profile, plans, model, lambda line: sys.stderr.write(f"{line}\n"))
     width = max(len("way to skip"), *(len(point.skip) for point in points))
     lines = [f"candidate  {'way to skip':<{width}}  predicted  measured  worst run"]

@@ -14,7 +14,7 @@ from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.profile.profile import Profile
 from profiling_core.trees.registry import tree_class
-from profiling_core.trees.tree_model import Asked
+from profiling_core.trees.tree_model import ModelRequest
 
 if TYPE_CHECKING:
     from profiling_core.search.search import Budget, PlanSearch, Point
@@ -53,10 +53,9 @@ def refit_plan(
 
     profile = search.profile
     passes = forms(search, point, budget)[: args.refit]
-    tree, asked = asked_for(profile, args.ckpt_dir, args.dit_weight)
-    model = tree_class(tree)(asked, profile.runs[0].prompt)
-    with model.at_work():
-        model.load()
+    tree, request = asked_for(profile, args.ckpt_dir, args.dit_weight)
+    model = tree_class(tree)(request, profile.runs[0].prompt)
+    with model.loaded():
         clips = clips_of(profile, model, steps_of(passes), _tell)
         found = refit(clips, plan, passes, _tell)
     best, start = found[0], next(one for one in found if one.plan is plan)
@@ -72,7 +71,9 @@ def refit_plan(
     return with_facts(best.plan, plan.name, **facts), lines
 
 
-def asked_for(profile: Profile, ckpt_dir: str | None, dit_weight: str | None) -> tuple[str, Asked]:
+def asked_for(
+    profile: Profile, ckpt_dir: str | None, dit_weight: str | None
+) -> tuple[str, ModelRequest]:
     """The tree ("wan", "hunyuan") and what its command line is asked for: the profile's run."""
     subject, guidance = profile.recorded, {run.guidance for run in profile.runs}
     if len(guidance) > 1:
@@ -82,7 +83,7 @@ def asked_for(profile: Profile, ckpt_dir: str | None, dit_weight: str | None) ->
         raise PlanError(f"--validate: {family!r} is no tree of this project: {', '.join(TREES)}")
     _, frames, rows, columns = subject.latent
     tree, solver = TREES[family], subject.solver if family == "wan2.1" else None
-    return tree, Asked(
+    return tree, ModelRequest(
         model=_model(tree, name),
         ckpt_dir=ckpt_dir,
         dit_weight=dit_weight,
