@@ -20,8 +20,8 @@ configured around, with the versions of requirements-bench.txt (see the packages
   and FasterCache raises IndexError, for it halves a batch of one. Here the two calls are a batch.
 - diffusers' FasterCache on a guidance-distilled model raises TypeError where the first call is
   already in the range of timesteps in which it skips: the range ends at 1000.
-- diffusers' SeaCache computes everything unless it is told step, noise level and step count, as its
-  Wan text-to-video pipeline does and its HunyuanVideo pipeline does not. Here it is told on both;
+- diffusers' SeaCache computes everything without step, noise level and step count, as its
+  Wan text-to-video pipeline does and its HunyuanVideo pipeline does not. Here it gets them on both;
   the noise level is the timestep / 1000, which Wan's solvers round to a whole timestep.
 """
 
@@ -128,7 +128,7 @@ class SeaVariant(SkipVariant):
 
 
 class SeaRule(PackageRule):
-    """Tells the step and its noise level too."""
+    """Hands on the step and its noise level too."""
 
     def context(self, call: Call) -> AbstractContextManager:
         return self.transformer.cache_context(

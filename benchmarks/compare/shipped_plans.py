@@ -6,15 +6,14 @@ Every row is one tree, prompt, seed, solver and policy: quality of the decoded c
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from statistics import mean, pstdev
+from statistics import mean
 
 import torch
 
 from benchmarks.lib.clips import Tree, load
-from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
+from benchmarks.lib.command_line import Parser, log
+from benchmarks.lib.rows import TREES, append_row, default_device, environment, spread, table
 from miniatures.clips import held_out_prompts
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan.presets import available
@@ -37,7 +36,7 @@ def main() -> int:
                 for row in new:
                     append_row("policies", {**row, **found})
                 rows += new
-                sys.stderr.write(f"{name} {number + 1}/{args.prompts} {solver}: {prompt}\n")
+                log(f"{name} {number + 1}/{args.prompts} {solver}: {prompt}")
     sys.stdout.write(summary(rows) + "\n")
     return 0
 
@@ -91,7 +90,7 @@ def summary(rows: list[dict]) -> str:
             [
                 *key,
                 f"{1 / mean(row['block_share'] for row in of):.2f}x",
-                f"{mean(psnr):.1f} +-{pstdev(psnr):.1f} ({min(psnr):.1f})",
+                spread(psnr),
                 f"{mean(row['psnr_pooled'] for row in of):.1f}",
                 f"{mean(row['ssim'] for row in of):.4f}",
                 f"{mean(row['latent_error'] for row in of):.3f}",
@@ -104,13 +103,10 @@ def summary(rows: list[dict]) -> str:
     return table([*header, "latent error", "motion", "flicker", "n"], lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
-    parser.add_argument("--prompts", type=int, default=12)
+def build_parser() -> Parser:
+    parser = Parser(__doc__, prompts=12)
     parser.add_argument("--seed", type=int, default=100, help="of the first prompt's noise")
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=SOLVERS)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser
 
 

@@ -10,8 +10,6 @@ of the prompts, are faster on two cores than one with two threads:
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -19,11 +17,12 @@ import numpy as np
 import torch
 
 from benchmarks.lib.clips import Tree, load, recorder_of
-from benchmarks.lib.rows import TREES
+from benchmarks.lib.command_line import Parser, log
 from miniatures import clips
 from profiling_core.profile.profile import Profile, Settings, add_runs
 
 PROMPTS, SEED = 6, 7  # how many, and the seed that they are drawn from
+HELD_OUT_SEED = 100  # of the first held-out prompt's noise
 SETTINGS = Settings(sensitivity=(1, 3, 6, 10, 15, 20, 26, 32, 38, 44, 48))
 
 
@@ -56,6 +55,11 @@ def calibration_prompts(count: int) -> list[str]:
     return [str(clips.random_scene(rng, held_out=False, actors=1)) for _ in range(count)]
 
 
+def held_out(count: int) -> list[tuple[str, int]]:
+    """Prompts that nothing was calibrated on, and the seeds of their noise."""
+    return [(text, HELD_OUT_SEED + n) for n, text in enumerate(clips.held_out_prompts(count))]
+
+
 def record(tree: Tree, path: Path, part: int = 0, parts: int = 1) -> Profile:
     """Record the calibration prompts of this part that the file does not hold yet."""
     profile = Profile.load(path) if path.exists() else Profile(SETTINGS)
@@ -64,7 +68,7 @@ def record(tree: Tree, path: Path, part: int = 0, parts: int = 1) -> Profile:
         if prompt in known or number % parts != part:
             continue
         profile = add_runs(path, _run(tree, prompt, SEED + number))
-        sys.stderr.write(f"{tree.name} recorded {prompt}\n")
+        log(f"{tree.name} recorded {prompt}")
     return profile
 
 
@@ -76,13 +80,9 @@ def _run(tree: Tree, prompt: str, seed: int) -> Profile:
     return recorder.finish(latent, prompt=prompt, seed=seed, guidance=tree.guidance)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
+def build_parser() -> Parser:
+    parser = Parser(__doc__, parts=True)
     parser.add_argument("--out", type=Path, help="folder, default the checkpoints' own")
-    parser.add_argument("--part", type=int, default=0, help="number of this process")
-    parser.add_argument("--parts", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser
 
 

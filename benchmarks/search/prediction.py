@@ -30,7 +30,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,28 +39,40 @@ from benchmarks.compare.policies import uniform_steps
 from benchmarks.compare.samplers import Planned, plan_hash, save_array, weights_hash
 from benchmarks.lib import ROOT
 from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_of, profile_path
+from benchmarks.lib.calibrate import (
+    PROMPTS,
+    SEED,
+    calibration_prompts,
+    held_out,
+    profile_of,
+    profile_path,
+)
 from benchmarks.lib.clips import EXAMPLES, Inputs, Tree, load
 from benchmarks.lib.command_line import Parser, log
-from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
+from benchmarks.lib.ranks import spearman
+from benchmarks.lib.rows import (
+    TITLES,
+    Row,
+    append_row,
+    default_device,
+    environment,
+    save_figure,
+    table,
+)
+from benchmarks.lib.schedules import protected
 from benchmarks.lib.timing import alternate, paired_ratio
-from miniatures.clips import held_out_prompts
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.importers import from_steps
-from profiling_core.plan.schedule import round_half_up
 from profiling_core.search.search import Budget, PlanSearch, Point
 from profiling_core.search.step_search import QUANTILE
 
-Row = dict[str, Any]
 PARTS = ("errors", "search", "speed")
 NAME = "prediction"
-HELD_OUT_SEED = 100  # of the first held-out prompt's noise
 SPEEDUPS = (1.5, 2.0, 3.0)  # of the part speed
 SEARCHED, EXCHANGED, HAND, UNIFORM = (1.25, 1.5, 2.0, 3.0, 4.0), (2.0, 3.0), (2.0,), (1.5, 3.0)
 MOST_MOVED = 5  # steps of an exchanged plan
-TITLES = {"wan": "Wan2.1 miniature", "hunyuan": "HunyuanVideo miniature"}
 COLOURS = {"hold": "C7", "linear": "C0", "weights": "C1", "corrected": "C3", "jump": "C2"}
 MARKERS = {"searched": "o", "exchanged": "^", "hand": "s", "uniform": "x"}
 TIMED = """
@@ -143,9 +154,7 @@ def exchanged(steps: tuple[int, ...], total: int, seed: int) -> tuple[int, ...]:
 def hand(total: int, count: int) -> tuple[int, ...]:
     """Two fifths of the compute steps at the start, a sixth at the end, the others between."""
     first, last = round(0.4 * count), round(count / 6)
-    gap, between = total - last - first + 1, count - first - last
-    middle = (first - 1 + gap / (between + 1) * (i + 1) for i in range(between))
-    return (*range(first), *map(round_half_up, middle), *range(total - last, total))
+    return protected(total, first, last, count - first - last)
 
 
 # -- errors: runs
@@ -190,7 +199,7 @@ def errors(args: argparse.Namespace) -> None:
             log(f"drew {path}")
 
 
-def prompts_of(search: PlanSearch, calibration: int, held_out: int) -> list[Prompt]:
+def prompts_of(search: PlanSearch, calibration: int, others_count: int) -> list[Prompt]:
     """Prompts of both sorts by turns; ValueError for a profile of other prompts."""
     places = {(run.prompt, run.seed): place for place, run in enumerate(search.profile.runs)}
     own = []
@@ -198,8 +207,7 @@ def prompts_of(search: PlanSearch, calibration: int, held_out: int) -> list[Prom
         if (text, SEED + number) not in places:
             raise ValueError(f"the profile has no run of {text!r}, seed {SEED + number}")
         own.append(Prompt(text, SEED + number, places[text, SEED + number]))
-    texts = enumerate(held_out_prompts(held_out))
-    others = [Prompt(text, HELD_OUT_SEED + number, None) for number, text in texts]
+    others = [Prompt(text, seed, None) for text, seed in held_out(others_count)]
     turns = [(n, prompt) for each in (own, others) for n, prompt in enumerate(each)]
     return [prompt for _, prompt in sorted(turns, key=lambda turn: turn[0])]
 
@@ -318,16 +326,6 @@ def _ranks(group: str, pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> Rank
     return Ranks(group, len(pairs), spearman(predicted, measured), ratio, *means)
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Rank correlation; equal values share their mean rank."""
-    return float(np.corrcoef(_ranked(one), _ranked(other))[0, 1])
-
-
-def _ranked(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-
 def _errors(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p.predicted for p in pairs]), np.array([p.measured for p in pairs])
 
@@ -354,11 +352,7 @@ def draw(tree: str, pairs: Sequence[Pair], out: Path) -> list[Path]:
     marks = [Line2D([], [], color=COLOURS[s], marker="o", ls="", label=s) for s in skips]
     marks += [Line2D([], [], color="#444", marker=m, ls="", label=k) for k, m in MARKERS.items()]
     axis.legend(handles=[*marks, *axis.get_lines()], fontsize=8, loc="upper left")
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"prediction_{tree}.{kind}" for kind in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=140)
-    return paths
+    return save_figure(figure, out / f"prediction_{tree}")
 
 
 # -- speed
@@ -454,18 +448,14 @@ def timed_search(path: Path, threads: int) -> list[float]:
     return json.loads(run.stdout)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--calibration-prompts", type=int, default=2)
-    parser.add_argument("--held-out-prompts", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5, help="of the part speed")
-    parser.add_argument("--search-rounds", type=int, default=3)
-    parser.add_argument("--search-threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path("out/prediction"))
-    parser.add_argument("--table", action="store_true", help="errors: from the rows alone")
+def build_parser() -> Parser:
+    parser = Parser(__doc__, rounds=5, out="out/prediction", table=True)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--calibration-prompts", type=int, default=2)
+    add("--held-out-prompts", type=int, default=2)
+    add("--search-rounds", type=int, default=3)
+    add("--search-threads", type=int, nargs="+", default=[1, 2])
     return parser
 
 

@@ -156,7 +156,7 @@ def test_the_converted_model_predicts_what_ours_does(benches, name):
 def test_without_a_cache_the_loop_gives_the_full_run(benches, name, kind, in_parts):
     bench = benches[name]
     rule = kind(bench.tree, in_parts)
-    with intercepted(bench.tree, rule), rule.told_of(bench.tree):
+    with intercepted(bench.tree, rule), rule.watching(bench.tree):
         latent = bench.tree.denoise(bench.inputs)
     assert close(latent, bench.full)
     assert rule.meter.runs == pytest.approx(bench.all_runs)
@@ -335,7 +335,7 @@ def test_faster_cache_cannot_skip_in_the_first_call_of_a_distilled_model(benches
 
 
 @torch.no_grad()
-def test_sea_cache_computes_everything_unless_it_is_told_the_step(benches):
+def test_sea_cache_computes_everything_without_the_step(benches):
     rule, call = one_call(benches["wan"])
     rule.transformer.enable_cache(SeaCacheConfig(threshold=100.0, max_consecutive_cached=0))
     for _ in range(4):

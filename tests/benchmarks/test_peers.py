@@ -286,7 +286,7 @@ def test_easycache_decides_as_its_rule_says_from_the_latents_it_saw(benches, nam
 def test_wan_signals_are_the_time_embeddings(benches):
     bench = benches["wan"]
     peer, model = bench.peers[TeaCache], bench.tree.pipeline.model
-    sigmas = torch.tensor(bench.tree._sampling()["sigmas"])
+    sigmas = torch.tensor(bench.tree.sigmas(bench.tree.sampling))
     with torch.no_grad():
         times = [model.embed_time(t[None]) for t in (1000 * sigmas).to(torch.int64)]
     for variant, kind in zip(peer.variants(bench.tree), (0, 1), strict=True):
@@ -460,7 +460,7 @@ def test_loop_of_another_length_is_refused(benches):
 
 @pytest.mark.slow
 def test_reused_steps_stay_near_the_full_run_of_the_trained_miniature():
-    """On a short grid; random weights cannot tell a useful reuse from a wrong one."""
+    """On a short grid; with random weights a useful reuse looks like a wrong one."""
     tree = load("hunyuan", fp32=True, steps=16)
     inputs = tree.inputs(EXAMPLES["hunyuan"], 100)
     full = tree.denoise(inputs)
