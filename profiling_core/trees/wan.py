@@ -31,7 +31,7 @@ class WanModel(TreeModel):
     def _argv(self, request: ModelRequest, given: Any) -> list[str]:
         if request.dit_weight is not None:
             raise CompareError(
-                f"--dit-weight {request.dit_weight}: Wan2.1 has its weights in --ckpt_dir"
+                f"--dit-weight {request.dit_weight}: Wan2.1 has its weights in --ckpt-dir"
             )
         size = None if request.size is None else "*".join(map(str, parse_size(request.size)))
         options = {
