@@ -37,7 +37,8 @@ RUNS = {"full": None, "paper": "paper", "balanced": "balanced"}
 COLUMNS = 8
 NOTES = """\
 seconds: the denoising loop; ratio: full / run; ideal: block runs of full / run; PSNR (mean over
-frames) and SSIM against the full run, before the codec; held: anchors at most
+frames) and SSIM against the full run, before the codec;
+extra memory: anchors at most
 """
 NOISE = "* above the ideal: noise of the machine, fewer with more --rounds"
 
@@ -131,7 +132,7 @@ def cells(tree: str, run: Run, full: Run) -> list[str]:
 
 def table(lines: list[list[str]]) -> str:
     """Plain text columns, and what a star means where there is one."""
-    header = ["tree", "run", "seconds", "ratio", "ideal", "PSNR dB", "SSIM", "held"]
+    header = ["tree", "run", "seconds", "ratio", "ideal", "PSNR dB", "SSIM", "extra memory"]
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -33,7 +33,7 @@ HEADER = (
     "latent error",
     "motion",
     "flicker",
-    "bytes",
+    "extra memory",
     "n",
 )
 
@@ -215,7 +215,7 @@ LEGEND = f"""\
 Speed-up: full over spent FLOPs of the blocks, both guidance branches. PSNR: mean over frames
 against the full run of the same prompt and noise; mean ± standard deviation over prompts (worst
 prompt). Ours is `{OURS}`; the difference is taken prompt by prompt, mean ± standard error. Latent
-error: relative L2. Motion, flicker: ratios to the full run. Bytes: the most held between two model
-calls. n: prompts. The rows also hold seconds, which say nothing where other work came and went
-beside the run: `prediction.py --parts speed` and `demo.py` time side by side.
+error: relative L2. Motion, flicker: ratios to the full run. Extra memory: the most kept between two
+model calls. n: prompts. The rows also hold seconds, which say nothing where other work came and
+went beside the run: `prediction.py --parts speed` and `demo.py` time side by side.
 """

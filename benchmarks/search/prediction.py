@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.compare.policies import uniform_steps
 from benchmarks.compare.samplers import Planned, plan_hash, save_array, weights_hash
 from benchmarks.lib import ROOT
 from benchmarks.lib import rows as row_files
@@ -59,7 +58,7 @@ from benchmarks.lib.rows import (
     save_figure,
     table,
 )
-from benchmarks.lib.schedules import protected
+from benchmarks.lib.schedules import even, plan_on, protected_ends
 from benchmarks.lib.timing import alternate, paired_ratio
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
@@ -136,9 +135,9 @@ def _all(search: PlanSearch) -> Iterator[tuple[Kind, tuple[int, ...]]]:
                 kind = Kind("exchanged", skip, speed)
                 yield kind, exchanged(found, total, zlib.crc32(kind.name.encode()))
         for speed in HAND:
-            yield Kind("hand", skip, speed), hand(total, count[speed])
+            yield Kind("hand", skip, speed), protected_ends(total, count[speed])
         for speed in UNIFORM:
-            yield Kind("uniform", skip, speed), tuple(uniform_steps(total, count[speed]))
+            yield Kind("uniform", skip, speed), tuple(even(total, count[speed]))
 
 
 def exchanged(steps: tuple[int, ...], total: int, seed: int) -> tuple[int, ...]:
@@ -149,12 +148,6 @@ def exchanged(steps: tuple[int, ...], total: int, seed: int) -> tuple[int, ...]:
     gone = rng.choice(steps[1:], moved, replace=False).tolist()
     new = rng.choice(free, moved, replace=False).tolist()
     return tuple(sorted({*steps, *new} - set(gone)))
-
-
-def hand(total: int, count: int) -> tuple[int, ...]:
-    """Two fifths of the compute steps at the start, a sixth at the end, the others between."""
-    first, last = round(0.4 * count), round(count / 6)
-    return protected(total, first, last, count - first - last)
 
 
 # -- errors: runs
@@ -377,7 +370,8 @@ def speed(args: argparse.Namespace) -> None:
 def speeds(tree: Tree, plans: dict[str, CachePlan], rounds: int) -> list[Row]:
     """A row for every plan."""
     inputs, taken = tree.inputs(EXAMPLES[tree.name], 0), {}
-    alone = one_step(next(iter(plans.values())))
+    like = next(iter(plans.values()))
+    alone = plan_on(like, "one step", from_steps(like.steps, [0], like.branches), "step 0 alone")
 
     def run(name: str, plan: CachePlan | None) -> None:
         tree.denoise(inputs, plan)
@@ -403,20 +397,6 @@ def speeds(tree: Tree, plans: dict[str, CachePlan], rounds: int) -> list[Row]:
         }
         rows.append({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
     return rows
-
-
-def one_step(like: CachePlan) -> CachePlan:
-    """The same model and grid; step 0 alone is computed and held."""
-    return CachePlan.build(
-        name="one step",
-        model=like.model,
-        steps=like.steps,
-        sigmas=like.sigmas,
-        solver=like.solver,
-        shift=like.shift,
-        sites=from_steps(like.steps, [0], like.branches),
-        provenance={"made_by": "benchmarks/search/prediction.py", "source": "step 0 alone"},
-    )
 
 
 # -- search

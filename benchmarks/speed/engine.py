@@ -18,7 +18,7 @@ import torch
 from benchmarks.lib.command_line import Parser, log
 from benchmarks.lib.rows import append_row, default_device, environment, has_bf16, table
 from benchmarks.lib.subjects import hunyuan_subject, random_model, wan_subject
-from benchmarks.lib.timing import PLANS, Subject, measure, measured_bytes
+from benchmarks.lib.timing import PLANS, Subject, cost_row
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 
@@ -57,7 +57,7 @@ def main() -> int:
                 log(f"{tree} {subject.name} {preset} done")
                 lines.append(cells(row))
     header = ["tree", "model", "plan", "attached/bare", "ideal", "achieved", "achieved/ideal"]
-    sys.stdout.write(table([*header, "bytes", "formula", "attach+detach"], lines) + "\n")
+    sys.stdout.write(table([*header, "extra memory", "by formula", "attach+detach"], lines) + "\n")
     return 0
 
 
@@ -135,19 +135,11 @@ MID_SIZE: dict[str, Callable[[torch.dtype, torch.device], Subject]] = {
 
 def one_row(subject: Subject, preset: str, rounds: int, device: torch.device, storage: str) -> dict:
     plan = subject.plan(preset).model_copy(update={"storage": storage})
-    costs = measure(subject, plan, rounds, device)
-    held, formula = measured_bytes(subject, plan, device)
-    return {
-        "model": subject.name,
-        "plan": preset,
-        "storage": storage,
-        "tokens": subject.planned.clip.tokens,
-        "rounds": rounds,
-        **costs.as_row(),
-        "bytes": held,
-        "bytes_formula": formula,
-        "attach_detach_seconds": round(attach_seconds(subject, plan), 6),
-    }
+    facts = {"model": subject.name, "plan": preset, "storage": storage}
+    costs = cost_row(subject, plan, rounds, device)
+    del costs["peak_bytes"]  # for full-size models
+    attaching = {"attach_detach_seconds": round(attach_seconds(subject, plan), 6)}
+    return {**facts, **costs, **attaching}
 
 
 def cells(row: dict) -> list[str]:

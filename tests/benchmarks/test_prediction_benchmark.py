@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks.lib import rows as row_files
+from benchmarks.lib.schedules import protected_ends
 from benchmarks.search import prediction
-from benchmarks.search.prediction import MOST_MOVED, exchanged, hand, plans_of
+from benchmarks.search.prediction import MOST_MOVED, exchanged, plans_of
 from made_profiles import made_profile
 from profiling_core.plan import CachePlan
 from profiling_core.search.search import Budget, PlanSearch
@@ -100,7 +101,7 @@ def test_an_exchange_moves_a_few_steps_and_never_the_first() -> None:
 
 
 def test_a_plan_by_hand_protects_start_and_end() -> None:
-    steps = hand(50, 25)
+    steps = protected_ends(50, 25)
     assert len(steps) == 25
     assert steps[:10] == tuple(range(10)) and steps[-4:] == (46, 47, 48, 49)
 
