@@ -89,7 +89,7 @@ def _weights(
     steps: Sequence[int],
     computed: Sequence[int],
 ) -> dict[str, list[float]]:
-    """Of every reuse step, newest anchor first."""
+    """The weights of every reuse step, newest anchor first."""
     own, found = sorted(computes(plan, site, branch)), {}
     for place, step in enumerate(steps):
         if place in computed:
