@@ -1,6 +1,7 @@
 # make install    the virtual environment .venv with everything that both trees need, and this package
 # make demo    one clip on each bundled miniature: full, the paper's plan, ours (out/demo)
 # make test    the test suite
+# make lint    ruff and mypy
 # make test-browser    the report's tests in headless Chromium, installed from Debian's packages where missing
 # All set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
 # Without a GPU, TORCH_INDEX=<package index of torch's CPU builds> saves the CUDA libraries.
@@ -27,6 +28,7 @@ test-browser: $(INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	@echo "installing into $(VENV): a few minutes, once"

@@ -100,7 +100,7 @@ class Lpips:
 
     def _distance(self, video: Tensor, reference: Tensor) -> Tensor:
         """(3, f, H, W) twice to (f,)."""
-        total = 0
+        total = torch.zeros(video.shape[1], device=self.device)
         layers = zip(self._features(video), self._features(reference), strict=True)
         for number, (one, other) in enumerate(layers):
             difference = (_unit(one) - _unit(other)) ** 2  # (f, C, h, w)

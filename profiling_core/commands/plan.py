@@ -218,7 +218,7 @@ def _refitted(
     lines = ["measured  worst run  plan"]
     lines += [f"{one.error:>8.4f}  {one.errors.max():>9.4f}  {one.words}" for one in found]
     lines += [f"predicted before the refit {point.error:.4f}", ""]
-    facts = {
+    facts: dict[str, float | str] = {
         "refit": best.words,
         "refit_passes": len(passes),
         "measured_error": best.error,
@@ -239,7 +239,9 @@ def request_of(
     """The tree ("wan", "hunyuan") and what its command line is asked for: the profile's run."""
     subject, guidance = profile.recorded, {run.guidance for run in profile.runs}
     if len(guidance) > 1:
-        raise ProfileError(f"the profile's runs have several guidance scales: {sorted(guidance)}")
+        raise ProfileError(
+            f"the profile's runs have several guidance scales: {sorted(guidance, key=str)}"
+        )
     family, name = subject.model.family, subject.model.name
     if family not in TREES:
         raise PlanError(

@@ -9,7 +9,7 @@ from typing import Any
 from profiling_core.commands.arguments import add_log_options, add_overwrite_option, check_new
 from profiling_core.errors import PlanError, nearest
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import bytes_held, held_anchors
+from profiling_core.plan.cost import bytes_held, held_anchors, speedup_flops
 from profiling_core.plan.describe import format_bytes, picture, storage_words, summary_lines
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import available, plans_folder, presets_of
@@ -101,8 +101,7 @@ def write_presets(args: argparse.Namespace) -> list[str]:
 
 
 def _in_short(plan: CachePlan) -> str:
-    expected = plan.expected
-    return f"{expected.speedup_flops:.2f}x, predicted error {expected.predicted_error:g}"
+    return f"{speedup_flops(plan):.2f}x, predicted error {plan.predicted_error:g}"
 
 
 def _shipped() -> list[CachePlan]:

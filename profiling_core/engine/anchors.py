@@ -59,7 +59,12 @@ def keep(
     later fetches are ordered by the stream they are issued on).
     """
     dtypes: list[torch.dtype] = []
-    template = tree_map(lambda tensor: dtypes.append(tensor.dtype) or Slot(tensor.shape), output)
+
+    def slot(tensor: torch.Tensor) -> Slot:
+        dtypes.append(tensor.dtype)
+        return Slot(tensor.shape)
+
+    template = tree_map(slot, output)
     stored = tuple(_placed(_stored_as(tensor, storage), place) for tensor in tensors)
     device = next(iter(tensors_of(output))).device
     return Anchor(stored, tuple(dtypes), device, template, sizes)

@@ -35,7 +35,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The module under torch.compile, DDP, FSDP1 and guidance-parallel wrappers."""
     while True:
         children = model.__dict__.get("_modules", {})
-        names = ("_orig_mod", "_fsdp_wrapped_module")
+        names: tuple[str, ...] = ("_orig_mod", "_fsdp_wrapped_module")
         if type(model).__name__ in ("DistributedDataParallel", "BranchPair"):
             names = ("module",)
         inner = next((children[name] for name in names if name in children), None)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from profiling_core.plan import CachePlan
+from profiling_core.plan.schema import Branch
 
 _STEP_COUNTS = ("sampling_steps", "num_inference_steps", "infer_steps")
 _TIMESTEPS = ("t", "timestep", "timesteps")
@@ -49,7 +50,7 @@ class CallTracker:
         self._owner, self._call = owner, call
         self._strict, self.branches_seen = strict or owner is not None, 1
         self.forget()
-        if owner is not None:
+        if owner is not None and call is not None:
             self._wrap(owner, call)
 
     def forget(self) -> None:
@@ -57,7 +58,7 @@ class CallTracker:
         self._last: torch.Tensor | None = None
         self._step, self._order, self._direction = -1, 0, 0
 
-    def position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, str]:
+    def position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Branch]:
         """Step and branch of this call of the model."""
         t = self._find_timestep(args, kwargs)
         if t is self._last:
@@ -74,7 +75,7 @@ class CallTracker:
 
     def restore(self) -> None:
         """Give the owner its own call back."""
-        if self._owner is None:
+        if self._owner is None or self._call is None:
             return
         if vars(self._owner).get(self._call) is self._run:
             if self._had_own:
@@ -100,8 +101,9 @@ class CallTracker:
 
     def _refuse_tensor_per_call(self, t: torch.Tensor) -> None:
         """Two branches, and the second call brings another tensor of the same value (CPU only)."""
-        single = self._last is not None and self._order == 0 and len(self.plan.branches) > 1
-        if single and t.device.type == "cpu" and torch.equal(t, self._last):
+        if self._last is None or self._order or len(self.plan.branches) == 1:
+            return
+        if t.device.type == "cpu" and torch.equal(t, self._last):
             raise ValueError(
                 f"two calls in a row with different timestep tensors of value {t.tolist()}: a loop "
                 "that makes a new timestep tensor for every call cannot be followed; call "

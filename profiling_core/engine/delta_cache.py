@@ -41,7 +41,7 @@ from profiling_core.engine.seams import (
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_full, block_share
-from profiling_core.plan.schema import IntervalSite
+from profiling_core.plan.schema import Branch, IntervalSite
 from profiling_core.plan.site_schedule import SiteSchedule
 
 
@@ -65,7 +65,7 @@ class DeltaCache:
         self._model: nn.Module | None = None
         self._walks: list[BlockWalk] = []
         self._prediction: AnchorStore | None = None
-        self._position: tuple[int, str] | None = None
+        self._position: tuple[int, Branch] | None = None
         self._last_step = -1
         self._tracker: CallTracker | None = None
         self._busy = False
@@ -97,10 +97,11 @@ class DeltaCache:
             raise ValueError("a cache is attached already: detach it first")
         inner = unwrapped(model)
         found = {name: block_list(inner, name, self._lists) for name in self.plan.model.block_lists}
-        lengths = {name: len(found[name]) for name in found if found[name] is not None}
+        lists = {name: blocks for name, blocks in found.items() if blocks is not None}
+        lengths = {name: len(blocks) for name, blocks in lists.items()}
         self.plan.check_model(lengths, hidden_width(inner))
-        _check_apart(found)
-        self._build_stores(found)
+        _check_apart(lists)
+        self._build_stores(lists)
         self._model = model
         try:
             put_on(model, CACHE, self, attached_class)
@@ -146,7 +147,7 @@ class DeltaCache:
 
     # -- position
 
-    def begin(self, step: int, branch: str = "cond") -> None:
+    def begin(self, step: int, branch: Branch = "cond") -> None:
         """Set step (0-based, of the plan's grid) and branch of the next model call.
 
         Steps past the planned count compute everything. A step below the last one starts a new
@@ -191,7 +192,7 @@ class DeltaCache:
         """The most calls with one timestep that the followed loop made."""
         return 1 if self._tracker is None else self._tracker.branches_seen
 
-    def is_compute(self, step: int, branch: str = "cond") -> bool:
+    def is_compute(self, step: int, branch: Branch = "cond") -> bool:
         """Do all blocks run at this step?"""
         return step >= self.plan.steps or block_share(self.plan, step, branch) == 1.0
 
@@ -227,7 +228,7 @@ class DeltaCache:
         return output
 
     def _answer(
-        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: str
+        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: Branch
     ) -> Any:
         store = self._prediction
         if store is not None and step in store.schedules[branch].forecasts:
@@ -238,7 +239,7 @@ class DeltaCache:
         output = self._run(run, args, kwargs, step, branch)
         given = output
         if store is not None and step in store.schedules[branch].corrections:
-            given = self._corrected(output, _sizes(args, kwargs), step, branch)
+            given = _corrected(store, output, _sizes(args, kwargs), step, branch)
             store.drop_after(branch, step)  # what only the correction needed makes room
         if store is not None and step in store.schedules[branch].last_use:
             copies = (tensor.detach().clone() for tensor in tensors_of(output))
@@ -247,16 +248,8 @@ class DeltaCache:
             store.anchors[branch, step] = keep(output, copies, storage, place, sizes)
         return given
 
-    def _corrected(self, output: Any, sizes: tuple[torch.Size, ...], step: int, branch: str) -> Any:
-        """The new prediction and those before it, weighted by the plan's correction."""
-        (_, own), *others = self._prediction.schedules[branch].corrections[step]
-        before = self._prediction.anchors_of(branch, step, others)
-        _check_sizes(before[0][0].sizes, sizes)
-        new = keep(output, tensors_of(output), "stream", "device")
-        return forecast_prediction([(new, own), *before])
-
     def _run(
-        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: str
+        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: Branch
     ) -> Any:
         self.stats.model_calls += 1
         for walk in self._walks:
@@ -273,7 +266,7 @@ class DeltaCache:
         self.stats.reused_intervals += sum(walk.reused for walk in self._walks)
         return output
 
-    def _account(self, step: int, branch: str) -> None:
+    def _account(self, step: int, branch: Branch) -> None:
         self.stats.peak_bytes = max(self.stats.peak_bytes, self.bytes_held)
         for store in self._stores():
             store.drop_after(branch, step)
@@ -297,6 +290,17 @@ class DeltaCache:
                 walk = BlockWalk(site.block_list, found[site.block_list])
                 self._walks.append(walk)
             walk.intervals += [Interval(site, run, schedules, self.plan) for run in site.intervals]
+
+
+def _corrected(
+    store: AnchorStore, output: Any, sizes: tuple[torch.Size, ...], step: int, branch: Branch
+) -> Any:
+    """The new prediction and those before it, weighted by the plan's correction."""
+    (_, own), *others = store.schedules[branch].corrections[step]
+    before = store.anchors_of(branch, step, others)
+    _check_sizes(before[0][0].sizes, sizes)
+    new = keep(output, tensors_of(output), "stream", "device")
+    return forecast_prediction([(new, own), *before])
 
 
 def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Size, ...]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from profiling_core.engine.run_stats import RunStats
+from profiling_core.plan.schema import Branch
 
 
 class FullRun:
@@ -29,11 +30,11 @@ class FullRun:
         self.stats = self.new_stats()
         yield self
 
-    def begin(self, step: int, branch: str = "cond") -> None:
+    def begin(self, step: int, branch: Branch = "cond") -> None:
         """Count the model call that follows."""
         self.count_call()
 
-    def is_compute(self, step: int, branch: str = "cond") -> bool:
+    def is_compute(self, step: int, branch: Branch = "cond") -> bool:
         return True
 
     def new_stats(self) -> RunStats:

@@ -19,7 +19,7 @@ from torch import nn
 from profiling_core.engine.anchors import Anchor, forecast_delta, keep
 from profiling_core.engine.block_lists import unwrapped
 from profiling_core.plan import CachePlan
-from profiling_core.plan.schema import Site
+from profiling_core.plan.schema import Branch, IntervalSite
 from profiling_core.plan.site_schedule import SiteSchedule
 
 
@@ -28,15 +28,15 @@ class AnchorStore:
     """The anchors of one site element: an interval, or the prediction."""
 
     label: str
-    schedules: dict[str, SiteSchedule]
-    anchors: dict[tuple[str, int], Anchor] = field(default_factory=dict)
+    schedules: dict[Branch, SiteSchedule]
+    anchors: dict[tuple[Branch, int], Anchor] = field(default_factory=dict)
 
-    def needed(self, branch: str, step: int) -> list[tuple[Anchor, float]]:
+    def needed(self, branch: Branch, step: int) -> list[tuple[Anchor, float]]:
         """Anchors and weights of a reuse step; ValueError when one was never computed."""
         return self.anchors_of(branch, step, self.schedules[branch].forecasts[step])
 
     def anchors_of(
-        self, branch: str, step: int, weights: Iterable[tuple[int, float]]
+        self, branch: Branch, step: int, weights: Iterable[tuple[int, float]]
     ) -> list[tuple[Anchor, float]]:
         """The anchors of some steps with their weights, for use at `step`."""
         found = []
@@ -54,7 +54,7 @@ class AnchorStore:
     def clear(self) -> None:
         self.anchors.clear()
 
-    def drop_after(self, branch: str, step: int) -> None:
+    def drop_after(self, branch: Branch, step: int) -> None:
         """Free the anchors that no later step needs."""
         last_use = self.schedules[branch].last_use
         for key in [k for k in self.anchors if k[0] == branch and last_use[k[1]] <= step]:
@@ -64,8 +64,18 @@ class AnchorStore:
 class Interval(AnchorStore):
     """Blocks first..last of a list, reused together."""
 
+    inputs: tuple[Any, ...]  # alive between run_first and run_last
+    versions: list[int | None]
+    kept: Anchor | None
+    blocks: list[nn.Module]  # of a step whose delta is kept
+    reused: list[tuple[Anchor, float]]
+
     def __init__(
-        self, site: Site, run: tuple[int, int], schedules: dict[str, SiteSchedule], plan: CachePlan
+        self,
+        site: IntervalSite,
+        run: tuple[int, int],
+        schedules: dict[Branch, SiteSchedule],
+        plan: CachePlan,
     ) -> None:
         first, last = run
         super().__init__(f"{site.block_list} {first}-{last}", schedules)
@@ -77,26 +87,27 @@ class Interval(AnchorStore):
         self._forget()
 
     def prepare(
-        self, calls: list[Callable[..., Any]], blocks: list[nn.Module], step: int, branch: str
+        self, calls: list[Callable[..., Any]], blocks: list[nn.Module], step: int, branch: Branch
     ) -> int:
         """Put this interval's callables into `calls`; the number of blocks that will not run."""
         self._forget()
         schedule = self.schedules[branch]
-        self.names = _parameters(type(unwrapped(blocks[self.first])))
+        kind: type = type(unwrapped(blocks[self.first]))
+        self.names = _parameters(kind)
         if step in schedule.forecasts:
             self.reused = self.needed(branch, step)
             count = self.last - self.first
             calls[self.first : self.last + 1] = [self.add_forecast] + [self.pass_on] * count
             return count + 1
         if step in schedule.last_use:
-            self.first_block, self.last_block = blocks[self.first], blocks[self.last]
+            self.blocks = blocks[self.first : self.last + 1]
             if self.first == self.last:
                 calls[self.first] = self.run_only
             else:
                 calls[self.first], calls[self.last] = self.run_first, self.run_last
         return 0
 
-    def finish(self, step: int, branch: str) -> None:
+    def finish(self, step: int, branch: Branch) -> None:
         """Store what the call kept."""
         if self.kept is not None:
             self.anchors[branch, step] = self.kept
@@ -104,10 +115,10 @@ class Interval(AnchorStore):
 
     def run_first(self, *args: Any, **kwargs: Any) -> Any:
         self._remember(args, kwargs)
-        return self.first_block(*args, **kwargs)
+        return self.blocks[0](*args, **kwargs)
 
     def run_last(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.last_block(*args, **kwargs)
+        output = self.blocks[-1](*args, **kwargs)
         self._keep_delta(output)
         return output
 
@@ -160,7 +171,7 @@ class Interval(AnchorStore):
             after.detach() - before.detach()
             for after, before in zip(outputs, self.inputs, strict=False)
         ]
-        self.inputs = None
+        self.inputs = ()
         self.kept = keep(output, deltas, self.plan.storage, self.plan.storage_place)
 
     def _updated(
@@ -179,11 +190,8 @@ class Interval(AnchorStore):
         return (*args, *(kwargs[name] for name in named if name in kwargs))
 
     def _forget(self) -> None:
-        self.inputs: tuple[Any, ...] | None = None  # alive between run_first and run_last
-        self.versions: list[int | None] = []
-        self.kept: Anchor | None = None
-        self.reused: list[tuple[Anchor, float]] = []
-        self.first_block = self.last_block = None
+        self.inputs, self.versions, self.kept, self.reused = (), [], None, []
+        self.blocks = []
 
 
 @cache

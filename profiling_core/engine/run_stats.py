@@ -13,7 +13,7 @@ from torch import nn
 
 from profiling_core.plan import CachePlan
 from profiling_core.plan.describe import format_bytes
-from profiling_core.plan.schema import StoragePlace
+from profiling_core.plan.schema import Branch, StoragePlace
 
 
 @dataclass
@@ -77,10 +77,10 @@ class Run(Protocol):
     def attached(self, model: nn.Module) -> AbstractContextManager:
         """In front of the model inside a with block."""
 
-    def begin(self, step: int, branch: str = "cond") -> None:
+    def begin(self, step: int, branch: Branch = "cond") -> None:
         """Set step and branch of the next model call."""
 
-    def is_compute(self, step: int, branch: str = "cond") -> bool:
+    def is_compute(self, step: int, branch: Branch = "cond") -> bool:
         """Do all blocks run at this step?"""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from profiling_core.engine.interval import Interval
+from profiling_core.plan.schema import Branch
 
 CACHE, WALK = "_delta_cache", "_delta_walk"  # keys in the instance dicts of model and list
 
@@ -24,7 +25,7 @@ class BlockWalk:
         self.calls: list[Callable[..., Any]] | None = None  # one per block, while under way
         self.walks = self.skipped = self.reused = 0
 
-    def start(self, step: int, branch: str) -> None:
+    def start(self, step: int, branch: Branch) -> None:
         """Decide what every block does in the coming call; blocks are looked up afresh."""
         blocks = list(self.blocks._modules.values())
         calls: list[Callable[..., Any]] = list(blocks)
@@ -35,7 +36,7 @@ class BlockWalk:
     def stop(self) -> None:
         self.calls = None
 
-    def finish(self, step: int, branch: str) -> None:
+    def finish(self, step: int, branch: Branch) -> None:
         """Store what the call kept; ValueError when the model did not walk the list once."""
         if self.walks != 1:
             raise ValueError(
@@ -46,10 +47,11 @@ class BlockWalk:
             interval.finish(step, branch)
 
 
-def _plain_reduce(module: nn.Module, plain: type, key: str, protocol: int) -> Any:
+def _plain_reduce(module: nn.Module, plain: Any, key: str, protocol: int) -> Any:
     """Copies and pickles of an attached object are plain ones."""
     function, args, *rest = plain.__reduce_ex__(module, protocol)
-    if function is not copyreg.__newobj__:  # a class with a reduction of its own
+    # typeshed leaves __newobj__ out; another function: a class with a reduction of its own
+    if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
         return (plain if function is type(module) else function, args, *rest)
     state, *rest = rest
     return (object.__new__, (plain,), {k: v for k, v in state.items() if k != key}, *rest)
@@ -87,7 +89,7 @@ def attached_class(plain: type) -> type:
 
 
 @cache
-def walked_class(plain: type) -> type:
+def walked_class(plain: type[nn.ModuleList]) -> type:
     """A ModuleList class whose iteration is the walk while the model's call is under way."""
 
     def __iter__(self: nn.ModuleList) -> Iterator[Any]:

@@ -131,6 +131,7 @@ class LoopCache:
     def _first_call(self, model: nn.Module, plan: CachePlan) -> FirstCall:
         last = list(plan.model.block_lists)[-1]
         blocks = block_list(unwrapped(model), last, self._found.lists)
+        assert blocks is not None  # the cache walks it
         return FirstCall(model, blocks, plan, self._log)
 
     def _finish(self) -> None:

@@ -117,7 +117,8 @@ def run_calls_through(pipe: Any, runner: Callable[..., Any]) -> None:
             f"this {type(pipe).__name__} is cached or profiled already: detach that first"
         )
     vars(pipe)[_RUNNER] = runner
-    pipe.__class__ = _called_class(type(pipe))
+    plain: type = type(pipe)
+    pipe.__class__ = _called_class(plain)
 
 
 def give_calls_back(pipe: Any, runner: Callable[..., Any]) -> None:
@@ -125,7 +126,7 @@ def give_calls_back(pipe: Any, runner: Callable[..., Any]) -> None:
     if vars(pipe).get(_RUNNER) != runner:
         return
     del vars(pipe)[_RUNNER]
-    plain = type(pipe).__mro__[1]
+    plain: type = type(pipe).__mro__[1]
     if type(pipe) is _called_class(plain):
         pipe.__class__ = plain
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 
 from profiling_core.engine.block_lists import hidden_width, unwrapped
-from profiling_core.errors import ProfileError
+from profiling_core.errors import PlanError, ProfileError
 from profiling_core.loops.cached_loop import Log, LoopCache, LoopModels
 from profiling_core.loops.diffusers_models import checked_name, plan_for_solver
 from profiling_core.loops.recorded_loop import GuidedRecorder, LoopProfile
@@ -55,7 +55,10 @@ class Loop:
     def fingerprint(self, owner: Any) -> ModelFingerprint:
         model = unwrapped(self.model(owner))
         lists = {name: len(getattr(model, name)) for name in self.lists}
-        return known_model(self.family, lists, hidden_width(model))
+        width = hidden_width(model)
+        if width is None:
+            raise PlanError(f"{type(model).__name__} has no hidden width: is it upstream's model?")
+        return known_model(self.family, lists, width)
 
 
 def wan_run(pipeline: Any, args: argparse.Namespace) -> None:
@@ -132,7 +135,7 @@ def _recorded(
                 "the noise levels of this run rise from 0 to 1, which samples noise: record with "
                 "--flow-reverse"
             )
-        more = {"grid": grid} if loop.recorder is GuidedRecorder else {}
+        more: dict[str, Any] = {"grid": grid} if loop.recorder is GuidedRecorder else {}
         return loop.recorder(
             path if ranks > 1 or _first_rank() else None,
             model=loop.fingerprint(owner),

@@ -28,7 +28,7 @@ from profiling_core.loops.scheduler_grid import Grid, grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Branch
 from profiling_core.profile.profile import Profile
-from profiling_core.recording.recorder import Recorder
+from profiling_core.recording.recorder import Recorder, Size
 
 _SIZES = ("num_frames", "height", "width")  # of the latent, where a model takes packed tokens
 See = Callable[[Tensor, Tensor, Tensor], None]  # what the solver is given, the latent, the next
@@ -127,9 +127,7 @@ class GuidedRecorder(Recorder):
     def _see_output(self, step: int, branch: Branch, output: Any) -> None:
         """Do nothing: the solver's input is recorded instead."""
 
-    def _sizes(
-        self, latents: list[Tensor], kwargs: dict[str, Any]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _sizes(self, latents: list[Tensor], kwargs: dict[str, Any]) -> tuple[tuple[int, ...], Size]:
         first = latents[0]
         self._packed = self._frames_first = None
         if first.ndim == 3:  # (B, F H W, C)
@@ -138,8 +136,8 @@ class GuidedRecorder(Recorder):
         else:
             self._frames_first = first.shape[1] != self._channels == first.shape[2]
             shape = tuple(self._clip(first).shape[1:])
-        pairs = zip(shape[1:], self._patch, strict=True)
-        return shape, tuple(size // patch for size, patch in pairs)
+        frames, rows, columns = (s // p for s, p in zip(shape[1:], self._patch, strict=True))
+        return shape, (frames, rows, columns)
 
     def _scaled(self, latent: Tensor, step: int) -> Tensor:
         return latent if self._scales is None else latent.float() / self._scales[step]

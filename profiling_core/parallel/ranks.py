@@ -117,7 +117,7 @@ def _own_group(groups: list[range], rank: int) -> dist.ProcessGroup | None:
     return found
 
 
-def all_gather(every: torch.Tensor, own: torch.Tensor, group: dist.ProcessGroup) -> None:
+def all_gather(every: torch.Tensor, own: torch.Tensor, group: dist.ProcessGroup | None) -> None:
     """Fill `every` with the `own` of all ranks of the group, along the first axis."""
     # torch 2.13 has a new name for it and warns of the old one
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -181,6 +181,7 @@ class _Merged:
 def _pass_on(kv: Tensor, ranks: Ranks) -> tuple[Tensor, list[dist.Work]]:
     """Send to the next rank of the ring, receive from the one before; wait before use."""
     ring, here = ranks.degrees.ring, ranks.ring_rank
+    assert ranks.ring is not None  # only a group of several processes passes on
     there = [dist.get_global_rank(ranks.ring, (here + way) % ring) for way in (1, -1)]
     sent, got = kv.contiguous(), torch.empty_like(kv, memory_format=torch.contiguous_format)
     operations = [

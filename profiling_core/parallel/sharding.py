@@ -44,7 +44,10 @@ def shard(
     Every linear of `blocks` is sharded with its block; what else lies in them stays whole. The rest
     of the model is one more unit, gathered at the start of a call.
     """
-    mesh = DeviceMesh.from_group(group or dist.group.WORLD, device.type)
+    ranks = group or dist.group.WORLD
+    if ranks is None:
+        raise ValueError("no process group to shard over: start one first")
+    mesh = DeviceMesh.from_group(ranks, device.type)
     whole = set()
     for block in blocks:
         kept = set(_outside_linears(block))
@@ -52,7 +55,8 @@ def shard(
         fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=kept)
         whole |= kept
     policy = MixedPrecisionPolicy(param_dtype=precision.others, cast_forward_inputs=False)
-    return fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    return model
 
 
 def fill(model: nn.Module, read: Read, device: torch.device) -> None:

@@ -71,7 +71,8 @@ class _Share:
 
     def _send(self, decoded: Tensor) -> None:
         self._sent = [(work, kept) for work, kept in self._sent if not work.is_completed()]
-        self._sent.append((dist.isend(decoded, dst=0), decoded))
+        if (work := dist.isend(decoded, dst=0)) is not None:
+            self._sent.append((work, decoded))
 
 
 def tile_grid(height: int, width: int, ranks: int, overlap: int, least: int) -> tuple[int, int]:

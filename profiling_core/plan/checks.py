@@ -7,8 +7,10 @@ from itertools import pairwise
 
 from profiling_core.plan import schedule
 from profiling_core.plan.cost import expected_cost
-from profiling_core.plan.schema import IntervalSite, PlanDocument, PredictionSite, Site
+from profiling_core.plan.schema import Branch, IntervalSite, PlanDocument, PredictionSite, Site
 from profiling_core.plan.site_schedule import computes
+
+Weights = dict[Branch, dict[str, tuple[float, ...]]]
 
 
 def check_grid(plan: PlanDocument) -> None:
@@ -39,9 +41,9 @@ def check_sites(plan: PlanDocument) -> None:
         if site.kind == "intervals":
             _check_intervals(plan, site, place)
         if site.weights is not None:
-            _check_weights(plan, site, place)
-        if getattr(site, "given", None) is not None:
-            _check_given(plan, site, place)
+            _check_weights(plan, site, site.weights, place)
+        if site.kind == "prediction" and site.given is not None:
+            _check_given(plan, site, site.given, place)
         if site.skip == "corrected" and plan.solver != "euler":
             raise ValueError(
                 f"{place}.skip: 'corrected' is made for Euler's steps, this plan's solver is "
@@ -60,16 +62,16 @@ def _check_intervals(plan: PlanDocument, site: IntervalSite, place: str) -> None
         )
 
 
-def _check_weights(plan: PlanDocument, site: Site, place: str) -> None:
+def _check_weights(plan: PlanDocument, site: Site, weights: Weights, place: str) -> None:
     for branch in plan.branches:
         computed = sorted(computes(plan, site, branch))
-        given = site.weights.get(branch, {})
+        given = weights.get(branch, {})
         needed = [step for step in range(plan.steps) if step not in site.compute_steps[branch]]
         wrong = set(given) ^ {str(step) for step in needed}
         if wrong:
-            step = min(wrong, key=int)
-            what = "missing for" if int(step) in needed else "given for computed or unknown"
-            raise ValueError(f"{place}.weights.{branch}: {what} step {step}")
+            first = min(map(int, wrong))
+            what = "missing for" if first in needed else "given for computed or unknown"
+            raise ValueError(f"{place}.weights.{branch}: {what} step {first}")
         for step in needed:
             available = sum(anchor < step for anchor in computed)
             if len(given[str(step)]) > available:
@@ -79,15 +81,15 @@ def _check_weights(plan: PlanDocument, site: Site, place: str) -> None:
                 )
 
 
-def _check_given(plan: PlanDocument, site: PredictionSite, place: str) -> None:
+def _check_given(plan: PlanDocument, site: PredictionSite, given: Weights, place: str) -> None:
     if plan.solver != "euler":
         raise ValueError(
             f"{place}.given: made for Euler's steps, this plan's solver is {plan.solver}: search a "
             "plan for it"
         )
-    if site.skip != "weights" or set(site.given) != set(plan.branches):
+    if site.skip != "weights" or set(given) != set(plan.branches):
         raise ValueError(f"{place}.given: goes with skip 'weights', and names every branch")
-    for branch, per_step in site.given.items():
+    for branch, per_step in given.items():
         computed = [str(step) for step in site.compute_steps[branch]]
         for step, weights in per_step.items():
             if step not in computed:
@@ -105,7 +107,9 @@ def check_combination(plan: PlanDocument) -> None:
         raise ValueError("sites: more than one prediction site")
     taken: dict[tuple[str, int], int] = {}
     for number, site in enumerate(plan.sites):
-        for first, last in getattr(site, "intervals", ()):
+        if site.kind != "intervals":
+            continue
+        for first, last in site.intervals:
             for block in range(first, last + 1):
                 other = taken.setdefault((site.block_list, block), number)
                 if other != number:

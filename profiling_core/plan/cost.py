@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
-from profiling_core.plan.schema import Expected, PlanDocument
+from profiling_core.plan.schema import Branch, Expected, PlanDocument
 from profiling_core.plan.site_schedule import anchor_lifetimes, computes, forecasts
 
 
@@ -41,7 +41,7 @@ def speedup_flops(plan: PlanDocument) -> float:
     return block_runs_full(plan) / block_runs(plan)
 
 
-def block_share(plan: PlanDocument, step: int, branch: str) -> float:
+def block_share(plan: PlanDocument, step: int, branch: Branch) -> float:
     """Share of one model call's blocks that run at this step, 0 to 1."""
     prediction = plan.prediction
     if prediction is not None and step not in computes(plan, prediction, branch):

@@ -9,7 +9,7 @@ from profiling_core.plan.cost import (
     held_anchors,
     speedup_flops,
 )
-from profiling_core.plan.schema import PlanDocument, Site
+from profiling_core.plan.schema import Branch, PlanDocument, Site
 from profiling_core.plan.site_schedule import anchor_lifetimes, computes
 
 
@@ -101,7 +101,7 @@ def picture(plan: PlanDocument) -> list[str]:
     return [f"{'step':<{margin}}  {tens}", *(f"{n:<{margin}}  {m}" for n, m in rows), "", key]
 
 
-def _marks(plan: PlanDocument, site: Site, branch: str) -> str:
+def _marks(plan: PlanDocument, site: Site, branch: Branch) -> str:
     computed = computes(plan, site, branch)
     kept = anchor_lifetimes(plan, site, branch)
     skipped = ">" if site.skip == "jump" else "."

@@ -101,5 +101,5 @@ def _magnitude_steps(
     return computed
 
 
-def _prediction(compute_steps: dict[str, Sequence[int]], skip: str) -> dict:
+def _prediction(compute_steps: Mapping[str, Sequence[int]], skip: str) -> dict:
     return {"kind": "prediction", "compute_steps": compute_steps, "skip": skip}

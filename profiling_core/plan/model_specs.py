@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from profiling_core.plan.schema import BRANCHES, ModelFingerprint
+from profiling_core.plan.schema import BRANCHES, Branch, ModelFingerprint
 
 Runs = tuple[tuple[int, int], ...]  # [first, last] of consecutive blocks, inclusive
 
@@ -48,7 +48,7 @@ class Family:
 
     released: dict[str, ReleasedList]
     paper_lists: tuple[str, ...]  # block lists that the paper's preset reuses
-    branches: tuple[str, ...]
+    branches: tuple[Branch, ...]
     solver: str
     shift: float
     first_level: float  # noise level of step 0 before the shift

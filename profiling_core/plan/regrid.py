@@ -154,14 +154,12 @@ def _spread_sites(
     for number in order:
         site = plan.sites[number]
         within = list(range(len(sigmas))) if visited is None else visited
-        found[number] = _with_steps(
-            site,
-            lambda computed, within=within: {
-                0,
-                *(outside & set(within)),
-                *_spread(computed, plan.sigmas, sigmas, within),
-            },
-        )
+
+        def there(computed: tuple[int, ...], within: list[int] = within) -> set[int]:
+            own = _spread(computed, plan.sigmas, sigmas, within)
+            return {0, *(outside & set(within)), *own}
+
+        found[number] = _with_steps(site, there)
         if site is plan.prediction:
             every = [set(steps) for steps in found[number].compute_steps.values()]
             visited = sorted(set.intersection(*every))

@@ -7,7 +7,7 @@ from typing import Any
 
 from profiling_core.errors import PlanError
 from profiling_core.plan.plan import CachePlan
-from profiling_core.plan.schema import BRANCHES, Site
+from profiling_core.plan.schema import BRANCHES, Branch, Site
 from profiling_core.plan.site_schedule import computes, line
 
 
@@ -74,25 +74,31 @@ def _restricted(plan: CachePlan, site: Site, steps: Sequence[int]) -> dict[str, 
     }
     document |= {"compute_steps": computed}
     document.pop("given", None)
-    if site.skip == "weights":
-        weights = {b: _weights(plan, site, b, steps, computed[b]) for b in plan.branches}
-        document |= {"weights": weights}
+    if site.weights is not None:
+        document["weights"] = {
+            b: _weights(plan, site, b, site.weights[b], steps, computed[b]) for b in plan.branches
+        }
     return document
 
 
 def _weights(
-    plan: CachePlan, site: Site, branch: str, steps: Sequence[int], computed: Sequence[int]
+    plan: CachePlan,
+    site: Site,
+    branch: Branch,
+    fitted: dict[str, tuple[float, ...]],
+    steps: Sequence[int],
+    computed: Sequence[int],
 ) -> dict[str, list[float]]:
     """The weights of every reuse step, newest anchor first."""
     own, found = sorted(computes(plan, site, branch)), {}
     for place, step in enumerate(steps):
         if place in computed:
             continue
-        weights = site.weights[branch][str(step)]
+        weights = fitted[str(step)]
         before = [anchor for anchor in own if anchor < step][-len(weights) :]
         anchors = [steps[c] for c in computed if c < place]
         if not set(before) <= set(anchors):
-            weights = [weight for _, weight in line(plan, step, anchors)]
+            weights = tuple(weight for _, weight in line(plan, step, anchors))
         found[str(place)] = list(weights)
     return found
 

@@ -9,17 +9,17 @@ import json
 import re
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from profiling_core.errors import PlanError
 
 FORMAT = 1
-BRANCHES = ("cond", "uncond")
 MOST_STEPS = 10_000
 
 Branch = Literal["cond", "uncond"]
+BRANCHES: tuple[Branch, ...] = ("cond", "uncond")
 Storage = Literal["stream", "bfloat16"]
 StoragePlace = Literal["device", "host"]
 Step = Annotated[int, Field(ge=0, lt=MOST_STEPS)]
@@ -57,14 +57,16 @@ class ModelFingerprint(Checked):
         return {key: value for key, value in given.items() if key != "block_cost"}
 
 
-class Site(Checked):
+class _SiteSteps(Checked):
     """What prediction and intervals share: compute steps per branch, and how the others are met."""
 
     compute_steps: dict[Branch, Steps]
     weights: dict[Branch, dict[str, tuple[Finite, ...]]] | None = None
+    if TYPE_CHECKING:
+        skip: str  # every kind of site has its own
 
     @model_validator(mode="after")
-    def _weights_belong_to_reuse_steps(self) -> Site:
+    def _weights_belong_to_reuse_steps(self) -> _SiteSteps:
         if (self.weights is not None) != (self.skip == "weights"):
             raise ValueError("'weights' go with skip 'weights', and only with it")
         for branch, per_step in (self.weights or {}).items():
@@ -78,7 +80,7 @@ class Site(Checked):
         return self
 
 
-class PredictionSite(Site):
+class PredictionSite(_SiteSteps):
     """The model's whole prediction: on a reuse step the model is not run at all."""
 
     kind: Literal["prediction"]
@@ -87,7 +89,7 @@ class PredictionSite(Site):
     given: dict[Branch, dict[str, tuple[Finite, ...]]] | None = None
 
 
-class IntervalSite(Site):
+class IntervalSite(_SiteSteps):
     """Runs of consecutive blocks of one list, reused together; [first, last] are inclusive."""
 
     kind: Literal["intervals"]
@@ -111,6 +113,9 @@ class IntervalSite(Site):
     def blocks(self) -> int:
         """Number of blocks in all intervals together."""
         return sum(last - first + 1 for first, last in self.intervals)
+
+
+Site = PredictionSite | IntervalSite
 
 
 class Provenance(Checked):
@@ -144,7 +149,7 @@ class PlanDocument(Checked):
     shift: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     storage: Storage = "stream"
     storage_place: StoragePlace = "device"
-    sites: tuple[Annotated[PredictionSite | IntervalSite, Field(discriminator="kind")], ...]
+    sites: tuple[Annotated[Site, Field(discriminator="kind")], ...]
     provenance: Provenance
     expected: Expected | None = None
     notes: Annotated[

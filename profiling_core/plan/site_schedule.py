@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from profiling_core.plan.schema import Forecast, PlanDocument, PredictionSite, Site
+from profiling_core.plan.schema import Branch, Forecast, PlanDocument, PredictionSite, Site
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SiteSchedule:
     corrections: dict[int, Forecast] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: PlanDocument, site: Site, branch: str) -> SiteSchedule:
+    def of(cls, plan: PlanDocument, site: Site, branch: Branch) -> SiteSchedule:
         return cls(
             computes(plan, site, branch),
             forecasts(plan, site, branch),
@@ -28,7 +28,7 @@ class SiteSchedule:
         )
 
 
-def computes(plan: PlanDocument, site: Site, branch: str) -> frozenset[int]:
+def computes(plan: PlanDocument, site: Site, branch: Branch) -> frozenset[int]:
     """Steps at which `site` really runs: its own, where the prediction is computed."""
     own = frozenset(site.compute_steps[branch])
     prediction = plan.prediction
@@ -37,7 +37,7 @@ def computes(plan: PlanDocument, site: Site, branch: str) -> frozenset[int]:
     return own & frozenset(prediction.compute_steps[branch])
 
 
-def forecasts(plan: PlanDocument, site: Site, branch: str) -> dict[int, Forecast]:
+def forecasts(plan: PlanDocument, site: Site, branch: Branch) -> dict[int, Forecast]:
     """For every reuse step of `site`: the anchors that are summed and their weights."""
     if site.skip == "jump":
         return {}
@@ -54,9 +54,9 @@ def forecasts(plan: PlanDocument, site: Site, branch: str) -> dict[int, Forecast
 
 
 def _forecast(
-    plan: PlanDocument, site: Site, branch: str, step: int, anchors: list[int]
+    plan: PlanDocument, site: Site, branch: Branch, step: int, anchors: list[int]
 ) -> Forecast:
-    if site.skip == "weights":
+    if site.weights is not None:
         weights = site.weights[branch][str(step)]
         return tuple(zip(reversed(anchors[-len(weights) :]), weights, strict=True))
     return line(plan, step, anchors[-1:] if site.skip == "hold" else anchors)
@@ -71,7 +71,7 @@ def line(plan: PlanDocument, step: int, anchors: Sequence[int]) -> Forecast:
     return ((newest, 1.0 + slope), (older, -slope))
 
 
-def corrections(plan: PlanDocument, branch: str) -> dict[int, Forecast]:
+def corrections(plan: PlanDocument, branch: Branch) -> dict[int, Forecast]:
     """Where skip is "corrected": what the solver is given at a compute step n after a skip.
 
     A site with `given` holds its own weights. For all others: the forecasts f_s of the skipped
@@ -83,7 +83,7 @@ def corrections(plan: PlanDocument, branch: str) -> dict[int, Forecast]:
     """
     site = plan.prediction
     if site is not None and site.given is not None:
-        return _given(site, branch)
+        return _given(site, site.given[branch], branch)
     if site is None or site.skip != "corrected":
         return {}
     levels, computed = (*plan.sigmas, 0.0), site.compute_steps[branch]
@@ -104,17 +104,19 @@ def corrections(plan: PlanDocument, branch: str) -> dict[int, Forecast]:
     return found
 
 
-def _given(site: PredictionSite, branch: str) -> dict[int, Forecast]:
+def _given(
+    site: PredictionSite, given: dict[str, tuple[float, ...]], branch: Branch
+) -> dict[int, Forecast]:
     """The site's own weights with the steps that they belong to."""
     computed, found = site.compute_steps[branch], {}
-    for step, weights in site.given[branch].items():
+    for step, weights in given.items():
         last = computed.index(int(step)) + 1
         anchors = reversed(computed[last - len(weights) : last])
         found[int(step)] = tuple(zip(anchors, weights, strict=True))
     return found
 
 
-def anchor_lifetimes(plan: PlanDocument, site: Site, branch: str) -> dict[int, int]:
+def anchor_lifetimes(plan: PlanDocument, site: Site, branch: Branch) -> dict[int, int]:
     """For every compute step that is stored: the last step that reuses it or is corrected by it."""
     last_use: dict[int, int] = {}
     for step, forecast in sorted(forecasts(plan, site, branch).items()):

@@ -49,7 +49,7 @@ from profiling_core.files import write_whole
 from profiling_core.plan.schema import Branch, Checked, ModelFingerprint, Sigma, first_mistake
 from profiling_core.profile.packing import packed, unpacked
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 HEADER = "profile"
 MAP_GRID = (9, 16, 16)  # most tokens of an attention map along frames, rows and columns
 MOST_MAPS = 6
@@ -297,6 +297,7 @@ class Profile:
         runs, branches, steps = len(self.runs), len(subject.branches), subject.steps
         blocks, pairs = len(self.blocks), (len(subject.branches), subject.steps - 1)
         vectors = branches * steps + steps + 1
+        shapes: dict[str, tuple[int, ...]]
         shapes = dict.fromkeys(("l1", "l1_relative", "cosine", "magnitude"), (runs, *pairs))
         shapes |= dict.fromkeys(("drift", "delta_cosine"), (runs, *pairs, blocks))
         shapes |= {

@@ -85,7 +85,7 @@ def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability
     matrix = _nanmean_first(np.stack(matrices))
     third = max(1, len(matrix) // 3)
     pairs = [matrix[a, b] for a, b in combinations(range(len(matrix)), 2)]
-    apart = matrix[:third, -third:].ravel() if len(matrix) > 1 else []
+    apart = matrix[:third, -third:].ravel() if len(matrix) > 1 else np.empty(0)
     return Stability(_nanmean(pairs), _nanmean(apart), matrix)
 
 

@@ -73,21 +73,21 @@ def step_arrays(recording: Recording) -> Arrays:
     vectors = recording.vectors()
     gram = products(vectors)
     steps, branches = recording.subject.steps, len(recording.subject.branches)
-    found: Arrays = {"gram": gram[None], "l1": [], "l1_relative": [], "cosine": []}
+    found: dict[str, list[Any]] = {"l1": [], "l1_relative": [], "cosine": []}
     for first in range(0, branches * steps, steps):
         path = vectors[first : first + steps]
         change = (path[1:] - path[:-1]).abs().mean(dim=1)
         found["l1"].append(change)
         found["l1_relative"].append(change / path[:-1].abs().mean(dim=1).clamp_min(1e-12))
         found["cosine"].append(_drift(gram[first : first + steps, first : first + steps])[1])
-    return {name: _rows(value) if name != "gram" else value for name, value in found.items()}
+    return {"gram": gram[None]} | {name: _rows(value) for name, value in found.items()}
 
 
 def delta_arrays(recording: Recording, group: dist.ProcessGroup | None = None) -> Arrays:
     """drift, delta_cosine, magnitude and the delta_gram of every list."""
     subject = recording.subject
-    numbers = torch.tensor(float(recording.sketches[subject.branches[0]][0].shape[1]))
-    numbers = float(summed(numbers, group))
+    own = torch.tensor(float(recording.sketches[subject.branches[0]][0].shape[1]))
+    numbers = float(summed(own, group))
     drift, cosine, magnitude, arrays = [], [], [], {}
     for name, first, count in _spans(subject):
         grams = [
@@ -130,8 +130,14 @@ def foreground_masks(
     subject = recording.subject
 
     def mask(signal: Tensor | None) -> Tensor:
-        place = {"path": settings.mask_source, "run": number, "grid": subject.grid}
-        return foreground_mask(settings.mask, signal=signal, video=video, **place)
+        return foreground_mask(
+            settings.mask,
+            grid=subject.grid,
+            signal=signal,
+            video=video,
+            path=settings.mask_source,
+            run=number,
+        )
 
     if settings.mask in ("pca", "sam2"):
         return {s: mask(recording.signal(s, guidance)) for s in subject.attention_steps}
@@ -200,15 +206,15 @@ def _spans(subject: Subject) -> Iterator[tuple[str, int, int]]:
 def _map(received: Tensor, subject: Subject) -> np.ndarray:
     """Attention over its mean, pooled to at most MAP_GRID."""
     clip = (received / received.mean()).view(1, 1, *subject.grid)
-    size = [min(n, most) for n, most in zip(subject.grid, MAP_GRID, strict=True)]
-    return F.adaptive_avg_pool3d(clip, size)[0, 0].numpy()
+    frames, rows, columns = (min(n, most) for n, most in zip(subject.grid, MAP_GRID, strict=True))
+    return F.adaptive_avg_pool3d(clip, (frames, rows, columns))[0, 0].numpy()
 
 
 def _attention_facts(recording: Recording, mask: np.ndarray) -> dict[str, Any]:
     received = list(recording.received.values())
-    errors = [one.relative_error() for one in received]
+    errors = [error for one in received if (error := one.relative_error()) is not None]
     facts: dict[str, Any] = {"foreground": float(mask.mean())}
-    if errors[0] is not None:
+    if errors:
         facts["attention_error"] = float(np.mean(errors))
         facts["attention_rows"] = round(float(np.mean([one.sampled for one in received])))
     return facts

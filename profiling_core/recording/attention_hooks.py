@@ -50,7 +50,7 @@ def functions_of(blocks: Iterable[nn.Module]) -> list[tuple[ModuleType, str]]:
             for owner in (part, getattr(part, "processor", None)):
                 module = sys.modules.get(type(owner).__module__)
                 for name in FUNCTIONS:
-                    if inspect.isfunction(getattr(module, name, None)):
+                    if module and inspect.isfunction(getattr(module, name, None)):
                         found[module.__name__, name] = (module, name)
     return list(found.values())
 

@@ -131,16 +131,15 @@ def _of_head(
 ) -> Received:
     """Attention from the queries (rows, D) of one head to the first `tokens` of its keys."""
     rows = len(q)
-    sampled = queries is not None and queries < rows
-    if sampled:
+    if queries is not None and queries < rows:
         q = q[_draw(rows, queries, generator).to(q.device)]
-    total, squares = _column_sums(q, k.float(), min(tokens, len(k)), chunk_bytes, sampled)
+    seen = min(tokens, len(k))
+    total, squares = _column_sums(q, k.float(), seen, chunk_bytes, len(q) < rows)
     spread = _variance(total, squares, rows, len(q)) if squares is not None else None
     padding = (0, max(0, tokens - len(k)))  # hidden keys receive nothing
-    total, spread = (
-        torch.nn.functional.pad(part, padding).float() if part is not None else None
-        for part in (total * (rows / len(q)), spread)
-    )
+    if spread is not None:
+        spread = torch.nn.functional.pad(spread, padding).float()
+    total = torch.nn.functional.pad(total * (rows / len(q)), padding).float()
     return Received(total, rows, len(q), spread)
 
 
@@ -188,7 +187,8 @@ def high_attention(
     left out, so never more than the share are high, and none of a constant map. `threshold`:
     tokens strictly above threshold times the mean.
     """
-    if (share is None) == (threshold is None):
+    rule = threshold if share is None else share
+    if rule is None or None not in (share, threshold):
         raise ProfileError(
             f"high attention by share {share} or threshold {threshold}: give exactly one"
         )
@@ -198,8 +198,8 @@ def high_attention(
             f"attention received is not finite at {count} of {received.numel()} tokens: the "
             "model's queries or keys overflowed; take another dtype"
         )
-    if threshold is not None:
-        return received > threshold * received.mean()
+    if share is None:
+        return received > rule * received.mean()
     below = received.numel() - max(1, round(share * received.numel()))
     if below < 1:
         raise ProfileError(f"a share of {share} leaves no token of {received.numel()} below it")

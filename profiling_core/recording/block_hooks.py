@@ -68,6 +68,10 @@ class BlockTap:
     `timers` are the last call's; `inside` is the number of the block that runs now.
     """
 
+    norms: Tensor
+    _first: Tensor  # what the first block is given, _before: what the block that runs now is
+    _before: Tensor
+
     def __init__(self, blocks: list[nn.Module], tokens: int, count: int) -> None:
         self.blocks, self.tokens = blocks, tokens
         self.kept = sampled_tokens(tokens, count)
@@ -82,9 +86,6 @@ class BlockTap:
     def start_call(self) -> None:
         self.sketches: list[Tensor] = []
         self.timers: list[Timer] = []
-        self.norms: Tensor | None = None
-        self._first: Tensor | None = None
-        self._before: Tensor | None = None
 
     def open(self) -> None:
         for number, block in enumerate(self.blocks):

@@ -49,16 +49,17 @@ def foreground_mask(
     `signal`: a prediction (C, F, H, W), for pca and sam2; `video`: (3, F, H, W), for motion;
     `path`: the weights' folder for sam2, the masks for file, whose row `run` is taken.
     """
+    place = None if path is None else Path(path)
     if kind == "pca":
         mask = pca_mask(_given(signal, kind, "a prediction"), grid)
     elif kind == "sam2":
-        folder = _given(path, kind, "the folder of its weights")
+        folder = _given(place, kind, "the folder of its weights")
         components = principal_components(_given(signal, kind, "a prediction"))
         mask = sam2_mask(to_rgb(components), folder, grid)
     elif kind == "motion":
         mask = motion_mask(_given(video, kind, "the decoded clip"), grid)
     elif kind == "file":
-        mask = file_mask(_given(path, kind, "the path of the masks"), run, grid)
+        mask = file_mask(_given(place, kind, "the path of the masks"), run, grid)
     else:
         raise ProfileError(f"foreground mask {kind!r}: expected pca, sam2, motion or file")
     return mask.cpu()

@@ -27,7 +27,9 @@ EPSILON = 0.1
 
 
 class PerturbedRun(FullRun):
-    """Attached and told the position like a Recorder; step: 1..steps-1."""
+    """Attached like a Recorder, which gets its position by `begin`; step: 1..steps-1."""
+
+    _position: tuple[int, Branch]
 
     def __init__(self, recording: Recording, step: int) -> None:
         if not 1 <= step < recording.subject.steps:
@@ -38,7 +40,6 @@ class PerturbedRun(FullRun):
         super().__init__(recording.subject.steps, blocks)
         self.recording, self.step = recording, step
         self.injected: float | None = None  # distance of the latents at the step
-        self._position: tuple[int, Branch] | None = None
 
     def begin(self, step: int, branch: Branch = "cond") -> None:
         """Say which step and branch the next model call belongs to."""

@@ -45,6 +45,8 @@ from profiling_core.recording.run_data import Recording
 EXACT_TOKENS = 8192  # above it queries are sampled
 SAMPLED_QUERIES = 1024  # per head
 
+Size = tuple[int, int, int]  # frames, rows, columns
+
 
 class Recorder(FullRun):
     """Records one run on a grid of noise levels, whose sizes it finds in the first model call.
@@ -54,6 +56,13 @@ class Recorder(FullRun):
     fingerprint's names. group: processes that share the clip's tokens or heads. ProfileError when
     the existing profile does not fit. `sampling` holds the fields of the subject but the sizes.
     """
+
+    _recording: Recording | None
+    _position: tuple[int, Branch] | None
+    _calls: int
+    _tap: BlockTap  # with the recording, from the first call on
+    _timer: Timer
+    _since: float
 
     def __init__(
         self,
@@ -75,7 +84,7 @@ class Recorder(FullRun):
         self.settings = self._known.settings if self._known else settings or Settings()
         every = self.settings.attention_every
         attention = tuple(range(0, steps, every)) if every else ()
-        self.sampling = {
+        self.sampling: dict[str, Any] = {
             "model": model,
             "steps": steps,
             "sigmas": tuple(float(sigma) for sigma in sigmas),
@@ -93,8 +102,7 @@ class Recorder(FullRun):
                 )
         self.model, self.branches = model, tuple(branches)
         self._lists, self._group = lists, group
-        self._handles: list[Any] = []
-        self._seam = ExitStack()
+        self._hooks, self._seam = ExitStack(), ExitStack()
         self._clear()
 
     # -- attach and detach
@@ -104,22 +112,20 @@ class Recorder(FullRun):
         inner = unwrapped(model)
         found = {name: block_list(inner, name, self._lists) for name in self.model.block_lists}
         self._check_model(found, hidden_width(inner))
-        self._blocks = [block for blocks in found.values() for block in blocks]
+        self._blocks = [block for blocks in found.values() for block in blocks or ()]
         self._patch = _patch_size(inner)
         self._clear()
         self.stats = self.new_stats()
         before = model.register_forward_pre_hook(self._before_call, with_kwargs=True)
         after = model.register_forward_hook(self._after_call, with_kwargs=True)
-        self._handles += [before, after]
+        self._hooks.callback(before.remove)
+        self._hooks.callback(after.remove)
         return self
 
     def detach(self) -> None:
         """Take every hook off again; what was recorded stays until the next attach."""
         self._seam.close()
-        if self._tap is not None:
-            self._tap.close()
-        while self._handles:
-            self._handles.pop().remove()
+        self._hooks.close()
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[Recorder]:
@@ -144,15 +150,10 @@ class Recorder(FullRun):
         self._position = (step, branch)
 
     def _before_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
-        if self._position is None:
-            raise ProfileError(
-                "the model was called without a position: call begin(step, branch) before every "
-                "model call"
-            )
-        step, branch = self._position
+        step, branch = self._now
         first = args[0] if args else next(iter(kwargs.values()))
         latents = tensors_of(first)
-        if self.recording is None:
+        if self._recording is None:
             self._since = time.perf_counter()
             self._start(latents[0].device, *self._sizes(latents, kwargs))
         self._see_latents(step, branch, latents)
@@ -167,7 +168,7 @@ class Recorder(FullRun):
     def _after_call(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self._timer.stop()
         self._seam.close()
-        step, branch = self._position
+        step, branch = self._now
         self._position = None
         self.recording.see_blocks(step, branch, self._tap)
         self._see_output(step, branch, output)
@@ -178,6 +179,23 @@ class Recorder(FullRun):
         self.count_call()
         self.recording.seconds = time.perf_counter() - self._since
 
+    @property
+    def recording(self) -> Recording:
+        """What was seen since the first call; ProfileError before it."""
+        if self._recording is None:
+            raise ProfileError("the model was not called: nothing is recorded")
+        return self._recording
+
+    @property
+    def _now(self) -> tuple[int, Branch]:
+        """The position; ProfileError before `begin`."""
+        if self._position is None:
+            raise ProfileError(
+                "the model was called without a position: call begin(step, branch) before every "
+                "model call"
+            )
+        return self._position
+
     def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
         if branch == self.branches[0]:
             self.recording.see_latent(step, latents)
@@ -187,15 +205,13 @@ class Recorder(FullRun):
         prediction = keep(output, tensors, "stream", "host")
         self.recording.see_prediction(step, branch, prediction)
 
-    def _sizes(
-        self, latents: list[Tensor], kwargs: dict[str, Any]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _sizes(self, latents: list[Tensor], kwargs: dict[str, Any]) -> tuple[tuple[int, ...], Size]:
         """The latent's (C, F, H, W) and the numbers of tokens along F, H and W."""
         shape = tuple(latents[0].shape[-4:])
-        pairs = zip(shape[1:], self._patch, strict=True)
-        return shape, tuple(size // patch for size, patch in pairs)
+        frames, rows, columns = (s // p for s, p in zip(shape[1:], self._patch, strict=True))
+        return shape, (frames, rows, columns)
 
-    def _start(self, device: torch.device, shape: tuple[int, ...], grid: tuple[int, ...]) -> None:
+    def _start(self, device: torch.device, shape: tuple[int, ...], grid: Size) -> None:
         """Complete the subject by the sizes of the first call."""
         self._check_known(self.sampling | {"latent": shape, "grid": grid})
         subject = Subject(**self.sampling, latent=shape, grid=grid)
@@ -205,7 +221,8 @@ class Recorder(FullRun):
         self._tap = BlockTap(self._blocks, tokens, count)
         self._tap.left = self._block_left
         self._tap.open()
-        self.recording = Recording(subject, device)
+        self._hooks.callback(self._tap.close)
+        self._recording = Recording(subject, device)
 
     def _see_attention(self, call: Call) -> None:
         block = self._tap.inside
@@ -216,7 +233,7 @@ class Recorder(FullRun):
         if not self._measures or block in self._seen:
             return
         self._seen.add(block)
-        step, branch = self._position
+        step, branch = self._now
         frames, rows, columns = self.recording.subject.grid
         tokens = frames * rows * columns
         if call.q.shape[1] < tokens:
@@ -285,10 +302,8 @@ class Recorder(FullRun):
             self.recording.sensitivity[step] = perturbed.effect(latent, sample(perturbed))
 
     def _clear(self) -> None:
-        self.recording: Recording | None = None
-        self._position: tuple[int, Branch] | None = None
-        self._tap: BlockTap | None = None
-        self._timer: Timer | None = None
+        self._recording = None
+        self._position = None
         self._calls, self._measures = 0, False
         self._seen: set[int] = set()  # blocks whose self-attention was seen in this call
         self._generator = torch.Generator().manual_seed(0)
@@ -347,4 +362,5 @@ def _patch_size(model: nn.Module) -> tuple[int, int, int]:
         return (getattr(config, "patch_size_t", None) or 1, size, size)
     if size is None or len(size) != 3:
         raise PlanError(f"{type(model).__name__} has no patch_size of three numbers: {size}")
-    return tuple(size)
+    frames, rows, columns = size
+    return frames, rows, columns

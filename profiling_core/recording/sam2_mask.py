@@ -92,7 +92,7 @@ def _load(folder: str, device: torch.device) -> Any:
     except ImportError as error:
         raise ProfileError(f"masks by sam2 need transformers with Sam2Model: {error}") from None
     try:
-        model, report = Sam2Model.from_pretrained(
+        loaded: Any = Sam2Model.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -101,6 +101,7 @@ def _load(folder: str, device: torch.device) -> Any:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ProfileError(f"SAM 2 weights {folder}: {error}; {LAYOUT}") from error
+    model, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise ProfileError(

@@ -42,16 +42,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
-from profiling_core.plan.schema import Forecast
+from profiling_core.plan.schema import Forecast, PredictionSite
 from profiling_core.plan.site_schedule import corrections, forecasts
 from profiling_core.profile.profile import Profile
 from profiling_core.refit.rollout import LoadedModel, Rollout, Weights
@@ -80,6 +82,10 @@ class Form:
     anchors: int
     words: str
     corrects: bool = True
+
+    @property
+    def site(self) -> PredictionSite:
+        return _prediction(self.plan)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def forms(search: PlanSearch, point: Point, budget: Budget) -> list[Form]:
 
 def steps_of(forms: Iterable[Form]) -> set[int]:
     """The steps before which a refit needs the latents of the full run."""
-    return {step for form in forms for step in form.plan.prediction.compute_steps["cond"]}
+    return {step for form in forms for step in form.site.compute_steps["cond"]}
 
 
 def validate(
@@ -213,8 +219,8 @@ class _Pass:
         self.weights = Weights()
         self.response = flow_solvers.response(form.plan.solver, Levels(form.plan.sigmas))
         branch = form.plan.branches[0]
-        self.computed = form.plan.prediction.compute_steps[branch]
-        self.lines = forecasts(form.plan, form.plan.prediction, branch)
+        self.computed = form.site.compute_steps[branch]
+        self.lines = forecasts(form.plan, form.site, branch)
         self.trapezia = _trapezia(form.plan) if form.corrects else {}
 
     def fitted(self) -> Weights:
@@ -271,7 +277,13 @@ class _Pass:
 
 
 def _sum(rollout: Rollout, terms: Terms) -> Tensor:
-    return sum(weight * rollout.prediction(step) for step, weight in terms.items())
+    return reduce(torch.add, (w * rollout.prediction(step) for step, w in terms.items()))
+
+
+def _prediction(plan: CachePlan) -> PredictionSite:
+    if plan.prediction is None:
+        raise PlanError(f"--refit: plan {plan.name!r} does not reuse the prediction")
+    return plan.prediction
 
 
 def _trapezia(plan: CachePlan) -> dict[int, Terms]:
@@ -281,7 +293,7 @@ def _trapezia(plan: CachePlan) -> dict[int, Terms]:
     """
     if plan.solver != "euler":
         return {}
-    site = plan.prediction.model_copy(update={"skip": "corrected"})
+    site = _prediction(plan).model_copy(update={"skip": "corrected"})
     corrected, levels = plan.model_copy(update={"sites": (site,)}), (*plan.sigmas, 0.0)
     found = corrections(corrected, plan.branches[0])
     return {
@@ -294,7 +306,7 @@ def with_weights(plan: CachePlan, weights: Weights) -> CachePlan:
     """The plan of a prediction site with these weights, the same for all branches."""
     site = {
         "kind": "prediction",
-        "compute_steps": plan.prediction.compute_steps,
+        "compute_steps": _prediction(plan).compute_steps,
         "skip": "weights",
         "weights": dict.fromkeys(plan.branches, _numbers(weights.forecasts)),
     }
@@ -328,8 +340,8 @@ def _error(rollout: Rollout, latent: Any) -> float:
 def _bytes(profile: Profile, form: Form) -> int:
     """Bytes of the anchors of a plan of this form, before it is fitted."""
     plan, weights = form.plan, Weights()
-    computed, trapezia = plan.prediction.compute_steps[plan.branches[0]], _trapezia(plan)
-    for s in forecasts(plan, plan.prediction, plan.branches[0]):
+    computed, trapezia = form.site.compute_steps[plan.branches[0]], _trapezia(plan)
+    for s in forecasts(plan, form.site, plan.branches[0]):
         before = [step for step in computed if step < s][-form.anchors :][::-1]
         weights.forecasts[s] = tuple((step, 1.0) for step in before)
     for n in trapezia:

@@ -96,12 +96,14 @@ class Rollout:
 
     def prediction(self, step: int) -> Tensor:
         """The guided prediction of a compute step, uncond + scale (cond - uncond), fp64."""
-        cond, uncond = (self._predictions.get((branch, step)) for branch in ("cond", "uncond"))
-        guided = _flat(cond.tensors).double()
-        if uncond is not None:
-            plain = _flat(uncond.tensors).double()
-            guided = plain + self.guidance * (guided - plain)
-        return guided
+        cond = _flat(self._predictions["cond", step].tensors).double()
+        uncond = self._predictions.get(("uncond", step))
+        if uncond is None:
+            return cond
+        if self.guidance is None:
+            raise ProfileError("refit: the profile names no guidance scale for its two branches")
+        plain = _flat(uncond.tensors).double()
+        return plain + self.guidance * (cond - plain)
 
     def weighted(self, branch: Branch, terms: Forecast) -> Any:
         """The weighted sum of predictions at compute steps."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import overload
 
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
@@ -62,6 +63,14 @@ def pointer_to_ours() -> str:
         f"this is the paper's plan; ours, by block FLOPs: {ours}; on the bundled miniatures they "
         "stay nearer to the full run (docs/presets.md)"
     )
+
+
+@overload
+def resolve_plan(value: str, model: str) -> CachePlan: ...
+
+
+@overload
+def resolve_plan(value: None, model: str) -> None: ...
 
 
 def resolve_plan(value: str | None, model: str) -> CachePlan | None:

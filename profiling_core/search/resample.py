@@ -20,7 +20,7 @@ change with them. `benchmarks/search/transfer.py` measures that error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class SigmaGrid:
 class Resampled(Profile):
     """A profile on a grid that it was not recorded on; `source` is the recorded one."""
 
-    source: Profile | None = None
+    source: Profile = field(kw_only=True)
 
     @property
     def origin(self) -> str:

@@ -200,8 +200,9 @@ def jump(solver: str, levels: Levels, i: int, j: int, n: int | np.ndarray) -> li
             return [keep, new / 2, nothing, new / 2]
         return [keep, new, nothing, nothing]
     if solver == "unipc":
-        return list(flow_solvers.corrector(levels, i, j, n))
-    return [*flow_solvers.second_order(levels, i, j, n), nothing]
+        return [np.asarray(factor) for factor in flow_solvers.corrector(levels, i, j, n)]
+    second = flow_solvers.second_order(levels, i, j, n)
+    return [*(np.asarray(factor) for factor in second), nothing]
 
 
 def _pairs(steps: int) -> Iterator[tuple[int, int]]:

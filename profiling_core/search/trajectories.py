@@ -52,9 +52,9 @@ def trajectories_of(profile: Profile) -> Trajectories:
     pairs = zip(profile.arrays["gram"], scales, strict=True)
     rows = [_coordinates(_guided(gram, scale, steps, subject.branches)) for gram, scale in pairs]
     width = max(run.shape[1] for run in rows)
-    rows = np.stack([np.pad(run, ((0, 0), (0, width - run.shape[1]))) for run in rows], axis=1)
-    rows /= np.linalg.norm(rows[-1], axis=-1)[None, :, None]
-    found = Trajectories(subject.solver, Levels(subject.sigmas), rows[:steps], rows[steps:])
+    whole = np.stack([np.pad(run, ((0, 0), (0, width - run.shape[1]))) for run in rows], axis=1)
+    whole /= np.linalg.norm(whole[-1], axis=-1)[None, :, None]
+    found = Trajectories(subject.solver, Levels(subject.sigmas), whole[:steps], whole[steps:])
     _check_solver(found)
     return found
 

@@ -162,7 +162,7 @@ class TreeModel(ABC):
         recorder: Any = None,
     ) -> Any:
         """A latent; `last_run` says what it took. recorder: gets the position of every call."""
-        asked = {"steps": steps, "solver": solver, "shift": shift}
+        asked: dict[str, Any] = {"steps": steps, "solver": solver, "shift": shift}
         run = replace(self.sampling, **{k: v for k, v in asked.items() if v is not None})
         if run.solver not in self.solvers:
             known = ", ".join(self.solvers)

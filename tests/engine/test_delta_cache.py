@@ -270,7 +270,7 @@ def test_exception_in_a_block_frees_everything_and_the_next_clip_is_right(model,
         with pytest.raises(type(error)):
             call(6, "cond", [torch.ones(5, 8)], torch.ones(1), 0.0)
     assert cache.bytes_held == 0 and all(
-        interval.inputs is None for walk in cache._walks for interval in walk.intervals
+        not interval.inputs for walk in cache._walks for interval in walk.intervals
     )
     model.blocks[3].forward = original
     assert equal(run_clip(model, plan, call), expected)

@@ -169,6 +169,7 @@ class Cluster:
     def _taken(self, group: _Group, ref: Any) -> Attempt | None:
         """What one rank gave; the group's attempt once it is over."""
         task = group.task
+        assert task is not None  # a result is of a task
         group.pending.remove(ref)
         try:
             found = self._ray.get(ref)

@@ -132,7 +132,7 @@ def _texts(path: Path) -> Iterator[str]:
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise BatchError(f"jobs file {path}: line {line} is not UTF-8") from None
+        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise BatchError(f"jobs file {path}: line {number} is not UTF-8") from None
     for line in content.split("\n"):
         yield line.strip()

@@ -28,7 +28,8 @@ Again = Callable[[Attempt], Task | None]
 class Runner(Protocol):
     """Makes clips; yields None now and then where nothing ended meanwhile."""
 
-    states: list[str]
+    @property
+    def states(self) -> list[str]: ...
 
     def attempts(
         self, tasks: Sequence[Task], work: Path, again: Again
@@ -97,8 +98,8 @@ class Batch:
 
     def _book(self, found: Attempt) -> None:
         """Keep a finished clip, or note why there is none."""
-        clip, error = found.clip, found.error
-        if error is None:
+        clip, error = found.clip, found.error or "no clip was made"
+        if found.made is not None and found.made_in is not None:
             try:
                 attempts = len(self.errors.get(clip.key, ())) + 1
                 now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

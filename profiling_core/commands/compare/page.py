@@ -45,7 +45,7 @@ def page(
     sections = {"Methods": methods}
     if summary.plans:
         figure = scatter(summary)
-        methods.append(figure_of(figure.id, figure.title, svgs(figure), DOTS))
+        methods.append(figure_of(figure.id, figure.title, svgs(figure), figure.caption))
         sections["Spread over clips"] = [_box(spread_table(summary), f"{SPREAD.capitalize()}.")]
         sections["Frames"] = _frames(summary, pairs, folder)
     sections["Every clip"] = [_box(clip_table(summary), "In the order of the prompts.", "clips")]
@@ -59,10 +59,10 @@ def scatter(summary: Summary) -> Scatter:
     """PSNR against speed-up: a cloud of clips around the mean of every method."""
     sets = []
     for one in summary.plans:
-        psnr = tuple(row.psnr_frames for row in one.rows)
+        psnr = tuple(row.psnr_frames for row in one.rows if row.psnr_frames is not None)
         sets.append(Points(one.label, one.speedups, psnr, (one.speedup, mean(psnr))))
-    title = "PSNR against speed-up"
-    return Scatter("fig-psnr", title, "measured speed-up", "PSNR dB", tuple(sets), line_at=1.0)
+    title, axes = "PSNR against speed-up", ("measured speed-up", "PSNR dB")
+    return Scatter("fig-psnr", title, *axes, tuple(sets), line_at=1.0, caption=DOTS)
 
 
 def _frames(summary: Summary, pairs: Sequence[Pair], folder: Folder) -> list[Markup]:
@@ -70,7 +70,8 @@ def _frames(summary: Summary, pairs: Sequence[Pair], folder: Folder) -> list[Mar
     worst: dict[tuple[str, int], float] = {}
     for one in summary.plans:
         for row in one.rows:
-            worst[row.clip] = min(worst.get(row.clip, row.psnr_frames), row.psnr_frames)
+            if row.psnr_frames is not None:
+                worst[row.clip] = min(worst.get(row.clip, row.psnr_frames), row.psnr_frames)
     known = [pair for pair in pairs if (pair.prompt, pair.seed) in worst]
     shown = sorted(known, key=lambda pair: worst[pair.prompt, pair.seed])[:MOST_STRIPS]
     said = "Four frames of every clip, first to last, as small JPEG."
@@ -83,8 +84,10 @@ def _strips(summary: Summary, pair: Pair, folder: Folder) -> Markup:
     cells: list[Markup] = []
     for one in (summary.full, *summary.plans):
         row = next((row for row in one.rows if row.clip == (pair.prompt, pair.seed)), None)
-        path = folder.strip(pair, row.plan_sha256) if row is not None else None
-        if path is not None and path.is_file():
+        if row is None:
+            continue
+        path = folder.strip(pair, row.plan_sha256)
+        if path.is_file():
             psnr = [] if row.psnr_frames is None else [f"{row.psnr_frames:.2f} dB"]
             under = [tag("br"), tag("span", *psnr)] if psnr else []
             cells += [tag("p", one.label, *under), _picture(path, f"{one.label}: {pair.prompt}")]

@@ -49,6 +49,8 @@ def facts_of(work: Comparison, summary: Summary) -> list[tuple[str, str]]:
 def closing_lines(work: Comparison) -> list[str]:
     """The paper's table as plain text, the files, and the commands for the official tools."""
     summary = summary_of(work)
+    if summary is None:
+        return ["no run is done"]
     lines = [*_columns(*paper_table(summary)), "", *summary.notes]
     path = work.folder.path
     lines.append(f"wrote {path / 'table.md'} and {path / 'report.html'}: open it in a browser")

@@ -40,7 +40,7 @@ class Comparison:
     methods: tuple[Method, ...]  # the plans; the full run is always taken
     lpips: Lpips | None = None
     exports: Exports | None = None
-    facts: dict[str, str] = field(default_factory=dict)  # device, torch and so on, of every row
+    facts: dict[str, Any] = field(default_factory=dict)  # device, torch and so on, of every row
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     warm: bool = False
 

@@ -51,7 +51,7 @@ PLAN = {"#": "#17406d", "+": "#4f8cc4", ".": "#dbe5ee", ">": "#f3ead8"}
 VARIABLES = {TEXT: "text", MUTED: "muted", LINE: "line", GRID: "grid", EMPTY: "empty"}
 VARIABLES |= {colour: f"series-{n}" for n, colour in enumerate(SERIES)}
 VARIABLES |= dict(zip(PLAN.values(), ("kept", "computed", "reused", "jumped"), strict=True))
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,
     "font.family": ["DejaVu Sans"],
@@ -304,6 +304,7 @@ def _plan(figure: PlanPicture) -> Iterator[Part]:
         drawing, own = _drawing(min(1.4 + max(len(rows) * 0.08, 1.7), 5.0))
         axes = own[0, 0]
         used = [state for state in STATES if any(state in row for row in rows)]
+        looks: dict[str, dict[str, Any]]
         looks = {s: {"facecolor": PLAN[s], "hatch": "////" if s == ">" else None} for s in used}
         for state in used:
             axes.add_patch(_cells(rows, state, looks[state]))

@@ -148,6 +148,7 @@ class Scatter:
     log_y: bool = False
     line_at: float | None = None  # x of the full run
     ring: tuple[float, float] | None = None  # around the chosen point
+    caption: str = ""
 
 
 STATES = {

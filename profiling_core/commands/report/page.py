@@ -167,8 +167,10 @@ def _recorded(profile: Profile) -> list[Markup]:
     ]
 
 
-RUN_HEAD = ("run", "prompt", "seed", "guidance", "foreground", "attention", "seconds")
-RUN_HEAD += ("s a call", "device", "dtype", "torch", "made by")
+RUN_HEAD = (
+    *("run", "prompt", "seed", "guidance", "foreground", "attention", "seconds"),
+    *("s a call", "device", "dtype", "torch", "made by"),
+)
 
 
 def _run_table(profile: Profile) -> Markup:

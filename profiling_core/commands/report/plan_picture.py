@@ -17,7 +17,7 @@ from profiling_core.plan.cost import (
 )
 from profiling_core.plan.describe import format_bytes, site_lines, storage_words
 from profiling_core.plan.model_specs import MODELS
-from profiling_core.plan.schema import ModelFingerprint, Site
+from profiling_core.plan.schema import Branch, ModelFingerprint, Site
 from profiling_core.plan.site_schedule import anchor_lifetimes, computes
 from profiling_core.profile.profile import Profile
 
@@ -43,6 +43,7 @@ def check_same_model(profile: Profile, plan: CachePlan) -> None:
 
 def plan_figure(profile: Profile, plan: CachePlan, figure_id: str) -> PlanPicture:
     """The picture of one plan that fits the profile's model."""
+    branches: tuple[tuple[str, tuple[str, ...]], ...]
     branches = tuple((branch, block_states(plan, branch)) for branch in plan.branches)
     if len({states for _, states in branches}) == 1:
         branches = ((" and ".join(plan.branches), branches[0][1]),)
@@ -56,7 +57,7 @@ def plan_figure(profile: Profile, plan: CachePlan, figure_id: str) -> PlanPictur
     return PlanPicture(figure_id, title, caption, axis, blocks, branches, _facts(profile, plan))
 
 
-def block_states(plan: CachePlan, branch: str) -> tuple[str, ...]:
+def block_states(plan: CachePlan, branch: Branch) -> tuple[str, ...]:
     """One string per block in the order of the lists: a state of `figures.STATES` per step."""
     prediction = plan.prediction
     whole = "+" * plan.steps if prediction is None else _marks(plan, prediction, branch)
@@ -73,7 +74,7 @@ def block_states(plan: CachePlan, branch: str) -> tuple[str, ...]:
     return tuple(rows.values())
 
 
-def _marks(plan: CachePlan, site: Site, branch: str) -> str:
+def _marks(plan: CachePlan, site: Site, branch: Branch) -> str:
     computed, kept = computes(plan, site, branch), anchor_lifetimes(plan, site, branch)
     skipped = ">" if site.skip == "jump" else "."
     return "".join(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,7 @@ def tables_of(figure: Figure) -> list[Markup]:
     """Every layer, panel or branch of the figure as a table of its own; none if it is absent."""
     if isinstance(figure, Absent):
         return []
-    return {
-        HeatMap: _heat_tables,
-        Curves: _curve_tables,
-        AttentionMaps: _map_tables,
-        PlanPicture: _plan_tables,
-    }[type(figure)](figure)
+    return TABLES[type(figure)](figure)
 
 
 def number(value: float) -> str:
@@ -59,7 +55,7 @@ def _curve_tables(figure: Curves) -> list[Markup]:
 def _panel_table(title: str, panel: Panel) -> Markup:
     ranged = any(not np.array_equal(s.low, s.high, equal_nan=True) for s in panel.series)
     head = [panel.x.label]
-    columns: list[Sequence[float]] = []
+    columns: list[np.ndarray] = []
     for curve in panel.series:
         head += [f"{curve.name}, mean", *(["smallest", "largest"] if ranged else [])]
         columns += [curve.middle, *([curve.low, curve.high] if ranged else [])]
@@ -102,3 +98,11 @@ def _steps_of(states: str, state: str) -> str:
         if mark == state:
             found.append(f"{steps[0]}-{steps[-1]}" if len(steps) > 1 else f"{steps[0]}")
     return ", ".join(found) or "–"
+
+
+TABLES: dict[type, Callable[[Any], list[Markup]]] = {
+    HeatMap: _heat_tables,
+    Curves: _curve_tables,
+    AttentionMaps: _map_tables,
+    PlanPicture: _plan_tables,
+}
