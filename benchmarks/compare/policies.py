@@ -18,13 +18,13 @@ from benchmarks.compare.tuning import TOLERANCE, Tuning, UnreachableError, calib
 from benchmarks.lib.calibrate import SEED, calibration_prompts
 from benchmarks.lib.clips import Inputs, Tree
 from benchmarks.lib.command_line import log
-from profiling_core.commands.refit import PASSES
 from profiling_core.errors import UserError
 from profiling_core.plan import CachePlan, importers, schedule
 from profiling_core.plan.solvers import SKIPS
 from profiling_core.profile.block_scores import Parted, default_lists, part_blocks
 from profiling_core.profile.profile import Profile
 from profiling_core.profile.step_change import Intervals, shrinking_intervals
+from profiling_core.refit import PASSES
 from profiling_core.refit.refit import clips_of, forms, refit, with_facts
 from profiling_core.refit.rollout import Clip
 from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan

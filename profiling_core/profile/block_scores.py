@@ -64,7 +64,7 @@ def attention(profile: Profile, name: str = "attention_share") -> np.ndarray:
     if not profile.recorded.attention_steps or not profile.has_attention:
         raise ProfileError(
             "the profile holds no attention: record one with attention_every > 0 "
-            "(`python -m profiling_core profile FILE --attention_every 5` prepares it)"
+            "(`profiling-dit profile FILE --attention-every 5` prepares it)"
         )
     return profile.arrays[name].astype(np.float64)
 

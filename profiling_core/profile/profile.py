@@ -1,7 +1,7 @@
 """Profile: what full runs of one model on one grid of noise levels recorded. No torch.
 
 A profile is one safetensors file: arrays, and in its header the key "profile" with JSON. It starts
-as settings alone (`python -m profiling_core profile`) or with the first run; every further run of
+as settings alone (`profiling-dit profile`) or with the first run; every further run of
 the same model, grid and clip size adds a row to every array. The products, symmetric and many, lie
 packed in the file (profile_packing).
 

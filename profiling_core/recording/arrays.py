@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from profiling_core import __version__
 from profiling_core.profile.profile import (
     FLOAT16,
     FLOAT64,
@@ -62,7 +62,7 @@ def profile_of(
         torch=torch.__version__,
         seconds=recording.seconds,
         model_seconds=float(np.mean(seconds)) if seconds else None,
-        made_by=f"profiling-dit {version('profiling-dit')}",
+        made_by=f"profiling-dit {__version__}",
     )
     typed = {name: _typed(name, array) for name, array in arrays.items()}
     return Profile(settings, subject, (run,), typed)

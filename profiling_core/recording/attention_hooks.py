@@ -66,7 +66,7 @@ def tapped(blocks: Iterable[nn.Module], see: Callable[[Call], None]) -> Iterator
         raise ProfileError(
             f"no access to queries and keys: the code of the blocks calls none of "
             f"{', '.join(FUNCTIONS)}; take an attention backend that does, or a profile prepared "
-            "with --attention_every 0"
+            "with --attention-every 0"
         )
     originals = [getattr(module, name) for module, name in functions]
     try:

@@ -18,6 +18,7 @@ Grid = tuple[int, int, int]
 
 SMALLEST_SIDE = 0.005  # of the tokens: outliers alone are no foreground
 NO_COMPONENT = 1e-5  # of the first component's deviation
+BINS = 256  # of the histogram that Otsu's threshold is taken from
 CLIPPED_PERCENT = 1.0  # at each end of a colour channel
 
 
@@ -91,10 +92,22 @@ def looseness(side: Tensor) -> float:
 
 
 def otsu(values: Tensor) -> float:
-    """Otsu's threshold; of constant values their own, so that nothing lies above it."""
-    from skimage.filters import threshold_otsu
+    """Otsu's threshold; of constant values their own, so that nothing lies above it.
 
-    return float(threshold_otsu(values.detach().cpu().flatten().numpy()))
+    The centre of one of BINS equal bins: the one whose values are the last below the split with
+    the largest variance between both sides. scikit-image's threshold_otsu to the bit.
+    """
+    array = values.detach().cpu().flatten().numpy()
+    if (array == array[0]).all():
+        return float(array[0])
+    counts, edges = np.histogram(array, BINS)
+    counts, centres = counts.astype(np.float32), (edges[:-1] + edges[1:]) / 2
+    below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
+    sums = counts * centres
+    mean_below = np.cumsum(sums) / below
+    mean_above = np.cumsum(sums[::-1])[::-1] / above
+    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
+    return float(centres[np.argmax(between)])
 
 
 def _left_within(side: Tensor) -> float:

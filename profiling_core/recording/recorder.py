@@ -239,7 +239,7 @@ class Recorder(FullRun):
         if self._measures and block not in self._seen:
             raise ProfileError(
                 f"block {block} ran without a call of its attention function (compiled or fused "
-                "attention): record without it, or prepare the profile with --attention_every 0"
+                "attention): record without it, or prepare the profile with --attention-every 0"
             )
         self._seen.discard(block)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 
 from profiling_core.plan import CachePlan
@@ -35,6 +34,7 @@ PROFILES = {  # of the models that were profiled, in a clone of the repository
     "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
     "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
 }
+SHIPPED_BY = "profiling-dit 0.1.0"  # that searched the shipped files; the same when made again
 DIGITS = 4  # of a predicted error: machines round differently
 
 
@@ -44,7 +44,9 @@ def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
     if preset not in SPEEDUPS:
         return build_preset(planned, preset)
     if name in PROFILES:
-        return _profiled(name).plan(preset)
+        plan = _profiled(name).plan(preset)
+        made = plan.provenance.model_copy(update={"made_by": SHIPPED_BY})
+        return plan.model_copy(update={"provenance": made})
     return _published(planned, preset)
 
 
@@ -92,7 +94,7 @@ def _published(planned: PlannedModel, preset: str) -> CachePlan:
         shift=family.shift,
         sites=[site],
         provenance={
-            "made_by": f"profiling-dit {version('profiling-dit')}",
+            "made_by": SHIPPED_BY,
             "source": f"{LABEL}: MagCache's magnitude ratios of {name} (Apache License 2.0)",
             "settings": {"speedup": SPEEDUPS[preset], "sensitivity": DEFAULT},
         },

@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.metadata import version
 from math import floor, prod
 
 import numpy as np
 
+from profiling_core import __version__
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
@@ -275,7 +275,7 @@ class PlanSearch:
             **self._stored,
             sites=sites,
             provenance={
-                "made_by": f"profiling-dit {version('profiling-dit')}",
+                "made_by": f"profiling-dit {__version__}",
                 "source": f"searched on {self.profile.origin}",
                 "profile_sha256": self._profile_sha256,
                 "settings": settings,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from made_profiles import made_profile
-from profiling_core.__main__ import main
+from profiling_core.commands.main import main
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
@@ -251,7 +251,7 @@ def test_the_command_measures_before_and_after_and_says_so_in_the_plan(
         def load(self) -> None:
             pass
 
-    monkeypatch.setattr("profiling_core.commands.refit.tree_class", lambda tree: Loaded)
+    monkeypatch.setattr("profiling_core.commands.plan.tree_class", lambda tree: Loaded)
     command = ["plan", "--profile", str(tmp_path / "a.profile"), "-o", str(out), "--speedup", "2"]
     assert main([*command, "--refit", "3", "--name", "mine"]) == 0
     said, plan = capsys.readouterr(), CachePlan.load(out)

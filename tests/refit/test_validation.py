@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from made_profiles import made_profile
-from profiling_core.commands.refit import asked_for
+from profiling_core.commands.plan import asked_for
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.profile.profile import Profile

@@ -9,7 +9,7 @@ import pytest
 
 from hyvideo import sigmas as hunyuan_sigmas
 from made_profiles import made_profile
-from profiling_core.__main__ import main
+from profiling_core.commands.main import main
 from profiling_core.errors import ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.regrid import regrid
@@ -192,7 +192,10 @@ def test_the_command_searches_for_another_grid(recorded, tmp_path):
     [
         (("--speedup", "2", "--for-steps", "1"), "1 steps: expected 2 to"),
         (("--speedup", "2", "--for-solver", "heun"), "solver 'heun' is none of wan2.1's"),
-        (("--for-steps", "12", "--tau", "1"), "--for-steps belongs to --method search, not paper"),
+        (
+            ("--for-steps", "12", "--share", "0.5"),
+            "--for-steps belongs to --method search, not paper",
+        ),
         (("--method", "paper", "--for-steps", "12"), "--for-steps belongs to --method search"),
     ],
 )
