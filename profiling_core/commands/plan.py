@@ -181,7 +181,7 @@ def _validated(
 ) -> tuple[CachePlan, Point, list[str]]:
     """The best of the candidates by real runs on the profile's prompts, and how all fared."""
     # here: torch takes seconds to import
-    from profiling_core.refit.validation import validate
+    from profiling_core.refit.refit import validate
 
     model = _model_of(search.profile, args)
     points = search.candidates(budget, args.validate)
@@ -207,15 +207,15 @@ def _refitted(
 ) -> tuple[CachePlan, list[str]]:
     """The best of the plan and its refits as measured on the profile's prompts; how all fared."""
     # here: torch takes seconds to import
-    from profiling_core.refit.refit import clips_of, forms, refit, steps_of, with_facts
+    from profiling_core.refit.refit import forms, refit, rollouts_of, steps_of, with_facts
 
     profile = search.profile
     passes = forms(search, point, budget)[: args.refit]
     model = _model_of(profile, args)
     with model.at_work():
         model.load()
-        clips = clips_of(profile, model, steps_of(passes), log.info)
-        found = refit(clips, plan, passes, log.info)
+        rollouts = rollouts_of(profile, model, steps_of(passes), log.info)
+        found = refit(rollouts, plan, passes, log.info)
     best, start = found[0], next(one for one in found if one.plan is plan)
     lines = ["measured  worst run  plan"]
     lines += [f"{one.error:>8.4f}  {one.errors.max():>9.4f}  {one.words}" for one in found]

@@ -62,7 +62,7 @@ def test_the_frontier_is_drawn(recorded, tmp_path, name):
         (("--speedup", "0.9"), "speed-up 0.9: expected at least 1"),
         (("--max-error", "0"), "largest error 0: expected above 0"),
         (("--max-bytes", "many"), "--max-bytes 'many': expected bytes such as 100MiB"),
-        (("--speedup", "2", "--modes", "leap"), "'leap' is no way to skip with unipc: hold,"),
+        (("--speedup", "2", "--modes", "leap"), "'leap' is no reuse mode with unipc: hold,"),
         (("--speedup", "2", "--modes", "hold", "--max-bytes", "1k"), "1000 B of anchors"),
         (("--speedup", "2", "--share", "0.6"), "--speedup belongs to --method search, not paper"),
         (("--method", "paper", "--max-error", "1"), "--max-error belongs to --method search"),
