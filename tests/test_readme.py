@@ -31,16 +31,16 @@ DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
     for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "patches/*.md")
     for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"
 )
 ENTRIES = {"generate.py": "Wan2.1", "sample_video.py": "HunyuanVideo"}
 
 NEEDS = {  # the first pattern that a command holds says what it needs
     "the network": r"^make |pip install|^git clone|huggingface-cli|^source \.venv",
-    "weights": r"t2v-14B --|--task t2v-14B|--video-size|my\.profile|VBench_full_info",
+    "weights": r"--(task|model) t2v-14B|--video-size|VBench_full_info",
     "GPUs": r"benchmarks\.speed\.gpu|--device cuda|--nproc_per_node=8",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
     "clips of a run before it": r"examples/vbench\.py layout|batch out/vbench",
-    "a file that the reader names": r" (PROFILE|FILE) ",
     "hours": r"benchmarks\.(compare|search\.\w+|lib\.calibrate|speed\.(engine|demo)|compare\.shipped"
     r"_plans)(?!.*--table)|miniatures\.(train|check)|tests/parallel/",
     "minutes": r"examples/jobs\.jsonl|--refit|--validate|pytest tests/plan",
@@ -58,6 +58,9 @@ def text_of(document: str) -> str:
     return (ROOT / document).read_text(encoding="utf-8")
 
 
+MENTION = re.compile(r"profiling-dit( \w+( \.\.\. .*)?)?|python [-\w.]+|python -m [\w.]+_core")
+
+
 def blocks(document: str) -> list[list[str]]:
     """The commands of every code block, and of every sentence as a block of its own."""
     text = text_of(document)
@@ -66,30 +69,34 @@ def blocks(document: str) -> list[list[str]]:
         lines = (line.strip() for line in block.replace("\\\n", " ").splitlines())
         found.append([line for line in lines if line and line[0] != "#"])
     within = re.findall(r"`((?:python3?|make|torchrun|profiling-dit) [^`]+)`", text)
-    return found + [[" ".join(command.split())] for command in within]
+    within = (" ".join(command.split()) for command in within)
+    return found + [[command] for command in within if not MENTION.fullmatch(command)]
 
 
 def commands(document: str) -> list[str]:
     return [line for block in blocks(document) for line in block]
 
 
-def scripts(document: str) -> list[str]:
-    """The blocks without the lines that need something, those without commands left out."""
-    found = []
-    for block in blocks(document):
-        lines = [line for line in block if need(line) is None]
-        if any(not line.startswith("cd ") for line in lines):
-            found.append("\n".join(lines))
+def runnable() -> dict[str, list[str]]:
+    """The blocks of each document without the lines that need something, each block once."""
+    found, seen = {}, set()
+    for document in DOCUMENTS:
+        for block in blocks(document):
+            lines = [line for line in block if need(line) is None]
+            script = "\n".join(line.split("  #")[0].rstrip() for line in lines)
+            if script not in seen and any(not line.startswith("cd ") for line in lines):
+                found.setdefault(document, []).append(script)
+            seen.add(script)
     return found
 
 
+SCRIPTS = runnable()
 ALL = [(document, command) for document in DOCUMENTS for command in commands(document)]
 RUN = [
     pytest.param(document, marks=pytest.mark.slow)
-    if any(re.search(MINIATURE, script) for script in scripts(document))
+    if any(re.search(MINIATURE, script) for script in scripts)
     else document
-    for document in DOCUMENTS
-    if scripts(document)
+    for document, scripts in SCRIPTS.items()
 ]
 
 
@@ -137,7 +144,7 @@ def shell(copied: Path) -> Iterator[Callable[[str], subprocess.CompletedProcess]
 
 @pytest.mark.parametrize("document", RUN)
 def test_commands_of_a_document_run_from_the_root(document, shell):
-    for script in scripts(document):
+    for script in SCRIPTS[document]:
         done = shell(script)
         assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
 
@@ -148,7 +155,7 @@ def test_a_command_that_fails_is_found(shell):
 
 
 def test_both_trees_are_run():
-    run = "\n".join(script for document in DOCUMENTS for script in scripts(document))
+    run = "\n".join(script for scripts in SCRIPTS.values() for script in scripts)
     assert re.search(r"python generate\.py .*--delta_cache", run)
     assert re.search(r"python sample_video\.py .*--delta_cache", run)
 
