@@ -205,7 +205,7 @@ def check(command: str) -> None:
     while words and "=" in words[0] and not words[0].startswith("-"):
         words.pop(0)  # environment variables
     program, *rest = words
-    python = program == "python"
+    python = program in ("python", "python3")
     if program == "make":
         makefile = (ROOT / "Makefile").read_text()
         targets = [word for word in rest if "=" not in word]
