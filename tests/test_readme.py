@@ -41,8 +41,8 @@ NEEDS = {  # the first pattern that a command holds says what it needs
     "GPUs": r"benchmarks\.speed\.gpu|--device cuda|--nproc_per_node=8",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
     "clips of a run before it": r"examples/vbench\.py layout|batch out/vbench",
-    "hours": r"benchmarks\.(compare|search\.\w+|lib\.calibrate|speed\.(engine|demo)|compare\.shipped"
-    r"_plans)(?!.*--table)|miniatures\.(train|check)|tests/parallel/",
+    "hours": r"benchmarks\.(compare|search|lib\.calibrate|speed\.(engine|demo))(?!.*--table)|"
+    r"miniatures\.(train|check)|tests/parallel/",
     "minutes": r"examples/jobs\.jsonl|--refit|--validate|pytest tests/plan",
 }
 MINIATURE = r"generate\.py|sample_video\.py|profiling-dit compare"
