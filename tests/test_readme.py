@@ -25,7 +25,7 @@ from profiling_core.commands.main import build_parser
 from profiling_core.errors import PlanError
 from profiling_core.runtime.options import resolve_plan
 from tree_paths import ROOT
-from wan.configs import CONFIGS as WAN_CONFIGS
+from wan.configs import WAN_CONFIGS
 
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))

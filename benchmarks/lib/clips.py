@@ -34,8 +34,7 @@ from profiling_core.profile.profile import Settings
 from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.options import resolve_plan
-from wan.configs import CONFIGS as WAN_CONFIGS
-from wan.configs import WanConfig, parse_size
+from wan.configs import WAN_CONFIGS, WanConfig, parse_size
 
 Inputs = tuple[Any, ...]  # what a prompt and a seed become
 

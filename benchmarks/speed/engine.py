@@ -78,10 +78,10 @@ def subjects(tree: str, wanted: list[str], device: torch.device) -> Iterator[Sub
 
 def wan_miniature(device: torch.device, bf16: bool) -> Subject:
     """As its pipeline runs it: fp32 weights, bf16 autocast where that is not emulated."""
-    from wan.configs import CONFIGS, parse_size
+    from wan.configs import WAN_CONFIGS, parse_size
     from wan.weights import load_transformer
 
-    config = CONFIGS["t2v-mini"]
+    config = WAN_CONFIGS["t2v-mini"]
     latent = config.latent_shape(parse_size(config.default_size), config.frame_num)
     model = load_transformer(config.ckpt_dir, device, torch.float32)
     return wan_subject(miniature_name(bf16), model, latent, autocast=bf16)

@@ -44,7 +44,7 @@ class WanModel(TreeModel):
     def _check(self, script: Any, asked: Asked) -> None:
         args = self.args
         script.check_supported(args)
-        self.config = self._module("configs").CONFIGS[args.task]
+        self.config = self._module("configs").WAN_CONFIGS[args.task]
         if self.config.still:
             raise CompareError(f"--model {args.task} makes images: take one that makes videos")
         script.fill_defaults(args, self.config)

@@ -93,7 +93,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--flow-shift", "nan"), "flow-shift nan is not a positive number"),
         (("--cfg-scale", "nan"), "--cfg-scale nan is not a finite number"),
         (("--embedded-cfg-scale", "inf"), "--embedded-cfg-scale inf is not a finite number"),
-        (("--prompt", ""), "the prompt is empty: say in --prompt what"),
+        (("--prompt", ""), "the prompt is empty: describe in --prompt what"),
         (("--prompt", " \n "), "the prompt is empty"),
         (("--prompt", "caf\udce9"), "the prompt is not valid UTF-8"),
         (("--neg-prompt", "caf\udce9"), "the prompt is not valid UTF-8"),
@@ -139,7 +139,7 @@ def test_wrong_arguments(
 
 
 def test_a_missing_prompt_is_told(outcome: Callable[..., str], nothing_loads: None) -> None:
-    assert outcome("--flow-reverse") == "error: --prompt is missing: say what is to be seen"
+    assert outcome("--flow-reverse") == "error: --prompt is missing: describe what is to be seen"
 
 
 def test_the_issues_command_ends_at_the_missing_checkpoint(

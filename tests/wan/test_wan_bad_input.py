@@ -101,7 +101,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--sample_shift", "inf"), "error: sample_shift inf is not a positive number"),
         (("--sample_shift", "1e9"), "error: sample_shift 1000000000.0 leaves no distance between"),
         (("--sample_guide_scale", "nan"), "error: sample_guide_scale nan is not a finite"),
-        (("--prompt", ""), "error: the prompt is empty: say in --prompt what"),
+        (("--prompt", ""), "error: the prompt is empty: describe in --prompt what"),
         (("--prompt", " \n "), "error: the prompt is empty"),
         (("--save_file", "/"), "error: save_file / is a folder: name a file in it"),
         (("--save_file", "no/such/clip.mp4"), "cannot write into no/such (No such file or"),

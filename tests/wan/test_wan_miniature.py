@@ -7,10 +7,10 @@ import torch
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.presets import load_preset
-from wan.configs import CONFIGS, parse_size
+from wan.configs import WAN_CONFIGS, parse_size
 from wan.text2video import WanT2V
 
-CONFIG = CONFIGS["t2v-mini"]
+CONFIG = WAN_CONFIGS["t2v-mini"]
 PROMPT = "red circle moving right over blue stripes"
 PLANS = (None, "paper", "balanced")
 

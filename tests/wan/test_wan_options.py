@@ -1,13 +1,16 @@
 """The command line of Wan2.1/generate.py is the official one and our two."""
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import generate
+import wan
 from profiling_core.errors import InputError
-from wan.configs import CONFIGS
+from wan.configs import WAN_CONFIGS
 
 OFFICIAL = {
     "--task": "t2v-14B",
@@ -48,7 +51,7 @@ def options() -> dict[str, argparse.Action]:
 def resolved(*argv: str) -> argparse.Namespace:
     """Arguments with the task's defaults filled in."""
     args = generate.build_parser().parse_args(argv)
-    generate.fill_defaults(args, CONFIGS[args.task])
+    generate.fill_defaults(args, WAN_CONFIGS[args.task])
     return args
 
 
@@ -86,8 +89,8 @@ def test_task_defaults(task: str, size: str, frames: int, negative: str) -> None
     args = resolved("--task", task)
     assert (args.size, args.frame_num) == (size, frames)
     assert args.sample_steps == 50
-    assert args.prompt == CONFIGS[task].example_prompt
-    assert CONFIGS[task].sample_neg_prompt.startswith(negative)
+    assert args.prompt == WAN_CONFIGS[task].example_prompt
+    assert WAN_CONFIGS[task].sample_neg_prompt.startswith(negative)
     assert 0 <= args.base_seed
     assert args.offload_model is True
     assert args.save_file.endswith(".png" if task == "t2i-14B" else ".mp4")
@@ -143,7 +146,7 @@ def test_help_names_each_tasks_defaults() -> None:
     assert "4n+1; default 81, 1 for t2i-14B, 33 for t2v-mini" in text
     assert "default 1280*720, 832*480 for t2v-1.3B, 128*128 for t2v-mini" in text
     for field in ("sample_steps", "sample_shift", "sample_guide_scale"):
-        value = getattr(CONFIGS["t2v-mini"], field)
+        value = getattr(WAN_CONFIGS["t2v-mini"], field)
         default = generate.default_of(field)
         assert default == f"default {value}" or f"{value} for t2v-mini" in default
 
@@ -151,3 +154,20 @@ def test_help_names_each_tasks_defaults() -> None:
 def test_a_wrong_option_is_one_line() -> None:
     with pytest.raises(InputError, match=r"unrecognized arguments: --cache 1 \(see --help\)"):
         generate.build_parser().parse_args(["--cache", "1"])
+
+
+def test_official_names_exist() -> None:
+    assert wan.configs.WAN_CONFIGS["t2v-1.3B"].sample_fps == 16
+    assert wan.configs.SIZE_CONFIGS["832*480"] == (832, 480)
+    assert wan.configs.MAX_AREA_CONFIGS["832*480"] == 832 * 480
+    assert wan.configs.SUPPORTED_SIZES["t2v-1.3B"] == ("480*832", "832*480")
+    with pytest.raises(AttributeError, match="no attribute 'WanX'"):
+        wan.WanX  # noqa: B018
+
+
+def test_import_wan_loads_no_torch_before_the_pipeline_is_asked_for() -> None:
+    code = (
+        "import sys, wan; assert 'torch' not in sys.modules; pipeline = wan.WanT2V; "
+        "assert pipeline is sys.modules['wan.text2video'].WanT2V"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(generate.__file__).parent, check=True)

@@ -15,7 +15,7 @@ from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.presets import load_preset
 from profiling_core.plan.regrid import SPEEDUPS
 from wan.checks import check_memory, check_plan, plan_for_run
-from wan.configs import CONFIGS
+from wan.configs import WAN_CONFIGS
 from wan.sigmas import sigmas_fp32
 from wan.text2video import WanT2V
 from wan_toys import TINY_DIT
@@ -27,7 +27,7 @@ PROMPT = "a red circle moving right over blue stripes"
 
 @pytest.fixture(scope="module")
 def pipeline(checkpoint: Path) -> WanT2V:
-    return WanT2V(CONFIGS["t2v-mini"], checkpoint, "cpu")
+    return WanT2V(WAN_CONFIGS["t2v-mini"], checkpoint, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_the_cache_is_gone_before_the_vae_decodes(
 
 
 def test_bf16_weights_sample_a_clip_alike(checkpoint: Path, full: Tensor) -> None:
-    half = WanT2V(CONFIGS["t2v-mini"], checkpoint, "cpu", torch_dtype=torch.bfloat16)
+    half = WanT2V(WAN_CONFIGS["t2v-mini"], checkpoint, "cpu", torch_dtype=torch.bfloat16)
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
     assert (half.generate(PROMPT, **CLIP) - full).abs().mean() < 0.1
 
@@ -278,7 +278,7 @@ def test_the_host_needs_room_for_what_is_offloaded(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the host is short here: a GPU with room for everything is taken for granted."""
-    config, cuda = CONFIGS["t2v-mini"], torch.device("cuda")
+    config, cuda = WAN_CONFIGS["t2v-mini"], torch.device("cuda")
     encoder = (checkpoint / config.t5_checkpoint).stat().st_size
     free = {"cuda": 10**12, "cpu": encoder + 1000}
     monkeypatch.setattr(
@@ -295,8 +295,8 @@ def test_the_host_needs_room_for_what_is_offloaded(
 @pytest.mark.parametrize("t5_cpu", [False, True])
 def test_a_gpu_samples_the_same_clip(checkpoint: Path, t5_cpu: bool) -> None:
     clip = {**CLIP, "noise_device": "cpu", "plan": tiny_plan(intervals(0, 1, 3))}
-    expected = WanT2V(CONFIGS["t2v-mini"], checkpoint, "cpu").generate(PROMPT, **clip)
-    pipeline = WanT2V(CONFIGS["t2v-mini"], checkpoint, "cuda", t5_cpu=t5_cpu)
+    expected = WanT2V(WAN_CONFIGS["t2v-mini"], checkpoint, "cpu").generate(PROMPT, **clip)
+    pipeline = WanT2V(WAN_CONFIGS["t2v-mini"], checkpoint, "cuda", t5_cpu=t5_cpu)
     first = pipeline.generate(PROMPT, **clip)
     assert (first.cpu() - expected).abs().mean() < 0.05
     assert next(pipeline.model.parameters()).device.type == "cpu"  # offloaded
