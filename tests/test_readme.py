@@ -41,9 +41,9 @@ NEEDS = {  # the first pattern that a command holds says what it needs
     "GPUs": r"benchmarks\.speed\.gpu|--device cuda|--nproc_per_node=8",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
     "clips of a run before it": r"examples/vbench\.py layout|batch out/vbench",
-    "hours": r"benchmarks\.(compare|search|lib\.calibrate|speed\.(engine|demo))(?!.*--table)|"
-    r"miniatures\.(train|check)|tests/parallel/",
-    "minutes": r"examples/jobs\.jsonl|--refit|--validate|pytest tests/plan",
+    "minutes to hours": r"benchmarks\.(compare|search|lib\.calibrate|speed\.(engine|demo))(?!.*--table)|"
+    r"search\.prediction|miniatures\.(train|check)|tests/parallel/|pytest tests/plan|"
+    r"examples/jobs\.jsonl|--refit|--validate",
 }
 MINIATURE = r"generate\.py|sample_video\.py|profiling-dit compare"
 
@@ -115,6 +115,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(copied: Path) -> Iterator[Callable[[str], subprocess.CompletedProcess]]:
     """Runs a script at the copy's root as with the environment activated; out/ starts empty."""
     shutil.rmtree(copied / "out", ignore_errors=True)
+    (copied / "out").mkdir()  # as after `make demo`
     programs = copied.parent / "bin"
     programs.mkdir(exist_ok=True)
     for name, line in {
