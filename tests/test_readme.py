@@ -41,7 +41,7 @@ NEEDS = {  # the first pattern that a command holds says what it needs
     "GPUs": r"benchmarks\.speed\.gpu|--device cuda|--nproc_per_node=8",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
     "clips of a run before it": r"examples/vbench\.py layout|batch out/vbench",
-    "minutes to hours": r"benchmarks\.(compare|search|lib\.calibrate|speed\.(engine|demo))(?!.*--table)|"
+    "minutes to hours": r"benchmarks\.(compare|search|lib|speed\.(engine|demo))(?!.*--table)|"
     r"search\.prediction|miniatures\.(train|check)|tests/parallel/|pytest tests/plan|"
     r"examples/jobs\.jsonl|--refit|--validate",
 }
