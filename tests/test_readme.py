@@ -39,6 +39,7 @@ NEEDS = {  # the first pattern that a command holds says what it needs
     "the network": r"^make |pip install|^git clone|huggingface-cli|^source \.venv",
     "weights": r"--(task|model) t2v-14B|--video-size|VBench_full_info",
     "GPUs": r"benchmarks\.speed\.gpu|--device cuda|--nproc_per_node=8",
+    "a cluster": r"^ray ",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
     "clips of a run before it": r"examples/vbench\.py layout|batch out/vbench",
     "minutes to hours": r"benchmarks\.(compare|search|lib|speed\.(engine|demo))(?!.*--table)|"
@@ -235,7 +236,7 @@ def check(command: str) -> None:
     elif program == "pip":
         check_install(rest)
     else:
-        assert program in ("cd", "git", "source", "huggingface-cli"), f"unchecked {command}"
+        assert program in ("cd", "git", "ray", "source", "huggingface-cli"), f"unchecked {command}"
 
 
 def check_install(words: list[str]) -> None:
