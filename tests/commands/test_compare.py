@@ -230,7 +230,7 @@ def test_a_missing_package_is_named_before_any_run(given, tmp_path, monkeypatch,
 def test_the_same_command_runs_nothing_again(finished, monkeypatch, capsys):
     tree, out, line = finished
     before = (out / "rows.jsonl").read_bytes()
-    monkeypatch.setattr(compare_model.TreeModel, "at_work", None)  # what loads the weights
+    monkeypatch.setattr(compare_model.TreeModel, "loaded", None)  # what loads the weights
     capsys.readouterr()
     assert main(line) == 0
     assert (out / "rows.jsonl").read_bytes() == before
