@@ -34,7 +34,7 @@ ALLOWED = {  # room: what it may import; heavy: torch, diffusers, transformers
     "runtime-files": "errors heavy",
     "runtime": "errors plan profile parallel runtime-files heavy",
     "loops": "errors plan profile engine recording runtime heavy",
-    "trees": "errors plan profile engine recording parallel runtime heavy",
+    "trees": TREE + " errors plan profile engine recording parallel runtime heavy",
     "commands": PACKAGE + " heavy",
     "__main__": "commands",
     "profiling_core": "version plan search engine loops",  # its __init__

@@ -31,6 +31,6 @@ def tiny_trees_fp32(wan: Path, hunyuan: Path, steps: int) -> list[Tree]:
     """Both trees, loaded, on their tiny configurations in the place of the miniatures'."""
     small, tiny = tiny_configs(wan, hunyuan, steps)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CONFIGS, "t2v-mini", small)
+        patch.setitem(WAN_CONFIGS, "t2v-mini", small)
         patch.setitem(HUNYUAN_CONFIGS, "HYVideo-mini", tiny)
         return [load(name, fp32=True) for name in ("wan", "hunyuan")]
