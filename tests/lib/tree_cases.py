@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,16 +35,6 @@ from wan.configs import CONFIGS as WAN_CONFIGS
 STEPS = 6
 PROMPT = "a red circle moving right over blue stripes"
 NOW = datetime(2026, 1, 2, 3, 4, 5)
-TINY_SCRIPT = """
-import signal, sys
-sys.path[:0] = {paths!r}
-from hunyuan_toys import TINY
-from hyvideo.config import CONFIGS
-import sample_video
-CONFIGS["HYVideo-tiny"] = TINY
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-sys.exit(sample_video.main(sys.argv[1:]))
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +45,6 @@ class TreeCase:
     checkpoint: Path  # no test may change it
     script: ModuleType  # generate.py, sample_video.py
     script_path: Path
-    tiny_command: list[str]  # starts the script in a process that knows the tiny model
     module: ModuleType  # with the pipeline and its DeltaCache
     video: ModuleType
     options: dict[str, str]  # of what both scripts take
@@ -172,7 +160,6 @@ def wan_case(checkpoint: Path) -> TreeCase:
         checkpoint=checkpoint,
         script=generate,
         script_path=script,
-        tiny_command=[sys.executable, str(script)],
         module=wan.text2video,
         video=wan.video,
         options={name: f"--{option}" for name, option in options.items()},
@@ -223,8 +210,6 @@ def hunyuan_case(checkpoint: Path) -> TreeCase:
     options |= {"shift": "flow-shift", "guidance": "cfg-scale", "seed": "seed"}
     options |= {"folder": "model-base", "target": "save-path", "prompt": "prompt"}
     options |= {"ulysses": "ulysses-degree", "ring": "ring-degree", "cfg": "cfg-size"}
-    tree = ROOT / "HunyuanVideo"
-    paths = [str(path) for path in (ROOT, ROOT / "tests" / "lib", tree, ROOT / "Wan2.1")]
     official = "hunyuan-video-t2v-720p"
     llm = "xtuner's llava-llama-3-8b-v1_1-transformers: load that repository with transformers'"
     clip = "it is OpenAI's clip-vit-large-patch14, the whole repository"
@@ -232,8 +217,7 @@ def hunyuan_case(checkpoint: Path) -> TreeCase:
         name="hunyuan",
         checkpoint=checkpoint,
         script=sample_video,
-        script_path=tree / "sample_video.py",
-        tiny_command=[sys.executable, "-c", TINY_SCRIPT.format(paths=paths)],
+        script_path=ROOT / "HunyuanVideo" / "sample_video.py",
         module=hyvideo.pipeline,
         video=hyvideo.video,
         options={name: f"--{option}" for name, option in options.items()},
