@@ -1,7 +1,8 @@
+# make install    the virtual environment .venv with everything that both trees need, and this package
 # make demo    one clip on each bundled miniature: full, the paper's plan, ours (out/demo)
 # make test    the test suite
 # make test-browser    the report's tests in headless Chromium, installed from Debian's packages where missing
-# Both set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
+# All set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
 # Without a GPU, TORCH_INDEX=<package index of torch's CPU builds> saves the CUDA libraries.
 
 PYTHON ?= python3
@@ -9,7 +10,9 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-browser lint clean
+.PHONY: install demo test test-browser lint clean
+
+install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python examples/demo.py --out out/demo

@@ -1,4 +1,4 @@
-"""Measures whether the miniature draws what its prompts say, and prints a contact sheet.
+"""Measures whether the miniature draws its prompts, and prints a contact sheet.
 
     python -m miniatures.check --tree wan --out runs/check-wan
     python -m miniatures.check --tree hunyuan
@@ -63,9 +63,9 @@ def judge(prompt: str, seed: int, frames: np.ndarray) -> Verdict:
 
 
 def background_of(video: np.ndarray) -> np.ndarray:
-    """Per pixel the value over time that is nearest to the picture's usual colour: (H, W, 3)."""
-    usual = np.median(video.reshape(-1, 3), axis=0)
-    nearest = np.abs(video - usual).max(axis=-1).argmin(axis=0)  # (H, W)
+    """Per pixel the value over time that is nearest to the picture's typical colour: (H, W, 3)."""
+    typical = np.median(video.reshape(-1, 3), axis=0)
+    nearest = np.abs(video - typical).max(axis=-1).argmin(axis=0)  # (H, W)
     return np.take_along_axis(video, nearest[None, ..., None], axis=0)[0]
 
 
@@ -90,10 +90,10 @@ def colour_of(video: np.ndarray, masks: np.ndarray) -> str:
 
 def background_colour(still: np.ndarray) -> str:
     """The colour whose background shades lie nearest to the median of the background."""
-    usual = np.median(still.reshape(-1, 3), axis=0)
+    typical = np.median(still.reshape(-1, 3), axis=0)
     names = list(clips.COLOURS)
     shades = [np.array(clips.COLOURS[n]) * np.mean(clips.shades_of(n)) for n in names]
-    return names[np.square(np.stack(shades) - usual).sum(axis=-1).argmin()]
+    return names[np.square(np.stack(shades) - typical).sum(axis=-1).argmin()]
 
 
 def centroids(masks: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a prompt says: one to three actors over one background."""
+    """The content of a prompt: one to three actors over one background."""
 
     actors: tuple[Actor, ...]
     colour: str
@@ -269,7 +269,7 @@ def shades_of(colour: str) -> tuple[float, float]:
 
 
 def _background(scene: Scene, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
-    """A texture in two shades of one colour, now and then slowly panning: (T, H, W, 3) in 0..1."""
+    """A texture in two shades of one colour, sometimes slowly panning: (T, H, W, 3) in 0..1."""
     turn = rng.uniform(0, 2 * np.pi)
     speed = rng.uniform(0.2, 0.4) if rng.uniform() < PAN_ODDS else 0.0
     shift = speed * np.array([np.cos(turn), np.sin(turn)])

@@ -169,7 +169,7 @@ def fit(
     flat: float = 0.3,
     report: Callable[[], float] | None = None,
 ) -> None:
-    """Steps on `loss(rng, progress)` until the clock says so; takes up `path` where it stands.
+    """Steps on `loss(rng, progress)` until the clock ends; resumes from `path`.
 
     The rng is a function of seed, step and process. `report` is a held-out figure for the log.
     """

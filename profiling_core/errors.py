@@ -3,6 +3,11 @@
 Commands print them bare and end with exit code 2.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(ValueError):
     """The root of all of them."""
@@ -38,3 +43,9 @@ class BatchError(UserError):
 
 class LpipsError(UserError):
     """Weights or pictures that LPIPS cannot use."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of `words` that a mistyped word most likely stands for; None where none is near."""
+    found = get_close_matches(word, list(words), n=1)
+    return found[0] if found else None

@@ -79,7 +79,7 @@ class Lpips:
 
     @property
     def sha256(self) -> str:
-        """Of all tensors as fp32: two runs with the same digest measured the same distance."""
+        """Digest of all tensors as fp32: runs with the same one measured the same distance."""
         digest = hashlib.sha256()
         for name, tensor in self.state.items():
             digest.update(name.encode() + tensor.contiguous().cpu().numpy().tobytes())
@@ -91,7 +91,7 @@ class Lpips:
 
     @torch.no_grad()
     def frames(self, video: Tensor, reference: Tensor, *, chunk: int = 8) -> Tensor:
-        """Distance of every frame, fp32 (F,) on the CPU; `chunk` frames are held at a time."""
+        """Distance of every frame, fp32 (F,) on the CPU, `chunk` frames at a time."""
         _check_clips(video, reference)
         self.state = {name: t.to(self.device) for name, t in self.state.items()}
         pairs = zip(video.split(chunk, dim=1), reference.split(chunk, dim=1), strict=True)
@@ -150,7 +150,7 @@ def _unreadable(path: Path, error: Exception) -> LpipsError:
 
 
 def _of_folder(folder: Path) -> dict[str, Tensor]:
-    """What the folder's files give together; heads of other networks beside them do not matter."""
+    """All tensors of the folder's files; heads of other networks beside them are skipped."""
     state: dict[str, Tensor] = {}
     shapes = expected_shapes()
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
@@ -176,7 +176,6 @@ def _merge(state: dict[str, Tensor], more: dict[str, Tensor], path: Path) -> Non
 
 
 def _check(state: Mapping[str, Tensor]) -> None:
-    """Every name, shape and number."""
     shapes = expected_shapes()
     for name, shape in shapes.items():
         if name not in state:

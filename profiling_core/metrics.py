@@ -1,7 +1,7 @@
 """Quality of a clip against the full run of the same model, seed and prompt.
 
-Everything here takes decoded videos before any codec: arrays or CPU tensors (3, F, H, W) in
-[-1, 1], and measures on [0, 1]. Definitions differ between papers by decibels, so each is named:
+The videos are decoded and not yet compressed: arrays or CPU tensors (3, F, H, W) in [-1, 1],
+measured on [0, 1]. Definitions differ between papers by decibels, so each is named:
 
 psnr_frames   mean over frames of the frame's PSNR, capped at 100 dB (TeaCache, MagCache)
 psnr_pooled   one PSNR of the squared error pooled over the clip (EasyCache); never above the other

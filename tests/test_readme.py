@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
-from profiling_core.__main__ import _parser
+from profiling_core.commands.main import build_parser
 from profiling_core.errors import PlanError
 from profiling_core.runtime.options import resolve_plan
 from tree_paths import ROOT
@@ -92,7 +92,7 @@ def check(command: str) -> None:
     elif python and rest and rest[0] in ENTRIES:
         check_entry(rest[0], rest[1:])
     elif python and rest[:2] == ["-m", "profiling_core"]:
-        _parser().parse_args(rest[2:])
+        build_parser().parse_args(rest[2:])
     elif python and rest[:1] == ["-m"] and rest[1].startswith("benchmarks."):
         benchmark(rest[1]).build_parser().parse_args(rest[2:])
     elif python and rest and rest[0].endswith(".py"):

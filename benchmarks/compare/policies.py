@@ -18,15 +18,15 @@ from benchmarks.compare.tuning import TOLERANCE, Tuning, UnreachableError, calib
 from benchmarks.lib.calibrate import SEED, calibration_prompts
 from benchmarks.lib.clips import Inputs, Tree
 from benchmarks.lib.command_line import log
-from profiling_core.commands.refit import PASSES
 from profiling_core.errors import UserError
 from profiling_core.plan import CachePlan, importers, schedule
 from profiling_core.plan.solvers import SKIPS
-from profiling_core.profile.block_scores import Parted, default_lists, part_blocks
+from profiling_core.profile.block_scores import BlockSplit, default_lists, split_blocks
 from profiling_core.profile.profile import Profile
 from profiling_core.profile.step_change import Intervals, shrinking_intervals
-from profiling_core.refit.refit import clips_of, forms, refit, with_facts
-from profiling_core.refit.rollout import Clip
+from profiling_core.refit import PASSES
+from profiling_core.refit.refit import forms, refit, rollouts_of, with_facts
+from profiling_core.refit.rollout import Rollout
 from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
 from profiling_core.search.search import Budget, PlanSearch, Point
 
@@ -80,9 +80,9 @@ class Given:
         return [self.tree.inputs(prompt, SEED + n) for n, prompt in enumerate(prompts)]
 
     @cached_property
-    def clips(self) -> list[Clip]:
-        """The profile's prompts, recorded in full: what a refit plays."""
-        return clips_of(self.profile, self.tree, range(self.tree.steps), log)
+    def rollouts(self) -> list[Rollout]:
+        """The profile's prompts, recorded in full, for refits."""
+        return rollouts_of(self.profile, self.tree, range(self.tree.steps), log)
 
     def steps_at(self, budget: float) -> int:
         """Computed steps that come nearest to the budget."""
@@ -198,7 +198,7 @@ def _refitted(given: Given, budget: float) -> Sampler:
     start = given.search.plan_of(point, asked)
     path = given.tuning.path(f"{count}-{plan_hash(start)}.json")
     if not path.exists():
-        best = refit(given.clips, start, forms(given.search, point, asked)[:PASSES], log)[0]
+        best = refit(given.rollouts, start, forms(given.search, point, asked)[:PASSES], log)[0]
         facts = {"refit": best.words, "measured_error": best.error}
         with_facts(best.plan, f"refit-{count}", **facts).save(path)
     plan = CachePlan.load(path)
@@ -272,7 +272,7 @@ class PaperPlans:
     def _at(self, budget: float, lists: tuple[str, ...], share: float | None) -> CachePlan | None:
         """Of a share: the closest to the paper within TOLERANCE, else the nearest to the budget."""
         try:
-            parted = part_blocks(self.profile, share=share, lists=lists)
+            parted = split_blocks(self.profile, share=share, lists=lists)
         except UserError:  # blocks of equal score cannot be parted there
             return None
         wanted, side = 1 - 1 / budget, self._side(parted)
@@ -305,7 +305,7 @@ class PaperPlans:
         except UserError:  # too few segments for this choice of blocks
             return None
 
-    def _side(self, parted: Parted) -> float:
+    def _side(self, parted: BlockSplit) -> float:
         """Share of the block FLOPs that a reuse step skips; the mean of both where mixed."""
         total = sum(self.profile.recorded.model.block_lists.values())
         skipped = [

@@ -118,7 +118,7 @@ class Kind:
 
 def plans_of(search: PlanSearch) -> dict[Kind, CachePlan]:
     """All plans of a profile: 40 where the solver has four reuse modes."""
-    plans, total = {}, search.paths.steps
+    plans, total = {}, search.trajectories.steps
     for kind, steps in _all(search):
         point = Point(kind.skip, steps, total / len(steps), 0.0)
         plans[kind] = search.plan_of(point, Budget(speedup=kind.speedup), kind.name)
@@ -126,7 +126,7 @@ def plans_of(search: PlanSearch) -> dict[Kind, CachePlan]:
 
 
 def _all(search: PlanSearch) -> Iterator[tuple[Kind, tuple[int, ...]]]:
-    total = search.paths.steps
+    total = search.trajectories.steps
     count = {speed: max(1, int(total / speed + 1e-9)) for speed in (*SEARCHED, *HAND, *UNIFORM)}
     for skip in search.skips:
         for speed in SEARCHED:

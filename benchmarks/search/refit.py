@@ -42,8 +42,8 @@ from benchmarks.lib.rows import TREES, append_row, default_device, environment, 
 from miniatures.clips import held_out_prompts
 from profiling_core.plan import CachePlan
 from profiling_core.profile.profile import Profile
-from profiling_core.refit.refit import Form, clips_of, forms, one_pass, with_facts
-from profiling_core.refit.rollout import Clip
+from profiling_core.refit.refit import Form, forms, one_pass, rollouts_of, with_facts
+from profiling_core.refit.rollout import Rollout
 from profiling_core.search.search import Budget, PlanSearch, Point
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)
@@ -69,9 +69,9 @@ class Refits:
         self.search = PlanSearch(Profile.load(profile_path(tree)))
 
     @cached_property
-    def clips(self) -> list[Clip]:
+    def rollouts(self) -> list[Rollout]:
         steps = range(self.tree.steps)
-        return clips_of(self.search.profile, self.tree, steps, log)
+        return rollouts_of(self.search.profile, self.tree, steps, log)
 
     def plans(self, budget: float) -> Iterator[tuple[str, CachePlan]]:
         """Policies and their plans at a budget; PlanError where the profile cannot be searched."""
@@ -90,7 +90,7 @@ class Refits:
         """The first form of either number of anchors; where it corrects, also without that."""
         found = {form.anchors: form for form in reversed(forms(self.search, best, budget))}
         named = {f"refit, {anchors} anchors": found[anchors] for anchors in sorted(found)}
-        if self.search.paths.solver == "euler":
+        if self.search.trajectories.solver == "euler":
             named["refit, 3 anchors, no correction"] = replace(found[3], corrects=False)
         return named
 
@@ -99,7 +99,7 @@ class Refits:
         words = "-".join(name.replace(",", "").split())
         path = self.folder / f"{words}-{count}-{plan_hash(form.plan)}.json"
         if not path.exists():
-            found = one_pass(self.clips, form)
+            found = one_pass(self.rollouts, form)
             log(f"{self.tree.name} {name}, {count} steps: measured {found.error:.4f}")
             path.parent.mkdir(parents=True, exist_ok=True)
             with_facts(found.plan, name, refit=form.words, measured_error=found.error).save(path)

@@ -1,7 +1,7 @@
 """Teaches the miniature's guidance embedder what guided sampling does, without a second call.
 
 Classifier-free guidance of strength w predicts v(empty) + w (v(prompt) - v(empty)). The student
-starts as the trained transformer, is told w by its guidance embedder and learns that prediction,
+starts as the trained transformer, gets w through its guidance embedder and learns that prediction,
 as the official distilled checkpoint was made.
 """
 

@@ -85,7 +85,7 @@ class Flow:
 
 
 class PaddedTransformer(HYVideoDiffusionTransformer):
-    """Keeps padded text and hides it by a bias: compiled blocks see one shape, whatever is said."""
+    """Keeps padded text and hides it by a bias: compiled blocks see one shape for every prompt."""
 
     def cut_text(
         self, states: Tensor, mask: Tensor, lens: tuple[int, ...]
@@ -150,8 +150,8 @@ def train(
         return predict(net, noisy, sigma, prompts, torch.ones_like(sigma)), noise - x0
 
     def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
-        x0, noise, sigma, said = batches.draw(rng)
-        kept = [flow.drop(prompt, rng.random(), NEGATIVE_PROMPT) for prompt in said]
+        x0, noise, sigma, texts = batches.draw(rng)
+        kept = [flow.drop(prompt, rng.random(), NEGATIVE_PROMPT) for prompt in texts]
         return flow.loss(*velocities(model, x0, noise, sigma, kept))
 
     def report() -> float:

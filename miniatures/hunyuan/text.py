@@ -59,8 +59,8 @@ def prompt_words() -> list[str]:
 def build_llama_tokenizer(templates: tuple[str, ...]) -> PreTrainedTokenizerFast:
     """Lower-case words; the words of `templates` are known, an unknown one is <unk>.
 
-    Articles, digits and marks of a prompt are dropped; a colon ahead tells that it is the
-    template's text and not the prompt's.
+    Articles, digits and marks of a prompt are dropped; a colon ahead marks the template's own
+    text.
     """
     special = [PAD, UNKNOWN, BEGIN, HEADER, HEADER_END, TURN_END]
     tokenizer = Tokenizer(models.WordLevel({}, unk_token=UNKNOWN))

@@ -95,14 +95,14 @@ def train(
     logger.info(f"{sum(p.numel() for p in model.parameters())} parameters, {len(data)} clips")
 
     def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
-        x0, noise, sigma, said = batches.draw(rng)
-        kept = [flow.drop(prompt, rng.random(), NEGATIVE_PROMPT) for prompt in said]
+        x0, noise, sigma, texts = batches.draw(rng)
+        kept = [flow.drop(prompt, rng.random(), NEGATIVE_PROMPT) for prompt in texts]
         return flow.loss(*velocities(model, x0, noise, sigma, [prompts[p] for p in kept]))
 
     def report() -> float:
         return flow.held_out_loss(
-            lambda x0, noise, sigma, said: velocities(
-                average.model, x0, noise, sigma, [prompts[p] for p in said]
+            lambda x0, noise, sigma, texts: velocities(
+                average.model, x0, noise, sigma, [prompts[p] for p in texts]
             ),
             check,
         )

@@ -1,166 +1,160 @@
-"""`python -m profiling_core plan` by search: its options, the plan, validation, the frontier."""
+"""`profiling-dit plan`: a plan from a profile, by search or by the paper's method.
+
+The best of a search can be measured on the profile's prompts: among candidates (--validate), or
+with forecast weights fitted along cached runs (--refit). Both load the model of the profile.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import Any, get_args
 
-from profiling_core.commands.refit import add_refit_option, asked_for, check_refit, refit_plan
-from profiling_core.errors import PlanError
-from profiling_core.plan import CachePlan
-from profiling_core.plan.schema import Storage, StoragePlace
-from profiling_core.profile.profile import Profile
-from profiling_core.search.resample import on_grid
-from profiling_core.trees.registry import tree_class
-
-if TYPE_CHECKING:
-    from profiling_core.search.search import Budget, PlanSearch, Point
-
-GRID_OPTIONS = ("for_steps", "for_shift", "for_solver")
-STORE_OPTIONS = {"store": "storage", "store_on": "storage_place"}  # and the plan's fields
-SEARCH_OPTIONS = (
-    "speedup",
-    "max_error",
-    "max_bytes",
-    "skips",
-    "validate",
-    "refit",
-    "ckpt_dir",
-    "dit_weight",
-    "frontier",
-    *GRID_OPTIONS,
+from profiling_core.commands.arguments import (
+    add_log_options,
+    add_overwrite_option,
+    bytes_of,
+    check_new,
+    log,
+    words_of,
 )
+from profiling_core.commands.report.frontier import (
+    check_frontier,
+    frontier_lines,
+    save_frontier,
+)
+from profiling_core.errors import PlanError, ProfileError
+from profiling_core.plan import CachePlan
+from profiling_core.plan.describe import picture, summary_lines
+from profiling_core.plan.schema import Storage, StoragePlace
+from profiling_core.profile.profile import Profile, holds_profile, load_profile
+from profiling_core.refit import PASSES
+from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
+from profiling_core.search.resample import on_grid
+from profiling_core.search.search import Budget, PlanSearch, Point
+from profiling_core.trees.registry import tree_class
+from profiling_core.trees.tree_model import Asked, TreeModel
+
+STORE_OPTIONS = {"store": "storage", "store_on": "storage_place"}  # and the plan's fields
+OWN_OPTIONS = {  # of one method alone, as fields of the parsed arguments
+    "search": (
+        *("speedup", "max_error", "max_bytes", "frontier", "modes"),
+        *("refit", "validate", "ckpt_dir", "dit_weight"),
+        *("for_steps", "for_shift", "for_solver"),
+    ),
+    "paper": ("share", "blocks", "pattern", "warmup", "tmax", "tmin"),
+}
+TREES = {"wan2.1": "wan", "hunyuan-video": "hunyuan"}
+STRIDE = 8  # pixels of a latent's row or column, on both trees
+FRAMES = 4  # frames of a latent's
 
 
-def add_search_options(one: argparse.ArgumentParser) -> None:
-    """Add the budget and what belongs to it, SEARCH_OPTIONS, to the parser of `plan`."""
-    search = one.add_argument_group("budget (search)")
-    search.add_argument(
-        "--speedup", type=float, metavar="X", help="full over spent block FLOPs, for example 2.0"
+def add_plan_command(commands: Any) -> None:
+    """Add `plan` to the subcommands of the parser."""
+    one = commands.add_parser(
+        "plan",
+        help="make a plan from a profile",
+        usage="%(prog)s --profile FILE -o PLAN (--speedup X | --max-error E | --max-bytes B | "
+        "--method paper) ...",
     )
-    search.add_argument(
-        "--max-error", type=float, metavar="E", help="largest predicted relative error: 0.02"
-    )
-    search.add_argument("--max-bytes", metavar="B", help="largest size of the anchors: 100MiB")
-    search.add_argument(
-        "--skips",
-        metavar="LIST",
-        help="ways to skip, of hold,linear,weights,corrected,jump (default: all)",
-    )
-    search.add_argument(
-        "--validate",
-        type=int,
-        metavar="N",
-        help="run the N best candidates on the profile's prompts and take the best of them",
-    )
-    add_refit_option(search)
-    search.add_argument(
-        "--ckpt_dir", metavar="DIR", help="for --validate and --refit: the model's weights"
-    )
-    search.add_argument("--dit-weight", metavar="PATH", help="the same, HunyuanVideo")
-    search.add_argument(
-        "--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png"
-    )
-    _add_grid_options(one)
+    one.set_defaults(run=make_plan)
+    _add_files(one.add_argument_group("input and output"))
+    _add_budget(one.add_argument_group("budget"))
+    _add_modes(one.add_argument_group("what may be reused"))
+    _add_measured(one.add_argument_group("measured on the model, with the profile's prompts"))
+    _add_grid(one.add_argument_group("another grid than the profile's"))
+    _add_paper(one.add_argument_group("the paper's method"))
+    _add_store(one.add_argument_group("anchors: what a reuse step needs of earlier ones"))
 
 
-def _add_grid_options(one: argparse.ArgumentParser) -> None:
-    grid = one.add_argument_group("another grid than the profile's (search)")
-    grid.add_argument("--for-steps", type=int, metavar="N", help="plan for this step count")
-    grid.add_argument("--for-shift", type=float, metavar="X", help="plan for this shift")
-    grid.add_argument("--for-solver", metavar="NAME", help="plan for this solver: unipc, dpm++")
+def make_plan(args: argparse.Namespace) -> list[str]:
+    """Plan from a profile into a file; what it costs and its picture."""
+    out = Path(args.out)
+    if out.is_dir() or holds_profile(out):
+        what = "a folder" if out.is_dir() else "a profile"
+        raise PlanError(f"-o {out}: this is {what}, expected a plan file to write")
+    method = METHODS[_method(args)]
+    check_new(out, "-o", args)
+    plan, more = method(load_profile(args.profile), args)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plan.save(out)
+    return [
+        *summary_lines(plan),
+        "",
+        *picture(plan),
+        "",
+        *more,
+        f"wrote {out}: run it with --delta_cache {out.absolute()}",
+    ]
 
 
-def spelled(name: str) -> str:
-    """An option of `plan` as it is written on the command line, without its dashes."""
-    return name if name == "ckpt_dir" else name.replace("_", "-")
+def _method(args: argparse.Namespace) -> str:
+    """The method that was named, or the one whose options were given; PlanError for a mixture."""
+    given = {
+        method: [name for name in names if getattr(args, name) is not None]
+        for method, names in OWN_OPTIONS.items()
+    }
+    method = args.method or ("paper" if given["paper"] else "search")
+    for other, names in given.items():
+        if names and other != method:
+            option = f"--{names[0].replace('_', '-')}"
+            raise PlanError(f"{option} belongs to --method {other}, not {method}")
+    return method
 
 
-def add_store_options(one: argparse.ArgumentParser) -> None:
-    """Add STORE_OPTIONS, which every method has, to the parser of `plan`."""
-    store = one.add_argument_group("anchors: what a reuse step needs of earlier ones (any method)")
-    store.add_argument(
-        "--store",
-        choices=get_args(Storage),
-        help="their type: the stream's own (default), or bfloat16, half the bytes of fp32",
-    )
-    store.add_argument(
-        "--store-on",
-        choices=get_args(StoragePlace),
-        help="their memory: the device's (default), or the host's, pinned",
-    )
+# -- the methods
 
 
-def stored(args: argparse.Namespace) -> dict[str, str]:
-    """The fields of a plan that STORE_OPTIONS ask for."""
-    asked = {field: getattr(args, name) for name, field in STORE_OPTIONS.items()}
-    return {field: value for field, value in asked.items() if value is not None}
+def _paper(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
+    """The paper's plan, or a row of its ablation tables."""
+    names = ("name", *OWN_OPTIONS["paper"])
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return paper_plan(profile, **given, **_stored(args)), []
 
 
-def search_plan(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
+def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
     """A searched plan, and the frontier that it lies on."""
-    # here: matplotlib takes a second to import
-    from profiling_core.commands.report.frontier import (
-        check_frontier,
-        frontier_lines,
-        save_frontier,
-    )
-    from profiling_core.search.search import Budget, PlanSearch
-
+    _check_numbers(args)
+    drawn = _frontier(args)
     profile = on_grid(profile, args.for_steps, args.for_shift, args.for_solver)
-    drawn = None if args.frontier is None else Path(args.frontier)
-    if drawn is not None:
-        check_frontier(drawn)
-    check_refit(args.refit)
     budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
-    skips = None if args.skips is None else tuple(s.strip() for s in args.skips.split(","))
-    search = PlanSearch(profile, skips, **stored(args))
+    search = PlanSearch(profile, words_of(args.modes), **_stored(args))
+    lines: list[str] = []
     if args.validate is None:
-        plan, chosen, more = search.plan(budget, args.name), search.point(budget), []
+        plan, chosen = search.plan(budget, args.name), search.point(budget)
     else:
-        plan, chosen, more = _validated(search, budget, args)
+        plan, chosen, lines = _validated(search, budget, args)
     if args.refit is not None:
-        plan, refitted = refit_plan(search, chosen, plan, budget, args)
-        more += refitted
+        plan, refitted = _refitted(search, chosen, plan, budget, args)
+        lines += refitted
     points = _around(search, chosen)
-    lines = [*more, *frontier_lines(points, chosen), ""]
+    lines += [*frontier_lines(points, chosen), ""]
     if drawn is not None:
         save_frontier(points, drawn, chosen)
         lines.append(f"wrote {drawn}")
     return plan, lines
 
 
-def _validated(
-    search: PlanSearch, budget: Budget, args: argparse.Namespace
-) -> tuple[CachePlan, Point, list[str]]:
-    """The best of the candidates by real runs on the profile's prompts, and how all fared."""
-    # here: torch takes seconds to import
-    from profiling_core.refit.validation import validate
+Method = Callable[[Profile, argparse.Namespace], tuple[CachePlan, list[str]]]
+METHODS: dict[str, Method] = {"search": _search, "paper": _paper}
 
-    if args.validate < 1:
-        raise PlanError(f"--validate {args.validate}: expected at least 1 candidate")
-    profile = search.profile
-    tree, asked = asked_for(profile, args.ckpt_dir, args.dit_weight)
-    model = tree_class(tree)(asked, profile.runs[0].prompt)
-    points = search.candidates(budget, args.validate)
-    plans = [search.plan_of(point, budget, f"candidate {n}") for n, point in enumerate(points)]
-    with model.at_work():
-        model.load()
-        found = validate(profile, plans, model, lambda line: sys.stderr.write(f"{line}\n"))
-    width = max(len("way to skip"), *(len(point.skip) for point in points))
-    lines = [f"candidate  {'way to skip':<{width}}  predicted  measured  worst run"]
-    for one in found:
-        number = int(one.plan.name.removeprefix("candidate "))
-        lines.append(
-            f"{number:>9}  {points[number].skip:<{width}}  {points[number].error:>9.4f}  "
-            f"{one.error:>8.4f}  {one.errors.max():>9.4f}"
-        )
-    best = points[int(found[0].plan.name.removeprefix("candidate "))]
-    facts = {"validated": len(points), "measured_error": found[0].error}
-    return search.plan_of(best, budget, args.name, **facts), best, [*lines, ""]
+
+def _frontier(args: argparse.Namespace) -> Path | None:
+    """Where the frontier is drawn, if it can be drawn there."""
+    if args.frontier is None:
+        return None
+    drawn = Path(args.frontier)
+    check_frontier(drawn)
+    check_new(drawn, "--frontier", args)
+    return drawn
+
+
+def _stored(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a plan that STORE_OPTIONS ask for."""
+    asked = {field: getattr(args, name) for name, field in STORE_OPTIONS.items()}
+    return {field: value for field, value in asked.items() if value is not None}
 
 
 def _around(search: PlanSearch, chosen: Point) -> list[Point]:
@@ -172,13 +166,179 @@ def _around(search: PlanSearch, chosen: Point) -> list[Point]:
     return [chosen if (p.skip, len(p.steps)) == same else p for p in points]
 
 
-def bytes_of(text: str | None) -> int | None:
-    """Bytes of '100MiB', '0.5GB' or a plain number."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]i?)?B?", text.strip())
-    if found is None:
-        raise PlanError(f"--max-bytes {text!r}: expected bytes such as 100MiB, 0.5GB or 0")
-    unit = found[2] or ""
-    power = " KMGT".index(unit[0].upper()) if unit else 0
-    return int(float(found[1]) * (1024 if unit.endswith("i") else 1000) ** power)
+# -- measured on the model
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name, what in (("validate", "candidate"), ("refit", "pass")):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            raise PlanError(f"--{name} {number}: expected at least 1 {what}")
+
+
+def _validated(
+    search: PlanSearch, budget: Budget, args: argparse.Namespace
+) -> tuple[CachePlan, Point, list[str]]:
+    """The best of the candidates by real runs on the profile's prompts, and how all fared."""
+    # here: torch takes seconds to import
+    from profiling_core.refit.refit import validate
+
+    model = _model_of(search.profile, args)
+    points = search.candidates(budget, args.validate)
+    plans = [search.plan_of(point, budget, f"candidate {n}") for n, point in enumerate(points)]
+    with model.at_work():
+        model.load()
+        found = validate(search.profile, plans, model, log.info)
+    width = max(len("reuse mode"), *(len(point.skip) for point in points))
+    lines = [f"candidate  {'reuse mode':<{width}}  predicted  measured  worst run"]
+    for one in found:
+        number = int(one.plan.name.removeprefix("candidate "))
+        lines.append(
+            f"{number:>9}  {points[number].skip:<{width}}  {points[number].error:>9.4f}  "
+            f"{one.error:>8.4f}  {one.errors.max():>9.4f}"
+        )
+    best = points[int(found[0].plan.name.removeprefix("candidate "))]
+    facts = {"validated": len(points), "measured_error": found[0].error}
+    return search.plan_of(best, budget, args.name, **facts), best, [*lines, ""]
+
+
+def _refitted(
+    search: PlanSearch, point: Point, plan: CachePlan, budget: Budget, args: argparse.Namespace
+) -> tuple[CachePlan, list[str]]:
+    """The best of the plan and its refits as measured on the profile's prompts; how all fared."""
+    # here: torch takes seconds to import
+    from profiling_core.refit.refit import forms, refit, rollouts_of, steps_of, with_facts
+
+    profile = search.profile
+    passes = forms(search, point, budget)[: args.refit]
+    model = _model_of(profile, args)
+    with model.at_work():
+        model.load()
+        rollouts = rollouts_of(profile, model, steps_of(passes), log.info)
+        found = refit(rollouts, plan, passes, log.info)
+    best, start = found[0], next(one for one in found if one.plan is plan)
+    lines = ["measured  worst run  plan"]
+    lines += [f"{one.error:>8.4f}  {one.errors.max():>9.4f}  {one.words}" for one in found]
+    lines += [f"predicted before the refit {point.error:.4f}", ""]
+    facts = {
+        "refit": best.words,
+        "refit_passes": len(passes),
+        "measured_error": best.error,
+        "measured_error_before": start.error,
+    }
+    return with_facts(best.plan, plan.name, **facts), lines
+
+
+def _model_of(profile: Profile, args: argparse.Namespace) -> TreeModel:
+    """The model that the profile was recorded with, for its clips; not loaded yet."""
+    tree, asked = asked_for(profile, args.ckpt_dir, args.dit_weight)
+    return tree_class(tree)(asked, profile.runs[0].prompt)
+
+
+def asked_for(profile: Profile, ckpt_dir: str | None, dit_weight: str | None) -> tuple[str, Asked]:
+    """The tree ("wan", "hunyuan") and what its command line is asked for: the profile's run."""
+    subject, guidance = profile.recorded, {run.guidance for run in profile.runs}
+    if len(guidance) > 1:
+        raise ProfileError(f"the profile's runs have several guidance scales: {sorted(guidance)}")
+    family, name = subject.model.family, subject.model.name
+    if family not in TREES:
+        raise PlanError(
+            f"--validate and --refit: {family!r} is no tree of this project: {', '.join(TREES)}"
+        )
+    _, frames, rows, columns = subject.latent
+    tree, solver = TREES[family], subject.solver if family == "wan2.1" else None
+    return tree, Asked(
+        model=_name_in_tree(tree, name),
+        ckpt_dir=ckpt_dir,
+        dit_weight=dit_weight,
+        size=f"{columns * STRIDE}*{rows * STRIDE}",
+        frame_num=(frames - 1) * FRAMES + 1,
+        steps=subject.steps,
+        solver=solver,
+        shift=subject.shift,
+        guidance=guidance.pop(),
+    )
+
+
+def _name_in_tree(tree: str, name: str) -> str:
+    """The tree's word for the model of a fingerprint."""
+    if tree == "wan":  # wan2.1-t2v-14B is t2v-14B
+        return name.removeprefix("wan2.1-")
+    return "HYVideo-mini" if re.search("mini$", name) else "HYVideo-T/2-cfgdistill"
+
+
+# -- options
+
+
+def _add_files(group: Any) -> None:
+    add = group.add_argument
+    add("--profile", required=True, metavar="FILE", help="recorded by --delta_profile")
+    add("-o", "--out", required=True, metavar="PLAN", help="plan file to write")
+    add("--name", help="name of the plan (default: from its settings)")
+    add("--method", choices=sorted(METHODS), help="default: by the options given, else search")
+    add("--frontier", metavar="FILE", help="plot error against speed-up: .svg, .png")
+    add_overwrite_option(group)
+    add_log_options(group)
+
+
+def _add_budget(group: Any) -> None:
+    add = group.add_argument
+    add("--speedup", type=float, metavar="X", help="block FLOPs, full over spent: 2.0")
+    add("--max-error", type=float, metavar="E", help="largest predicted relative error: 0.02")
+    add("--max-bytes", metavar="B", help="largest size of the anchors: 100MiB")
+
+
+def _add_modes(group: Any) -> None:
+    group.add_argument(
+        "--modes",
+        metavar="LIST",
+        help="what a reuse step may do, of hold,linear,weights,corrected,jump (default: all that "
+        "the solver allows)",
+    )
+
+
+def _add_measured(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--refit",
+        type=int,
+        nargs="?",
+        const=PASSES,
+        metavar="PASSES",
+        help="fit forecast weights along cached runs: one run of each prompt a pass, and two to "
+        f"compare with ({PASSES} passes where no number is given)",
+    )
+    add("--validate", type=int, metavar="N", help="run the N best candidates, take the best")
+    add("--ckpt-dir", metavar="DIR", help="the model's weights")
+    add("--dit-weight", metavar="PATH", help="the same, HunyuanVideo's transformer")
+
+
+def _add_grid(group: Any) -> None:
+    add = group.add_argument
+    add("--for-steps", type=int, metavar="N", help="plan for this step count")
+    add("--for-shift", type=float, metavar="X", help="plan for this shift")
+    add("--for-solver", metavar="NAME", help="plan for this solver: unipc, dpm++")
+
+
+def _add_paper(group: Any) -> None:
+    add = group.add_argument
+    add("--share", type=float, metavar="S", help="of background blocks: 0.6 (default: by Otsu)")
+    add("--blocks", choices=BLOCKS, help="what is reused (default background)")
+    add("--pattern", choices=tuple(PATTERNS), help="intervals shrink (default), grow or stay")
+    add("--warmup", type=int, metavar="N", help="first steps, all computed (default: by L1)")
+    add("--tmax", type=int, metavar="N", help="longest interval (default: 12 of 50 steps)")
+    add("--tmin", type=int, metavar="N", help="shortest interval (default: by L1)")
+
+
+def _add_store(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--store",
+        choices=get_args(Storage),
+        help="their type: the stream's own (default), or bfloat16, half the bytes of fp32",
+    )
+    add(
+        "--store-on",
+        choices=get_args(StoragePlace),
+        help="their memory: the device's (default), or the host's, pinned",
+    )

@@ -86,7 +86,7 @@ class CachePlan(PlanDocument):
         if isinstance(text, bytes) and 0 in text[:8] and text[8:9] == b"{":  # safetensors
             raise PlanError(
                 f"{source}: this is no plan but a profile; make a plan from it with "
-                "`python -m profiling_core plan --profile FILE -o plan.json`"
+                "`profiling-dit plan --profile FILE -o plan.json`"
             )
         try:
             document = json.loads(

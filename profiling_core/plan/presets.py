@@ -1,6 +1,6 @@
 """The plans that are shipped, and the recipes of the published ones.
 
-`python -m profiling_core presets` writes all of them to plans/ (`searched_presets.make_preset`).
+`profiling-dit presets` writes all of them to plans/ (`searched_presets.make_preset`).
 Each preset of each model is a file `<model>.<preset>.json`:
 
 release     what the released code of the paper really runs. Wan: 6 warm-up steps, then every 6th,
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from profiling_core.errors import PlanError
+from profiling_core.errors import PlanError, nearest
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import MODELS, PlannedModel, Runs
 from profiling_core.plan.regrid import SPEEDUPS
@@ -54,9 +54,11 @@ def load_preset(model: str, preset: str) -> CachePlan:
     """The shipped plan of that name; PlanError lists what there is."""
     names = available(model)
     if preset not in names:
+        near = nearest(preset, names)
+        meant = "" if near is None else f" (did you mean {near}?)"
         raise PlanError(
             f"no preset {preset!r} for {model}: there are {', '.join(names) or 'none'}; "
-            "or give the path of a plan file"
+            f"or give the path of a plan file{meant}"
         )
     return CachePlan.load(plans_folder() / f"{model}.{preset}.json")
 

@@ -1,1 +1,1 @@
-"""What full runs said: profiles as data. No torch."""
+"""Profiles: what full runs measured, as data. No torch."""

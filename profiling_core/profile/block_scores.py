@@ -1,8 +1,8 @@
-"""How much each block attends to the foreground, and where F and B part (equations 6 and 7).
+"""How much each block attends to the foreground, and the split into F and B (equations 6 and 7).
 
 One threshold serves all the block lists that are looked at together, as equation 7 has one tau. By
-default these are the lists that the model's `paper` preset reuses: of HunyuanVideo the single
-blocks alone, which is what the paper analyses and caches; of a model without preset all lists.
+default these are the lists that the model's `paper` preset reuses (for HunyuanVideo the single
+blocks alone, which the paper analyses and caches), or all lists of a model without preset.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Blocks = dict[str, tuple[int, ...]]  # block list -> ascending block numbers
 
 
 @dataclass(frozen=True)
-class Parted:
-    """Equation 7: the blocks of some lists on both sides of tau."""
+class BlockSplit:
+    """Equation 7: the blocks of some lists below and above tau."""
 
     score: str
     tau: float
-    found_by: str  # how tau was found, in words
+    found_by: str  # "Otsu", "given" or the share
     foreground: Blocks  # score >= tau
     background: Blocks
 
@@ -43,7 +43,7 @@ def block_scores(
 ) -> np.ndarray:
     """R_attn per block (equation 6), mean over runs, branches and attention steps; (B,) float64.
 
-    Of one block list, or of all in the order of axis B. "lift" divides by the mean chance level.
+    For one block list, or for all in the order of axis B. "lift" divides by the mean chance level.
     Steps with an empty mask are left out. ProfileError without attention, without any foreground,
     for an unknown list or score.
     """
@@ -64,7 +64,7 @@ def attention(profile: Profile, name: str = "attention_share") -> np.ndarray:
     if not profile.recorded.attention_steps or not profile.has_attention:
         raise ProfileError(
             "the profile holds no attention: record one with attention_every > 0 "
-            "(`python -m profiling_core profile FILE --attention_every 5` prepares it)"
+            "(`profiling-dit profile FILE --attention-every 5` prepares it)"
         )
     return profile.arrays[name].astype(np.float64)
 
@@ -88,16 +88,17 @@ def check_lists(profile: Profile, lists: Sequence[str]) -> None:
         raise ProfileError(f"block lists {list(lists)}: name one or more of {', '.join(known)}")
 
 
-def part_blocks(
+def split_blocks(
     profile: Profile,
     *,
     tau: float | None = None,
     share: float | None = None,
     lists: Sequence[str] | None = None,
     score: str = "share",
-) -> Parted:
-    """Equation 7 with a given tau, with the tau that makes `share` of the blocks background, or
-    with Otsu's; ProfileError when one side comes out empty.
+) -> BlockSplit:
+    """Equation 7 with a given tau, the tau that makes `share` of the blocks background, or Otsu's.
+
+    ProfileError when one side is empty.
     """
     lists = default_lists(profile) if lists is None else tuple(lists)
     check_lists(profile, lists)
@@ -107,27 +108,17 @@ def part_blocks(
             block = int(np.argmin(np.isfinite(scores)))
             raise ProfileError(f"{name} {block} has no {SCORES[score]}: no token of it ranks high")
     tau, found_by = _tau(np.concatenate(list(per_list.values())), tau, share, SCORES[score])
-    return Parted(
+    return BlockSplit(
         score=score,
         tau=tau,
         found_by=found_by,
-        foreground={name: foreground_blocks(profile, name, tau, score) for name in lists},
-        background={name: background_blocks(profile, name, tau, score) for name in lists},
+        foreground={name: _numbers(scores >= tau) for name, scores in per_list.items()},
+        background={name: _numbers(scores < tau) for name, scores in per_list.items()},
     )
 
 
-def background_blocks(
-    profile: Profile, list_name: str, tau: float, score: str = "share"
-) -> tuple[int, ...]:
-    """B of equation 7: the list's blocks with a score below tau, ascending; may be empty."""
-    return tuple(np.flatnonzero(block_scores(profile, list_name, score) < tau).tolist())
-
-
-def foreground_blocks(
-    profile: Profile, list_name: str, tau: float, score: str = "share"
-) -> tuple[int, ...]:
-    """F of equation 7: the list's blocks with a score of tau or more, ascending; may be empty."""
-    return tuple(np.flatnonzero(block_scores(profile, list_name, score) >= tau).tolist())
+def _numbers(chosen: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(chosen).tolist())
 
 
 def otsu_threshold(values: np.ndarray) -> float:
@@ -139,7 +130,7 @@ def otsu_threshold(values: np.ndarray) -> float:
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     if ordered.size < 2 or ordered[0] == ordered[-1]:
         raise ProfileError(
-            f"{ordered.size} blocks of one and the same score cannot be parted: "
+            f"{ordered.size} blocks of one and the same score cannot be split: "
             "record with another mask or other prompts"
         )
     below = np.arange(1, ordered.size)  # values below each split
@@ -156,7 +147,7 @@ def _mean(profile: Profile, name: str) -> np.ndarray:
     counts = seen.sum(axis=(0, 1, 2))
     if not counts.all():
         raise ProfileError(
-            "no foreground in any mask of the profile, so R_attn says nothing: record with another "
+            "no foreground in any mask of the profile, so R_attn is undefined: record with another "
             f"mask than {profile.settings.mask!r} or other prompts"
         )
     return np.where(seen, values, 0.0).sum(axis=(0, 1, 2)) / counts
@@ -195,7 +186,7 @@ def _tau_of_share(scores: np.ndarray, share: float) -> float:
         )
     if ordered[below - 1] == ordered[below]:
         raise ProfileError(
-            f"share {share:g} parts blocks of the same score {ordered[below]:.4g}: "
+            f"share {share:g} splits blocks of the same score {ordered[below]:.4g}: "
             "give another share, or tau"
         )
     return _halfway(ordered, below)

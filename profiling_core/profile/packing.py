@@ -2,8 +2,8 @@
 
 gram: the lower triangle of every run, fp64 (R, V (V + 1) / 2).
 delta_gram.LIST: the squared norms, fp32, and one minus the cosine of every pair below the diagonal,
-fp16. A drift of a few percent is a cosine near 1, which fp16 could not tell from 1; its distance
-from 1 keeps three digits. Packing what was unpacked gives the same bits again.
+fp16. A drift of a few percent is a cosine near 1, which fp16 would round to 1; its distance from 1
+keeps three digits. Packing what was unpacked gives the same bits again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Profile: what full runs of one model on one grid of noise levels recorded. No torch.
+"""Profile: the measurements of full runs of one model on one grid of noise levels.
 
 A profile is one safetensors file: arrays, and in its header the key "profile" with JSON. It starts
-as settings alone (`python -m profiling_core profile`) or with the first run; every further run of
-the same model, grid and clip size adds a row to every array. The products, symmetric and many, lie
-packed in the file (profile_packing).
+as settings alone (`profiling-dit profile`) or with the first run; every further run of
+the same model, grid and clip size adds a row to every array. The products, symmetric and many, are
+packed in the file (packing.py).
 
 Axes of the arrays: R runs, C branches, S steps, A attention steps, B blocks (the block lists of the
 fingerprint one after the other), G = (f, h, w) tokens of the clip, V = C S + S + 1 vectors.
@@ -14,7 +14,7 @@ attention_chance (R, C, A, B)     what R_attn would be if high tokens lay anywhe
 attention_maps   (R, M, B, *g)    attention that tokens receive over its mean, first branch, M of
                                   the A steps, pooled to at most MAP_GRID (fp16)
 mask             (R, *G)          share of the attention steps at which a token is foreground (fp16)
-l1, l1_relative, cosine  (R, C, S-1)  of consecutive predictions: mean |p_s - p_s-1|, that over
+l1, l1_relative, cosine  (R, C, S-1)  consecutive predictions: mean |p_s - p_s-1|, that over
                                   mean |p_s-1|, and the cosine of the two
 magnitude        (R, C, S-1)      MagCache's ratio: mean over tokens of |r_s| / |r_s-1|, where r is
                                   what all blocks together add to a token
@@ -33,9 +33,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,9 +42,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, field_serializer
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from profiling_core.errors import ProfileError
+from profiling_core.files import write_whole
 from profiling_core.plan.schema import Branch, Checked, ModelFingerprint, Sigma, first_mistake
 from profiling_core.profile.packing import packed, unpacked
 
@@ -90,7 +89,7 @@ class Settings(Checked):
 
 
 class Subject(Checked):
-    """The model and the sampling that all runs of a profile share."""
+    """Model and sampling of all runs of a profile."""
 
     model: ModelFingerprint
     steps: Annotated[int, Field(ge=2)]
@@ -105,12 +104,12 @@ class Subject(Checked):
 
     @field_serializer("model")
     def _as_in_format_1(self, model: ModelFingerprint) -> dict[str, Any]:
-        """With an empty key that plans had too: plans name profiles by the hash of this text."""
+        """With a key that is always empty: plans name profiles by the hash of this text."""
         return {**model.model_dump(mode="json"), "block_cost": {}}
 
     @property
     def plan_fields(self) -> dict[str, Any]:
-        """What a plan for this model and sampling says of them, as `CachePlan.build` takes it."""
+        """Model and sampling as arguments of `CachePlan.build`."""
         return {
             "model": self.model,
             "steps": self.steps,
@@ -121,8 +120,6 @@ class Subject(Checked):
 
 
 class Run(Checked):
-    """One recorded run."""
-
     prompt: str
     seed: int | None
     guidance: float | None
@@ -177,11 +174,11 @@ class Profile:
 
     @property
     def origin(self) -> str:
-        """What a plan's provenance says of its runs."""
+        """The profile in a plan's provenance."""
         return f"a profile of {len(self.runs)} runs"
 
     def sha256(self) -> str:
-        """Hash of settings, runs and arrays: what a plan's provenance names."""
+        """Hash of settings, runs and arrays; a plan's provenance holds it."""
         digest = hashlib.sha256(self._header().encode())
         for name, array in sorted(packed(self.arrays).items()):
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
@@ -209,7 +206,7 @@ class Profile:
         return replace(self, runs=self.runs + other.runs, arrays=arrays)
 
     def of_runs(self, runs: Sequence[int]) -> Profile:
-        """These runs alone, as numbers; products of block deltas stay the mean of all."""
+        """The runs with these numbers; products of block deltas stay the mean of all."""
         own = {
             name: array[list(runs)] if name in RUN_ARRAYS else array
             for name, array in self.arrays.items()
@@ -234,7 +231,7 @@ class Profile:
             )
 
     def last_run_line(self) -> str:
-        """What the newest run measured, in one line for a log."""
+        """The newest run's results in one line for a log."""
         run, parts = self.runs[-1], [f"recorded {self.recorded.steps} steps"]
         if self.has_attention:
             share = float(np.nanmean(self.arrays["attention_share"][-1]))
@@ -245,8 +242,6 @@ class Profile:
         change = self.arrays["l1_relative"][-1]
         parts.append(f"predictions change by {change.min():.1%} to {change.max():.1%} a step")
         return ", ".join(parts)
-
-    # -- file
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
@@ -264,13 +259,12 @@ class Profile:
             ) from None
         if text is None:
             raise ProfileError(f"profile {path}: a safetensors file, but not of a profile")
-        try:
-            header = _Header.model_validate_json(text)
-        except ValidationError as error:
-            raise ProfileError(f"profile {path}: {first_mistake(error)}") from None
         arrays.pop("empty", None)
         try:
+            header = _Header.model_validate_json(text)
             arrays = unpacked(arrays)
+        except ValidationError as error:
+            raise ProfileError(f"profile {path}: {first_mistake(error)}") from None
         except (KeyError, ValueError) as error:
             raise ProfileError(f"profile {path}: {error}: record it again") from None
         profile = cls(header.settings, header.subject, header.runs, arrays)
@@ -278,18 +272,9 @@ class Profile:
         return profile
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file atomically: a temporary file in the same folder, then a rename."""
-        path = Path(path)
         arrays = {n: np.ascontiguousarray(a) for n, a in packed(self.arrays).items()}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file(arrays or {"empty": np.zeros(1)}, temporary, {HEADER: self._header()})
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        content = save(arrays or {"empty": np.zeros(1)}, {HEADER: self._header()})
+        write_whole(Path(path), content)
 
     def _header(self) -> str:
         header = _Header(
@@ -334,8 +319,8 @@ class Profile:
 def add_runs(path: str | os.PathLike[str], recorded: Profile) -> Profile:
     """Add the runs of `recorded` to the file, or make it and its folder; returns the whole profile.
 
-    Two writers wait for each other, so that no run is lost. ProfileError when they do not fit; the
-    file is then as it was.
+    Writers wait for each other, so that no run is lost. ProfileError, with the file unchanged, when
+    the runs do not fit.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -347,10 +332,10 @@ def add_runs(path: str | os.PathLike[str], recorded: Profile) -> Profile:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time in this folder, on file systems that can lock; kills release it."""
+    """One writer at a time in this folder, on file systems that can lock."""
     try:
         import fcntl
-    except ImportError:  # not on this system: the rename alone has to do
+    except ImportError:  # not on this system, where the rename alone protects the file
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -361,21 +346,13 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _short(value: Any) -> str:
     text = value.name if isinstance(value, ModelFingerprint) else str(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def holds_profile(path: str | Path) -> bool:
-    """Does this file look like a profile, whatever its name?
-
-    A safetensors file begins with the length of its header in 8 bytes, the upper ones zero; a
+    """A safetensors file begins with the length of its header in 8 bytes, the upper ones zero; a
     plan is text and has no zero byte.
     """
     if not os.path.isfile(path):
@@ -385,29 +362,10 @@ def holds_profile(path: str | Path) -> bool:
 
 
 def load_profile(path: str | Path) -> Profile:
-    """Read a profile; ProfileError also says when the file is a text, as plans are."""
+    """Profile.load with an error of its own for text files such as plans."""
     if os.path.isfile(path) and not holds_profile(path):
         raise ProfileError(
             f"profile {path}: no safetensors file, a plan perhaps; expected what "
             "--delta_profile recorded"
         )
     return Profile.load(path)
-
-
-def dumps_json(value: Any) -> str:
-    """JSON without NaN (null stands for it), for reports and summaries."""
-    return json.dumps(_plain(value), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return value

@@ -1,14 +1,13 @@
-"""How much predictions change from step to step, and the intervals that follow. No torch.
+"""How much predictions change from step to step, and the intervals that follow.
 
 The curve of relative L1 between consecutive predictions, mean over runs and branches (figure 4's U
-of arXiv 2504.03140), gives what is not given of equation 15; its level is the median over the
-middle half of the steps:
+of arXiv 2504.03140), gives those settings of equation 15 that the user leaves open. The curve's
+level is its median over the middle half of the steps:
 
-s0    up to the last change before that half which exceeds twice the level: the steps
-      before and after it are computed (with reading "walk"); at least 1
+s0    up to the last change before that half which exceeds twice the level; at least 1
 Tmax  12 steps of 50, in proportion
-Tmin  Tmax x level / mean of the last tenth of the changes, rounded, 1 to Tmax: as often as the
-      predictions change faster at the end, as much shorter is the last interval
+Tmin  Tmax x level / mean of the last tenth of the changes, rounded, 1 to Tmax: the last interval
+      is as much shorter as the predictions change faster at the end
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ def shrinking_intervals(
     tmin: int | None = None,
     warmup: int | None = None,
 ) -> Intervals:
-    """Warm-up, Tmax and Tmin: as given, else from the L1 curve by this module's rules."""
     steps, curve = profile.recorded.steps, l1_curve(profile)
     given = {"warm-up": warmup, "Tmax": tmax, "Tmin": tmin}
     edge = curve.size // 4

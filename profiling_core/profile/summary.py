@@ -1,4 +1,4 @@
-"""What a profile says, as numbers and as lines for a terminal. No torch.
+"""The summary of a profile, as numbers and as lines for a terminal.
 
 Numbers: `ranking` (the blocks by R_attn), `stability` (over steps) and `agreement` (between runs,
 prompts and branches); scores and thresholds are in `block_scores`. Rank correlations are
@@ -7,24 +7,27 @@ Spearman's, over the blocks of `lists` (by default those of the paper's plan, se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
 from profiling_core.errors import ProfileError
 from profiling_core.plan.model_specs import consecutive
 from profiling_core.profile.block_scores import (
-    Parted,
+    BlockSplit,
     attention,
     block_scores,
     check_lists,
     default_lists,
-    part_blocks,
+    split_blocks,
 )
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.profile.step_change import l1_curve, shrinking_intervals
+
+Found = TypeVar("Found")
 
 NAN = float("nan")
 WIDEST_CURVE, CURVE_ROWS = 75, 6  # characters of the L1 picture
@@ -68,7 +71,7 @@ def ranking(profile: Profile) -> list[RankedBlock]:
     """All blocks of all lists, the largest R_attn first; ProfileError without attention."""
     scores, lift = block_scores(profile), block_scores(profile, score="lift")
     spread = _step_spread(profile)
-    side = _sides(_parted(profile))
+    side = _sides(_or_error(split_blocks, profile))
     rows = [
         RankedBlock(*block, float(scores[n]), float(lift[n]), float(spread[n]), side.get(block, ""))
         for n, block in enumerate(profile.blocks)
@@ -77,7 +80,6 @@ def ranking(profile: Profile) -> list[RankedBlock]:
 
 
 def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability:
-    """How steady the blocks' ranking is over the steps; ProfileError without attention."""
     shares = _shares_of(profile, lists)  # (R, C, A, B)
     matrices = [rank_correlations(steps) for branches in shares for steps in branches]
     matrix = _nanmean_first(np.stack(matrices))
@@ -88,7 +90,6 @@ def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability
 
 
 def agreement(profile: Profile, lists: Sequence[str] | None = None) -> Agreement:
-    """How alike runs, prompts and branches rank the blocks; ProfileError without attention."""
     shares = _shares_of(profile, lists)
     per_branch = np.stack([[_nanmean_first(a) for a in branches] for branches in shares])
     between = rank_correlations(np.stack([_nanmean_first(a) for a in per_branch]))  # (R, R)
@@ -114,11 +115,10 @@ def rank_correlations(rows: np.ndarray) -> np.ndarray:
 
 
 def summary_lines(profile: Profile) -> list[str]:
-    """What a person wants to see of a profile in a terminal."""
     if profile.subject is None:
         return ["a profile without runs yet", *settings_lines(profile.settings)]
     lines = [*_subject_lines(profile), *settings_lines(profile.settings), "", *_run_lines(profile)]
-    ranked = _ranked(profile)
+    ranked = _or_error(ranking, profile)
     if isinstance(ranked, ProfileError):
         lines += ["", *_block_lines(profile, []), "", f"no R_attn, so no F and B: {ranked}"]
     else:
@@ -128,7 +128,6 @@ def summary_lines(profile: Profile) -> list[str]:
 
 
 def settings_lines(settings: Settings) -> list[str]:
-    """What is recorded of every run."""
     high = f"the top {100 * settings.high_share:g} %" if settings.high_share is not None else ""
     if settings.high_threshold is not None:
         high = f"above {settings.high_threshold:g} x the mean"
@@ -179,7 +178,7 @@ def _run_lines(profile: Profile) -> list[str]:
 
 
 def _block_lines(profile: Profile, ranked: list[RankedBlock]) -> list[str]:
-    """A table of the blocks: as ranked, or in their order where there is no ranking."""
+    """A table of the blocks as ranked, else in their order."""
     drift = dict(zip(profile.blocks, _per_block(profile, "drift"), strict=True))
     seconds = _per_block(profile, "block_seconds")
     part = dict(zip(profile.blocks, 100 * seconds / seconds.sum(), strict=True))
@@ -200,13 +199,13 @@ def _block_lines(profile: Profile, ranked: list[RankedBlock]) -> list[str]:
 
 
 def _side_lines(profile: Profile) -> list[str]:
-    parted = _parted(profile)
-    if isinstance(parted, ProfileError):
-        return [f"no F and B: {parted}"]
-    lines = [f"tau {parted.tau:.4f} ({parted.found_by}), equation 7:"]
-    for name in parted.lists:
+    split = _or_error(split_blocks, profile)
+    if isinstance(split, ProfileError):
+        return [f"no F and B: {split}"]
+    lines = [f"tau {split.tau:.4f} ({split.found_by}), equation 7:"]
+    for name in split.lists:
         for side in ("foreground", "background"):
-            blocks = getattr(parted, side)[name]
+            blocks = getattr(split, side)[name]
             runs = " ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in consecutive(blocks))
             lines.append(f"  {side} {name} ({len(blocks)}): {runs or 'none'}")
     return lines
@@ -254,26 +253,18 @@ def _sensitivity_lines(profile: Profile) -> list[str]:
     return [f"error of the final latent over that injected before a step (geometric mean): {pairs}"]
 
 
-def _ranked(profile: Profile) -> list[RankedBlock] | ProfileError:
-    """The ranking, or why there is none: no attention, or no foreground in any mask."""
+def _or_error(measure: Callable[[Profile], Found], profile: Profile) -> Found | ProfileError:
+    """The ranking or the split, or the error: no attention, no foreground, equal scores."""
     try:
-        return ranking(profile)
+        return measure(profile)
     except ProfileError as error:
         return error
 
 
-def _parted(profile: Profile) -> Parted | ProfileError:
-    """F and B by the default tau, or why there are none."""
-    try:
-        return part_blocks(profile)
-    except ProfileError as error:
-        return error
-
-
-def _sides(parted: Parted | ProfileError) -> dict[tuple[str, int], str]:
-    if isinstance(parted, ProfileError):
+def _sides(split: BlockSplit | ProfileError) -> dict[tuple[str, int], str]:
+    if isinstance(split, ProfileError):
         return {}
-    mark = {"F": parted.foreground, "B": parted.background}
+    mark = {"F": split.foreground, "B": split.background}
     return {(name, b): side for side, at in mark.items() for name in at for b in at[name]}
 
 
@@ -295,7 +286,7 @@ def _per_block(profile: Profile, name: str) -> np.ndarray:
 
 
 def _nanmean_first(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where nothing is, without a warning."""
+    """Mean over the first axis without NaN; NaN, without a warning, where all are."""
     seen = np.isfinite(values)
     counts = seen.sum(axis=0)
     sums = np.where(seen, values, 0.0).sum(axis=0)

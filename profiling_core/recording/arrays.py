@@ -1,10 +1,9 @@
-"""The arrays of a profile, computed from what one run left in memory."""
+"""The arrays of a profile, computed from the raw data of one run."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from profiling_core import __version__
 from profiling_core.profile.profile import (
     FLOAT16,
     FLOAT64,
@@ -42,7 +42,7 @@ def profile_of(
     """A profile of one run.
 
     facts: prompt, seed and guidance; video: (3, F, H, W), for motion masks; number: of the run in
-    its file, for masks from files; group: ranks whose parts are added up.
+    its file, for masks from files; group: ranks whose data are added up.
     """
     subject = recording.subject
     if group is not None:
@@ -62,7 +62,7 @@ def profile_of(
         torch=torch.__version__,
         seconds=recording.seconds,
         model_seconds=float(np.mean(seconds)) if seconds else None,
-        made_by=f"profiling-dit {version('profiling-dit')}",
+        made_by=f"profiling-dit {__version__}",
     )
     typed = {name: _typed(name, array) for name, array in arrays.items()}
     return Profile(settings, subject, (run,), typed)
@@ -126,24 +126,16 @@ def foreground_masks(
     video: Tensor | None,
     number: int,
 ) -> dict[int, Tensor]:
-    """A mask (f, h, w) for every attention step; one for all where it does not depend on it."""
+    """A mask (f, h, w) for every attention step; only pca and sam2 masks differ between steps."""
     subject = recording.subject
-    per_step = settings.mask in ("pca", "sam2")
-    masks: dict[int, Tensor] = {}
-    for step in subject.attention_steps:
-        masks[step] = (
-            foreground_mask(
-                settings.mask,
-                signal=recording.signal(step, guidance) if per_step else None,
-                video=video,
-                path=settings.mask_source,
-                run=number,
-                grid=subject.grid,
-            )
-            if per_step or not masks
-            else next(iter(masks.values()))
-        )
-    return masks
+
+    def mask(signal: Tensor | None) -> Tensor:
+        place = {"path": settings.mask_source, "run": number, "grid": subject.grid}
+        return foreground_mask(settings.mask, signal=signal, video=video, **place)
+
+    if settings.mask in ("pca", "sam2"):
+        return {s: mask(recording.signal(s, guidance)) for s in subject.attention_steps}
+    return dict.fromkeys(subject.attention_steps, mask(None))
 
 
 def attention_arrays(recording: Recording, settings: Settings, masks: dict[int, Tensor]) -> Arrays:
@@ -192,7 +184,7 @@ def _drift(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _diagonal(gram: np.ndarray, steps: int) -> Iterator[np.ndarray]:
-    """Every block's own (S, S) part."""
+    """Every block's own (S, S) products."""
     for first in range(0, len(gram), steps):
         yield gram[first : first + steps, first : first + steps]
 
@@ -214,14 +206,12 @@ def _map(received: Tensor, subject: Subject) -> np.ndarray:
 
 def _attention_facts(recording: Recording, mask: np.ndarray) -> dict[str, Any]:
     received = list(recording.received.values())
-    errors = [part.relative_error() for part in received]
-    if errors[0] is None:
-        return {"foreground": float(mask.mean())}
-    return {
-        "foreground": float(mask.mean()),
-        "attention_error": float(np.mean(errors)),
-        "attention_rows": round(float(np.mean([part.sampled for part in received]))),
-    }
+    errors = [one.relative_error() for one in received]
+    facts: dict[str, Any] = {"foreground": float(mask.mean())}
+    if errors[0] is not None:
+        facts["attention_error"] = float(np.mean(errors))
+        facts["attention_rows"] = round(float(np.mean([one.sampled for one in received])))
+    return facts
 
 
 def _rows(values: list[Any]) -> np.ndarray:

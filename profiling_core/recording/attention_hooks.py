@@ -1,9 +1,9 @@
 """Access to the queries and keys of every block's self-attention, from outside the model.
 
-Our trees, upstream's and diffusers' transformers all call one plain function of their module with
-queries, keys and values (B, L, heads, head_dim) first. While a tap is open that function is
-replaced by one that calls it and then shows its arguments; within a block the first call is the
-self-attention (cross-attention to text follows it).
+Our trees, the official repositories and diffusers' transformers all call one plain function of
+their module with queries, keys and values (B, L, heads, head_dim) first. Inside `tapped` that
+function is replaced by one that calls it and then passes its arguments on. Within a block the first
+call is the self-attention (cross-attention to text follows it).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Call:
 
     @property
     def flops(self) -> float:
-        """Of the two matrix products."""
+        """FLOPs of the two matrix products."""
         batch, queries, heads, width = self.q.shape
         return 4.0 * batch * heads * queries * self.k.shape[1] * width
 
@@ -57,16 +57,16 @@ def functions_of(blocks: Iterable[nn.Module]) -> list[tuple[ModuleType, str]]:
 
 @contextmanager
 def tapped(blocks: Iterable[nn.Module], see: Callable[[Call], None]) -> Iterator[None]:
-    """While open, `see` gets every call of an attention function that the blocks make.
+    """Pass every call of an attention function by the blocks to `see`.
 
-    ProfileError when the blocks' code knows none of FUNCTIONS.
+    ProfileError when the blocks' code has none of FUNCTIONS.
     """
     functions = functions_of(blocks)
     if not functions:
         raise ProfileError(
             f"no access to queries and keys: the code of the blocks calls none of "
             f"{', '.join(FUNCTIONS)}; take an attention backend that does, or a profile prepared "
-            "with --attention_every 0"
+            "with --attention-every 0"
         )
     originals = [getattr(module, name) for module, name in functions]
     try:

@@ -1,8 +1,8 @@
-"""How much attention every token of the clip receives (eq. 5), and where it lies (eq. 6).
+"""Attention that every token of the clip receives (eq. 5), and the foreground's share (eq. 6).
 
-Equation 5 averages A_ij over j without saying whether i is the query or the key. A softmax makes
-every query give attention 1 in total, so the attention *given* is 1/N for every token whatever the
-model does; only the attention *received*, a column mean of A, can tell tokens apart. We use that.
+Equation 5 averages A_ij over j and leaves open whether i is the query or the key. In a softmax
+every query gives attention 1 in total, so the attention *given* is 1/N for every token of any
+model. Only the attention *received*, a column mean of A, differs between tokens: it is used here.
 
 No N x N matrix is ever held: a chunk of query rows of one head meets all its keys, each row is
 divided by the sum of its exponentials, and the columns are added up.
@@ -40,7 +40,7 @@ class Received:
         if self.total.shape != other.total.shape:
             raise ProfileError(
                 f"attention on {len(self.total)} and on {len(other.total)} tokens cannot be added: "
-                "both parts must count the same tokens"
+                "both must count the same tokens"
             )
         known = [part.variance for part in (self, other) if part.variance is not None]
         return Received(
@@ -63,7 +63,7 @@ class Received:
 
 
 def row_bytes(keys: int, head_dim: int) -> int:
-    """Bytes that one query row of a chunk takes: its scores, its query twice, its divisors."""
+    """Bytes of one query row of a chunk: its scores, its query twice, its divisors."""
     return 4 * (keys + 2 * head_dim + 4)
 
 
@@ -80,14 +80,14 @@ def attention_received(
     """Attention that the first `tokens` keys receive from the first `tokens` queries (eq. 5).
 
     q, k: (B, L, H, D), any dtype, computed in fp32 with the scale D**-0.5; the softmax runs over
-    all valid keys. `tokens`: None for all. `key_lens`: valid tokens per sample; what lies behind
-    is hidden and does not ask. `queries`: rows drawn per sample and head without replacement by
+    all valid keys. `tokens`: None for all. `key_lens`: valid tokens per sample; later ones are
+    neither keys nor queries. `queries`: rows drawn per sample and head without replacement by
     `generator`; None, or at least as many as there are, computes all. ProfileError for sizes that
     do not fit.
     """
     tokens, lengths = _checked(q, k, tokens, key_lens, queries)
     whole = Received(torch.zeros(tokens, device=q.device), 0, 0)
-    with torch.autocast(q.device.type, enabled=False):  # the caller's bf16 is not for us
+    with torch.autocast(q.device.type, enabled=False):  # not in the caller's bf16
         for sample, length in enumerate(lengths):
             for head in range(q.shape[2]):
                 asking = q[sample, : min(tokens, length), head]
@@ -129,7 +129,7 @@ def _of_head(
     generator: torch.Generator | None,
     chunk_bytes: int,
 ) -> Received:
-    """What the queries (rows, D) of one head give to the first `tokens` of its keys (keys, D)."""
+    """Attention from the queries (rows, D) of one head to the first `tokens` of its keys."""
     rows = len(q)
     sampled = queries is not None and queries < rows
     if sampled:
@@ -182,7 +182,7 @@ def _score_chunks(q: Tensor, k: Tensor, chunk_bytes: int) -> Iterator[Tensor]:
 def high_attention(
     received: Tensor, share: float | None = 0.2, threshold: float | None = None
 ) -> Tensor:
-    """High-attention tokens: bool like `received`. Give exactly one of the two rules.
+    """High-attention tokens by exactly one of two rules: bool like `received`.
 
     `share`: tokens strictly above the (1 - share) quantile of the clip. Ties at the quantile are
     left out, so never more than the share are high, and none of a constant map. `threshold`:

@@ -1,6 +1,6 @@
-"""What every block adds to its tokens, seen by hooks: deltas on sampled tokens, norms, times.
+"""Hooks that measure every block: deltas on sampled tokens, norms, times.
 
-A block's delta is output minus input of its first updated tensor (of HunyuanVideo the image, or
+A block's delta is output minus input of its first updated tensor (for HunyuanVideo the image, or
 the joint stream that begins with it). Whole deltas of all blocks and steps are hundreds of
 gigabytes, so they are kept on a fixed random subset of image tokens, projected to WIDTH numbers a
 token where the model is wider (random signs, which keep inner products in expectation).
@@ -22,7 +22,7 @@ NORM_TOKENS = 1024  # most tokens whose norms the magnitude ratio is the mean of
 
 
 def sampled_tokens(tokens: int, count: int, seed: int = 0) -> Tensor:
-    """`count` of `tokens` token numbers, ascending; always the same ones."""
+    """`count` of `tokens` token numbers, ascending, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(tokens, generator=generator)[:count].sort().values
 
@@ -48,9 +48,7 @@ class Timer:
         self._stop = self._now()
 
     def seconds(self) -> float:
-        """ValueError before `stop`; on a GPU the device has to have passed it."""
-        if self._stop is None:
-            raise ValueError("the timer still runs")
+        """On a GPU the device has to have passed `stop`."""
         if self._events:
             return self._start.elapsed_time(self._stop) / 1000
         return self._stop - self._start
@@ -67,7 +65,7 @@ class BlockTap:
     """Hooks on the blocks of one model call after another.
 
     blocks: all lists in order; tokens: image tokens of this process. `sketches`, `norms` and
-    `timers` hold what the last call left; `inside` is the number of the block that runs now.
+    `timers` are the last call's; `inside` is the number of the block that runs now.
     """
 
     def __init__(self, blocks: list[nn.Module], tokens: int, count: int) -> None:
@@ -89,14 +87,12 @@ class BlockTap:
         self._before: Tensor | None = None
 
     def open(self) -> None:
-        """Put the hooks on."""
         for number, block in enumerate(self.blocks):
             before = block.register_forward_pre_hook(self._enter(number), with_kwargs=True)
             after = block.register_forward_hook(self._leave(number))
             self._handles += [before, after]
 
     def close(self) -> None:
-        """Take the hooks off."""
         while self._handles:
             self._handles.pop().remove()
         self.inside = None
@@ -132,7 +128,6 @@ class BlockTap:
         return hook
 
     def _prepare(self, x: Tensor) -> None:
-        """Bring indices and projection to the device, once."""
         if self._ready == x.device:
             return
         self._ready = x.device

@@ -1,8 +1,8 @@
-"""Foreground masks on the token grid: from a model's prediction, from the clip, or the user's own.
+"""Foreground masks on the token grid: from a model's prediction, from the clip, or from a file.
 
 pca     directions of the prediction's first three principal components, see pca_mask.py
-sam2    SAM 2 on the three components as RGB (the paper's figure 2); see sam2.py
-motion  what differs from the clip's median in time
+sam2    SAM 2 on the three components as RGB (the paper's figure 2), see sam2_mask.py
+motion  tokens that differ from the clip's median in time
 file    masks on disk
 
 Axes: C channels, F frames, H rows and W columns of a clip or latent; f, h, w those of the tokens.
@@ -20,7 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from profiling_core.errors import ProfileError
-from profiling_core.recording.pca_mask import Grid, otsu, pca_mask, principal_components, to_rgb
+from profiling_core.recording.pca_mask import (
+    TokenGrid,
+    otsu,
+    pca_mask,
+    principal_components,
+    to_rgb,
+)
 from profiling_core.recording.sam2_mask import sam2_mask
 
 Needed = TypeVar("Needed")
@@ -32,7 +38,7 @@ HALF = 0.5 - 1e-6  # means of fractions miss a half by rounding
 def foreground_mask(
     kind: str,
     *,
-    grid: Grid,
+    grid: TokenGrid,
     signal: Tensor | None = None,
     video: Tensor | None = None,
     path: str | Path | None = None,
@@ -64,10 +70,7 @@ def _given(value: Needed | None, kind: str, what: str) -> Needed:
     return value
 
 
-# -- the moving part of a clip
-
-
-def motion_mask(video: Tensor, grid: Grid) -> Tensor:
+def motion_mask(video: Tensor, grid: TokenGrid) -> Tensor:
     """Tokens (f, h, w) where a clip (3, F, H, W), in any range, changes most.
 
     Mean absolute difference from the median over all frames, which shows the background wherever
@@ -99,18 +102,15 @@ def _change(band: Tensor, columns: int) -> Tensor:
 
 
 def _frames_of_tokens(values: Tensor, frames: int) -> Tensor:
-    """Means (f, h, w) over the frames of every token of (F, h, w): one, then four each; or even."""
+    """Means (f, h, w) over each token's frames of (F, h, w): one, then four each; or even."""
     if len(values) != FRAMES_PER_LATENT * (frames - 1) + 1:
         return F.adaptive_avg_pool3d(values[None, None], (frames, *values.shape[1:]))[0, 0]
     later = values[1:].unflatten(0, (frames - 1, FRAMES_PER_LATENT)).mean(dim=1)
     return torch.cat([values[:1], later])
 
 
-# -- masks on disk
-
-
-def file_mask(path: str | Path, run: int, grid: Grid) -> Tensor:
-    """A user's mask as tokens (f, h, w): foreground where at least half of the token's area is.
+def file_mask(path: str | Path, run: int, grid: TokenGrid) -> Tensor:
+    """A mask from disk as tokens (f, h, w), foreground where half of the token's area or more is.
 
     A .npy file (F, H, W) or (runs, F, H, W) of bool, 0..1 or 0..255, or a folder of PNG frames in
     the order of their names. F is that of the tokens or of the clip, 4 (f - 1) + 1; H and W are
@@ -171,7 +171,7 @@ def _read_png(folder: Path) -> np.ndarray:
 
 
 def _inside(found: np.ndarray, path: Path) -> np.ndarray:
-    """Bool: what is at least half of the value that means all, 1 or (where any is larger) 255."""
+    """Bool: at least half of the full value, which is 1 or (where any value is larger) 255."""
     if found.dtype.kind not in "buif":
         raise ProfileError(f"masks {path}: dtype {found.dtype}, expected bool, integers or floats")
     low, high = float(found.min()), float(found.max())

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from profiling_core.errors import ProfileError
 
-Grid = tuple[int, int, int]
+TokenGrid = tuple[int, int, int]
 
-SMALLEST_SIDE = 0.005  # of the tokens: outliers alone are no foreground
+SMALLEST_SIDE = 0.005  # of the tokens: outliers are no foreground
 NO_COMPONENT = 1e-5  # of the first component's deviation
+BINS = 256  # of the histogram that Otsu's threshold is taken from
 CLIPPED_PERCENT = 1.0  # at each end of a colour channel
 
 
@@ -43,26 +44,26 @@ def to_rgb(components: Tensor) -> Tensor:
     return torch.stack(channels, dim=-1).to(components.device)
 
 
-def pca_mask(signal: Tensor, grid: Grid) -> Tensor:
+def pca_mask(signal: Tensor, grid: TokenGrid) -> Tensor:
     """Foreground tokens (f, h, w) of a signal (C, F, H, W): where `saliency` is positive."""
     return saliency(signal, grid) > 0
 
 
-def saliency(signal: Tensor, grid: Grid) -> Tensor:
+def saliency(signal: Tensor, grid: TokenGrid) -> Tensor:
     """How far a token is on the foreground's side of the best split: (f, h, w) fp32, 0 between.
 
     The signal is averaged over every token's patch. Its principal axes are taken after smoothing
     over neighbours (1 2 1 along frames, rows and columns), since a predicted velocity holds white
-    noise; the tokens themselves stay sharp, since a subject may be a few tokens wide. Neither the
-    first component nor any other need be the one that separates the subject: of the first three,
-    scaled to unit variance, every sum and difference is split by Otsu's threshold. Of both sides
-    of all splits the one wins whose `looseness`, times the share of variance that the split leaves
-    within the sides, is smallest. All zero when no side holds 0.5 % of the tokens.
+    noise; the tokens themselves stay sharp, since a subject may be a few tokens wide. No single
+    component need separate the subject: every sum and difference of the first three, scaled to unit
+    variance, is split by Otsu's threshold. The foreground is the side with the smallest product of
+    `looseness` and the share of variance that the split leaves within the sides. All zero when no
+    side holds 0.5 % of the tokens.
     """
     tokens = _pool(signal, grid)
     shown = _project(tokens, _loadings(_smooth(tokens), min(3, len(tokens)))).cpu()
     scale = shown.flatten(1).std(dim=1, correction=0)
-    scale[scale <= NO_COMPONENT * scale.max()] = float("inf")  # rounding alone: silent
+    scale[scale <= NO_COMPONENT * scale.max()] = float("inf")  # rounding alone: ignored
     shown /= scale[:, None, None, None]
     best, smallest = torch.zeros(grid, dtype=torch.float64), float("inf")
     for weights in product((-1.0, 0.0, 1.0), repeat=len(shown)):
@@ -91,10 +92,22 @@ def looseness(side: Tensor) -> float:
 
 
 def otsu(values: Tensor) -> float:
-    """Otsu's threshold; of constant values their own, so that nothing lies above it."""
-    from skimage.filters import threshold_otsu
+    """Otsu's threshold; of constant values their own, so that nothing lies above it.
 
-    return float(threshold_otsu(values.detach().cpu().flatten().numpy()))
+    The centre of one of BINS equal bins: the one whose values are the last below the split with
+    the largest variance between both sides. scikit-image's threshold_otsu to the bit.
+    """
+    array = values.detach().cpu().flatten().numpy()
+    if (array == array[0]).all():
+        return float(array[0])
+    counts, edges = np.histogram(array, BINS)
+    counts, centres = counts.astype(np.float32), (edges[:-1] + edges[1:]) / 2
+    below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
+    sums = counts * centres
+    mean_below = np.cumsum(sums) / below
+    mean_above = np.cumsum(sums[::-1])[::-1] / above
+    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
+    return float(centres[np.argmax(between)])
 
 
 def _left_within(side: Tensor) -> float:
@@ -153,7 +166,7 @@ def _smooth(tokens: Tensor) -> Tensor:
     return tokens
 
 
-def _pool(signal: Tensor, grid: Grid) -> Tensor:
+def _pool(signal: Tensor, grid: TokenGrid) -> Tensor:
     """Means over the patch of every token: (C, f, h, w) fp32."""
     if signal.ndim != 4 or any(n % g for n, g in zip(signal.shape[1:], grid, strict=True)):
         raise ProfileError(

@@ -1,8 +1,8 @@
-"""PerturbedRun: a recorded run once more, with a small error before one step, to see what it does.
+"""PerturbedRun: a recorded run once more with a small error before one step.
 
-Up to that step the model is not run: its recorded predictions are returned, so that the solver,
-with all its history, comes to the same latent. The prediction before the step gets EPSILON of its
-change to the next one added, the kind of error that reuse makes; from there on the model runs.
+Up to that step the model does not run: its recorded predictions are returned, so that the solver,
+with all its history, comes to the same latent. EPSILON of the change to the next prediction is
+added to the one before the step, the kind of error that reuse makes; from there on the model runs.
 Sensitivity is the distance of the final latents over that of the latents at the step: how much of
 an error in the middle is left at the end.
 """
@@ -63,15 +63,15 @@ class PerturbedRun(FullRun):
         self.count_call()
         return run(*args, **kwargs)
 
-    def effect(self, latent: Tensor, disturbed: Tensor) -> float:
-        """Distance of the final latents over the injected one."""
+    def effect(self, latent: Tensor, perturbed: Tensor) -> float:
+        """Sensitivity: distance of the final latents over the injected one."""
         if not self.injected:
             raise ProfileError(
                 f"the error before step {self.step} left the latent as it was: the predictions of "
                 "these steps do not differ, or the loop does not use what the model returns"
             )
-        copies = self.recording.copies  # the recorded latents hold the clip that often
-        distance = float((latent.float() - disturbed.float()).norm())
+        copies = self.recording.copies  # of the clip in the recorded latents
+        distance = float((latent.float() - perturbed.float()).norm())
         return distance * copies**0.5 / self.injected
 
     def _recorded(self, step: int, branch: Branch) -> Any:

@@ -1,4 +1,4 @@
-"""Recorder: follows one full run of a model from outside and turns it into a profile.
+"""Recorder: hooks on one full run of a model turn it into a profile.
 
     recorder = Recorder("my.profile", model=fingerprint, steps=50, sigmas=sigmas, ...)
     with recorder.attached(model):
@@ -7,13 +7,13 @@
             ...model(...)...
     profile = recorder.finish(latent, prompt=prompt, seed=seed)
 
-It is attached and told the position like a DeltaCache, and changes nothing: hooks on the model and
-its blocks, and the attention function of their code shown to it (attention_tap). What it keeps lies
-on the host: every prediction and latent once, a sketch of every block's delta, on attention steps
-one number per token and block.
+It attaches and takes the position like a DeltaCache, and changes nothing: it has hooks on the model
+and its blocks, and watches the attention function of their code (attention_hooks). It keeps on the
+host every prediction and latent once, a sketch of every block's delta, and on attention steps one
+number per token and block.
 
 Under sequence parallelism every rank of `group` records its own tokens or heads, and `finish` adds
-the parts up; latents and predictions of the model's call are whole on every rank.
+them up; latents and predictions of the model's call are whole on every rank.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from profiling_core.recording.block_hooks import BlockTap, Timer
 from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.run_data import Recording
 
-EXACT_TOKENS = 8192  # of more tokens a sample of the queries is taken
+EXACT_TOKENS = 8192  # above it queries are sampled
 SAMPLED_QUERIES = 1024  # per head
 
 
 class Recorder(FullRun):
     """Records one run on a grid of noise levels, whose sizes it finds in the first model call.
 
-    path: the profile that the run will be added to; it is checked here, and its settings hold.
-    settings: those of a new profile. lists: attribute paths of block lists, where they differ from
-    the fingerprint's names. group: processes that share the clip's tokens or heads. ProfileError
-    when the existing profile does not fit. `sampling` is what the subject will say but the sizes.
+    path: the profile that the run will be added to; it is checked here, and its settings apply.
+    settings: of a new profile. lists: attribute paths of block lists, where they differ from the
+    fingerprint's names. group: processes that share the clip's tokens or heads. ProfileError when
+    the existing profile does not fit. `sampling` holds the fields of the subject but the sizes.
     """
 
     def __init__(
@@ -143,8 +143,6 @@ class Recorder(FullRun):
             )
         self._position = (step, branch)
 
-    # -- the model's call
-
     def _before_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
         if self._position is None:
             raise ProfileError(
@@ -174,19 +172,17 @@ class Recorder(FullRun):
         self.recording.see_blocks(step, branch, self._tap)
         self._see_output(step, branch, output)
         if not self._measures:
-            seconds = [timer.seconds() for timer in self._tap.timers]
-            self.recording.see_seconds(self._timer.seconds(), seconds)
+            self.recording.block_seconds.append([timer.seconds() for timer in self._tap.timers])
+            self.recording.model_seconds.append(self._timer.seconds())
         self._calls += 1
         self.count_call()
         self.recording.seconds = time.perf_counter() - self._since
 
     def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
-        """The latents that the model is given."""
         if branch == self.branches[0]:
             self.recording.see_latent(step, latents)
 
     def _see_output(self, step: int, branch: Branch, output: Any) -> None:
-        """What the model returns."""
         tensors = (tensor.detach().clone() for tensor in tensors_of(output))
         prediction = keep(output, tensors, "stream", "host")
         self.recording.see_prediction(step, branch, prediction)
@@ -194,7 +190,7 @@ class Recorder(FullRun):
     def _sizes(
         self, latents: list[Tensor], kwargs: dict[str, Any]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the latent, (C, F, H, W), and of the tokens along F, H and W."""
+        """The latent's (C, F, H, W) and the numbers of tokens along F, H and W."""
         shape = tuple(latents[0].shape[-4:])
         pairs = zip(shape[1:], self._patch, strict=True)
         return shape, tuple(size // patch for size, patch in pairs)
@@ -211,11 +207,9 @@ class Recorder(FullRun):
         self._tap.open()
         self.recording = Recording(subject, device)
 
-    # -- attention
-
     def _see_attention(self, call: Call) -> None:
         block = self._tap.inside
-        if block is None:  # the text's own refiner, say
+        if block is None:  # for example the text refiner
             return
         if self._calls == 0:
             self.recording.flops[block] += call.flops
@@ -239,18 +233,16 @@ class Recorder(FullRun):
         if self._measures and block not in self._seen:
             raise ProfileError(
                 f"block {block} ran without a call of its attention function (compiled or fused "
-                "attention): record without it, or prepare the profile with --attention_every 0"
+                "attention): record without it, or prepare the profile with --attention-every 0"
             )
         self._seen.discard(block)
 
     def _queries(self, tokens: int) -> int | None:
         """Queries that are sampled per head; None: all."""
-        asked = self.settings.attention_queries
-        if asked is None:
+        count = self.settings.attention_queries
+        if count is None:
             return None if tokens <= EXACT_TOKENS else SAMPLED_QUERIES
-        return asked if asked < tokens else None
-
-    # -- the result
+        return count if count < tokens else None
 
     def finish(
         self,
@@ -282,19 +274,15 @@ class Recorder(FullRun):
             self._known = add_runs(self.path, profile)
         return profile
 
-    # -- sensitivity
-
     def measure_sensitivity(self, latent: Tensor, sample: Callable[[PerturbedRun], Tensor]) -> None:
-        """One disturbed run for every step that the settings name; nothing when they name none.
+        """One perturbed run for every sensitivity step of the settings.
 
-        latent: the recorded run's; sample(replay): the final latent of the same run, sampled once
-        more with `replay` attached and told the position.
+        latent: the recorded run's; sample(perturbed): the final latent of the same run, sampled
+        once more with `perturbed` attached.
         """
         for step in self.settings.sensitivity:
-            replay = PerturbedRun(self.recording, step)
-            self.recording.sensitivity[step] = replay.effect(latent, sample(replay))
-
-    # -- checks
+            perturbed = PerturbedRun(self.recording, step)
+            self.recording.sensitivity[step] = perturbed.effect(latent, sample(perturbed))
 
     def _clear(self) -> None:
         self.recording: Recording | None = None
@@ -302,7 +290,7 @@ class Recorder(FullRun):
         self._tap: BlockTap | None = None
         self._timer: Timer | None = None
         self._calls, self._measures = 0, False
-        self._seen: set[int] = set()  # blocks whose self-attention was seen in this run of theirs
+        self._seen: set[int] = set()  # blocks whose self-attention was seen in this call
         self._generator = torch.Generator().manual_seed(0)
 
     def _check_known(self, sampling: dict[str, Any]) -> None:
@@ -325,7 +313,7 @@ class Recorder(FullRun):
 def recorder_of(
     path: str | Path | None, model: str, *, sigmas: tuple[float, ...], solver: str, shift: float
 ) -> Recorder | None:
-    """The recorder of a tree's run of one of `models.MODELS`; None without a path."""
+    """The recorder of a run of one of `model_specs.MODELS`; None without a path."""
     if path is None:
         return None
     planned = MODELS[model]
@@ -352,11 +340,11 @@ def _spread(steps: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 
 def _patch_size(model: nn.Module) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of a token, where the model or its config says it."""
+    """Latent frames, rows and columns of a token, from the model or its config."""
     config = getattr(model, "config", None)
     size = getattr(config, "patch_size", None) or getattr(model, "patch_size", None)
     if isinstance(size, int):  # diffusers' HunyuanVideo
         return (getattr(config, "patch_size_t", None) or 1, size, size)
     if size is None or len(size) != 3:
-        raise PlanError(f"{type(model).__name__} says no patch_size of three numbers: {size}")
+        raise PlanError(f"{type(model).__name__} has no patch_size of three numbers: {size}")
     return tuple(size)

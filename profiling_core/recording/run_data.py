@@ -1,4 +1,4 @@
-"""What one run leaves in memory: predictions, latents, sketches of deltas, attention, times."""
+"""The raw data of one run: predictions, latents, sketches of deltas, attention, times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from profiling_core.recording.block_hooks import BlockTap
 
 
 class Recording:
-    """Raw data of one run; step and branch as told, tensors on the host."""
+    """Raw data of one run, tensors on the host."""
 
     def __init__(self, subject: Subject, device: torch.device) -> None:
         self.subject, self.device = subject, device
@@ -38,14 +38,11 @@ class Recording:
         self.seconds = 0.0
         self.copies = 1  # of the clip in one call: two when both guidance halves share it
 
-    # -- during the run
-
     def see_latent(self, step: int, latents: list[Tensor]) -> None:
         """The latents before a step, in the model's call."""
         self.latents.append(_checked(_flat(latents), f"latent before step {step}"))
 
     def see_prediction(self, step: int, branch: Branch, prediction: Anchor) -> None:
-        """The output of a model call."""
         _checked(_flat(prediction.tensors), f"prediction of step {step}, {branch}")
         self.predictions[branch].append(prediction)
 
@@ -63,7 +60,6 @@ class Recording:
         self.norms[branch].append(tap.norms.cpu())
 
     def see_attention(self, step: int, branch: Branch, block: int, received: Received) -> None:
-        """The attention that tokens receive in a block."""
         spread = received.variance
         on_host = replace(
             received,
@@ -71,11 +67,6 @@ class Recording:
             variance=None if spread is None else spread.cpu(),
         )
         self.received[branch, step, block] = on_host
-
-    def see_seconds(self, model: float, blocks: list[float]) -> None:
-        """Of a call without attention."""
-        self.model_seconds.append(model)
-        self.block_seconds.append(blocks)
 
     def see_final(self, latent: Tensor) -> None:
         """The latent after the last step; repeated where the calls held it twice."""
@@ -85,7 +76,7 @@ class Recording:
 
     @contextmanager
     def counted_linears(self, tap: BlockTap, blocks: list[nn.Module]) -> Iterator[None]:
-        """While open, the FLOPs of linear layers inside blocks are counted."""
+        """Count the FLOPs of linear layers inside blocks."""
 
         def count(linear: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
             if tap.inside is not None:
@@ -99,15 +90,13 @@ class Recording:
             for handle in handles:
                 handle.remove()
 
-    # -- after it
-
     def vectors(self) -> Tensor:
         """(V, numel) fp32: predictions branch by branch, then the latents."""
         flat = [_flat(p.tensors) for b in self.subject.branches for p in self.predictions[b]]
         return torch.stack(flat + self.latents)
 
     def signal(self, step: int, guidance: float | None) -> Tensor:
-        """(C, F, H, W): the guided prediction of a step, of the last clip of a batch."""
+        """(C, F, H, W): the guided prediction of a step for the last clip of the batch."""
         outputs = [predictions[step].tensors for predictions in self.predictions.values()]
         if len(outputs) == 1 and self.copies == 2:  # negative prompt first
             outputs = [outputs[0], (outputs[0][0][: len(outputs[0][0]) // 2],)]
@@ -130,7 +119,7 @@ class Recording:
         return norms[1:] / norms[:-1].clamp_min(1e-12)
 
     def sum_attention(self, group: dist.ProcessGroup) -> None:
-        """Add up the ranks' parts: other heads of the same tokens, other FLOPs of the blocks."""
+        """Add up over the ranks: other heads of the same tokens, other FLOPs of the blocks."""
         for place, part in self.received.items():
             rows = summed(torch.tensor([part.rows, part.sampled], dtype=torch.float64), group)
             variance = None if part.variance is None else summed(part.variance, group)

@@ -1,13 +1,12 @@
 """Foreground by SAM 2: transformers' Sam2Model on the prediction's principal components as RGB.
 
 Transformers' own preparation of images needs torchvision, so it is done here: every frame is
-resized to the model's square, normalised as ImageNet images are, and segmented on its own.
+resized to the model's square, normalised like ImageNet images, and segmented on its own.
 
-The prompt of a frame comes from the saliency of `pca_mask.saliency`, which is positive on the
-side of the components' Otsu split that is the more compact: one positive point, the strongest
-token of the foreground after averaging over its 3 x 3 neighbours, so that a lone outlier does not
-win; and one negative point, of the quarter of the tokens with the least saliency the one farthest
-from it. A frame without foreground tokens is not segmented, its mask is empty.
+The prompt of a frame comes from `pca_mask.saliency`, which is positive on the more compact side of
+the best Otsu split. The positive point is the strongest foreground token after averaging over its
+3 x 3 neighbours, so that a lone outlier does not win. The negative point is the token farthest from
+it within the quarter of least saliency. A frame without foreground tokens has an empty mask.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from profiling_core.errors import ProfileError
 from profiling_core.recording.pca_mask import saliency
 
-MODEL_TYPES = ("sam2", "sam2_video")  # of the latter the image part is used
+MODEL_TYPES = ("sam2", "sam2_video")  # only the image part of the latter is used
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LAYOUT = (
     "expected a folder in transformers' layout: config.json with model_type sam2 or sam2_video and "
@@ -38,7 +37,7 @@ LAYOUT = (
 def sam2_mask(rgb: Tensor, folder: str | Path, grid: tuple[int, int, int]) -> Tensor:
     """Foreground tokens (f, h, w of `grid`, bool) of rgb (f, H, W, 3) uint8, as `to_rgb` makes it.
 
-    `folder` holds the weights; ProfileError says what is missing there.
+    `folder` holds the weights; ProfileError names what is missing there.
     """
     model = _load(str(Path(folder).resolve()), rgb.device)
     frames = rgb.permute(3, 0, 1, 2).float()  # (3, f, H, W)
@@ -65,7 +64,7 @@ def prompt_points(shown: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _segment(model: Any, frame: Tensor, shown: Tensor) -> Tensor:
     """Foreground tokens (h, w) of one frame (3, H, W) in 0..255."""
-    rows, columns = _image_size(model)
+    rows, columns = map(int, model.config.vision_config.backbone_config.image_size)
     image = F.interpolate(frame[None] / 255, (rows, columns), mode="bilinear", antialias=True)
     mean, std = (image.new_tensor(v)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
     height, width = shown.shape
@@ -84,13 +83,7 @@ def _segment(model: Any, frame: Tensor, shown: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(inside.float(), (height, width))[0, 0] >= 0.5
 
 
-def _image_size(model: Any) -> tuple[int, int]:
-    """Rows and columns that the vision encoder takes."""
-    rows, columns = model.config.vision_config.backbone_config.image_size
-    return int(rows), int(columns)
-
-
-@lru_cache(maxsize=1)  # a recorded run asks at every attention step
+@lru_cache(maxsize=1)  # called at every attention step
 def _load(folder: str, device: torch.device) -> Any:
     """The model in fp32; ProfileError when the folder does not hold all of it."""
     _check_folder(Path(folder))

@@ -1,9 +1,9 @@
-"""The flow solvers of the trees as arithmetic on NumPy arrays: Euler, DPM++ 2M, UniPC. No torch.
+"""The flow solvers of the trees as arithmetic on NumPy arrays: Euler, DPM++ 2M, UniPC.
 
-On a given grid of noise levels every one of them is linear in the start and in the predictions, so
-it can be run on coordinates instead of latents: in microseconds, for all calibration prompts at
-once, on any subset of the levels. Nothing is sampled here; a run uses the schedulers of diffusers,
-which these reproduce (tests compare the two level by level).
+On a given grid of noise levels each of them is linear in the start and in the predictions, so it
+can be run on coordinates instead of latents: in microseconds, for all calibration prompts at once,
+on any subset of the levels. Sampling uses the schedulers of diffusers, which these reproduce (tests
+compare the two level by level).
 
 Notation, for levels sigma with alpha = 1 - sigma and lambda = ln(alpha / sigma):
 
@@ -89,6 +89,12 @@ def run(solver: str, levels: Levels, start: np.ndarray, predict: Predict) -> np.
     if solver not in SOLVERS:
         raise PlanError(f"solver {solver!r} is not known here: expected {', '.join(SOLVERS)}")
     return (_run_euler if solver == "euler" else _run_multistep)(solver, levels, start, predict)
+
+
+def response(solver: str, levels: Levels) -> np.ndarray:
+    """W, (S + 1, S): the factors of all predictions in the latents, as run on unit vectors."""
+    units = np.eye(len(levels))
+    return run(solver, levels, np.zeros(len(levels)), lambda k, _: units[k])
 
 
 def _run_euler(solver: str, levels: Levels, x: np.ndarray, predict: Predict) -> np.ndarray:

@@ -1,19 +1,19 @@
-"""Plans from published figures: compute steps for models that were not profiled here. No torch.
+"""Plans from published figures: compute steps for models that were not profiled here.
 
-What is published of the official models is MagCache's calibration (published_ratios.json): for
-every step the ratio of the norms of two consecutive residuals, a residual r being what all blocks
-together add to the tokens,
+For the official models MagCache's calibration is published (published_ratios.json): for every step
+the ratio of the norms of two consecutive residuals, where a residual r is what all blocks together
+add to the tokens,
 
     (1)  gamma_s = |r_s| / |r_s-1|
 
-That is less than a Gram matrix in two ways. The ratio knows no direction: a residual that turns
-without growing has the ratio 1. And it is no ratio of predictions: the head normalises the stream
-before it projects, and the product of the ratios, up to 3.6 on HunyuanVideo, is not the
-prediction's norm. What is missing is assumed. The assumptions were chosen and checked on the
-miniatures, of which both the ratios and the Gram matrices are known (docs/presets.md):
+A Gram matrix holds more in two ways. The ratio has no direction: a residual that turns without
+growing has the ratio 1. And it is no ratio of predictions: the head normalises the stream before it
+projects, and the product of the ratios, up to 3.6 on HunyuanVideo, is not the prediction's norm.
+The rest is assumed. The assumptions were chosen and checked on the miniatures, where both the
+ratios and the Gram matrices are known (docs/presets.md):
 
 The residual turns with the noise level, by an angle in proportion to the logarithm of the share
-alpha = 1 - sigma of the clean clip in the latent. At sigma = 1 there is none; the first alpha
+alpha = 1 - sigma of the clean clip in the latent. At sigma = 1 the share is 0; the first alpha
 counts as at least half the second.
 
     (2)  theta_s = TURN ln(alpha_s / alpha_s-1)
@@ -23,9 +23,8 @@ prediction is taken to change as much, at a norm NORM that does not change:
 
     (3)  c_s^2 = 1 + gamma_s^2 - 2 gamma_s cos theta_s
 
-The path that the predictions take is taken to be smooth and to forget where it came from: a
-Matern process of order 3/2 over the length tau of the path so far, whose change over a short step
-is c_s,
+The trajectory of the predictions is taken to be smooth and to forget where it came from: a Matern
+process of order 3/2 over its length tau so far, whose change over a short step is c_s,
 
     (4)  tau_s - tau_s-1 = c_s / sqrt 3
     (5)  v_s . v_t = NORM^2 (1 + sqrt 3 d) exp(-sqrt 3 d),  d = |tau_s - tau_t|
@@ -49,19 +48,19 @@ from profiling_core.search.flow_solvers import Levels
 from profiling_core.search.segments import Segments
 from profiling_core.search.sensitivity import default_law
 from profiling_core.search.step_search import StepSearch
-from profiling_core.search.trajectories import Paths
+from profiling_core.search.trajectories import Trajectories
 
 LABEL = "from published figures, profile your model for a better one"
 FILE = "published_ratios.json"
-TURN = 0.5  # between 0.25 and 1 the miniatures hardly tell apart
-SCALE = 4.4  # of predicted errors: what the miniatures' profiles say of such plans, 1.6 to 24
+TURN = 0.5  # values from 0.25 to 1 hardly differ on the miniatures
+SCALE = 4.4  # of predicted errors: as the miniatures' profiles predict such plans, 1.6 to 24
 NORM = 2**0.5  # of a prediction, noise minus clip, over that of a clip with unit variance
 
 
 def step_search(products: np.ndarray, levels: Levels, solver: str, skip: str) -> StepSearch:
     """The search on one run whose predictions have these products, with the default law."""
-    paths = path_of(products, levels, solver)
-    return StepSearch(Segments(paths, skip).table, default_law(levels.sigma)[:, None])
+    table = Segments(trajectory_of(products, levels, solver), skip).table
+    return StepSearch(table, default_law(levels.sigma)[:, None])
 
 
 def changes(levels: Levels, ratios: np.ndarray, turn: float = TURN) -> np.ndarray:
@@ -84,12 +83,12 @@ def gram(change: np.ndarray) -> np.ndarray:
     return NORM**2 * (1 + distance) * np.exp(-distance)
 
 
-def path_of(products: np.ndarray, levels: Levels, solver: str) -> Paths:
+def trajectory_of(products: np.ndarray, levels: Levels, solver: str) -> Trajectories:
     """One run whose predictions have these products, and what the solver makes of them."""
     rounding = 1e-12 * np.trace(products) / len(products) * np.eye(len(products))
     v = np.linalg.cholesky(products + rounding)[:, None]
     latents = flow_solvers.run(solver, levels, np.zeros_like(v[0]), lambda step, _: v[step])
-    return Paths(solver, levels, v, latents)
+    return Trajectories(solver, levels, v, latents)
 
 
 @cache

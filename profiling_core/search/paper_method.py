@@ -1,20 +1,20 @@
-"""From a profile to the paper's plan: equations 6 to 15 of arXiv 2504.03140. No torch.
+"""From a profile to the paper's plan: equations 6 to 15 of arXiv 2504.03140.
 
-Blocks (equations 6 and 7): `block_scores` parts them into foreground F and background B. What is
-reused between two compute steps:
+Blocks (equations 6 and 7): `block_scores` splits them into foreground F and background B. Reused
+between two compute steps are, by `blocks`:
 
 background   B, the paper's method
 foreground   F, its counter-check
-split        F in the early segments, B in the later ones; they part at the compute step that halves
-             the reuse steps best
+split        F in the early segments, B in the later ones; the change is at the compute step that
+             halves the reuse steps best
 alternate    F and B by turns, F in the first segment
 
 A segment runs from one compute step to the next and has at least one reuse step. All blocks run at
-its first step, so that a reuse always has its anchor there; the side that a segment does not reuse
-runs at all of its steps.
+its first step, so that a reuse always has its anchor there. The blocks that a segment does not
+reuse run at all of its steps.
 
-Steps (equations 12 and 15): a schedule of `schedule`. What is not given of warm-up, Tmax and Tmin
-comes from the curve of relative L1 between consecutive predictions, see `step_change`.
+Steps (equations 12 and 15): a schedule of `plan/schedule.py`. Warm-up, Tmax and Tmin are given or
+come from the curve of relative L1 between consecutive predictions, see `step_change`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from profiling_core.errors import PlanError, UserError
 from profiling_core.plan import CachePlan, schedule
 from profiling_core.plan.model_specs import consecutive
 from profiling_core.plan.schema import Storage, StoragePlace
-from profiling_core.profile.block_scores import SCORES, Parted, part_blocks
+from profiling_core.profile.block_scores import SCORES, BlockSplit, split_blocks
 from profiling_core.profile.profile import Profile
 from profiling_core.profile.step_change import shrinking_intervals
 
@@ -38,7 +38,6 @@ PATTERNS = {
     "average": schedule.average,
 }
 ORDERS = ("hold", "linear")
-
 # Rows of the paper's tables 3 and 4: blocks and pattern.
 ABLATIONS = {
     "Foreground-focused Block Reuse": ("foreground", "stepwise"),
@@ -71,16 +70,16 @@ def paper_plan(
     storage_place: StoragePlace = "device",
     name: str | None = None,
 ) -> CachePlan:
-    """The paper's plan from a profile; this module's docstring says what is derived and how.
+    """The paper's plan from a profile, as in this module's docstring.
 
-    tau or share (of background blocks) part the blocks, by default Otsu's threshold; lists: the
+    tau or share (of background blocks) split the blocks, by default Otsu's threshold; lists: the
     block lists to reuse; steps: the compute steps themselves, instead of pattern, tmax, tmin and
     warmup; order: "hold" as published, or "linear" in sigma; storage, storage_place: of the
-    deltas, see `anchors`. PlanError names what does not fit.
+    deltas, see `anchors`.
     """
     _check_choice("blocks", blocks, BLOCKS)
     _check_choice("order", order, ORDERS)
-    parted = part_blocks(profile, tau=tau, share=share, lists=lists)
+    split = split_blocks(profile, tau=tau, share=share, lists=lists)
     computed, step_settings, step_words = _compute_steps(
         profile, steps, pattern, {"tmax": tmax, "tmin": tmin, "warmup": warmup}
     )
@@ -90,17 +89,17 @@ def paper_plan(
         **subject.plan_fields,
         storage=storage,
         storage_place=storage_place,
-        sites=_sites(parted, blocks, _segments(subject.steps, computed), profile, order),
+        sites=_sites(split, blocks, _segments(subject.steps, computed), profile, order),
         provenance={
             "made_by": "profiling_core.paper_plan",
-            "source": _source(profile, parted, blocks, step_words),
+            "source": _source(profile, split, blocks, step_words),
             "profile_sha256": profile.sha256(),
             "settings": {
-                "tau": parted.tau,
-                "tau_from": parted.found_by,
+                "tau": split.tau,
+                "tau_from": split.found_by,
                 **({} if share is None else {"share": share}),
                 "blocks": blocks,
-                "lists": ", ".join(parted.lists),
+                "lists": ", ".join(split.lists),
                 **step_settings,
                 "order": order,
                 "runs": len(profile.runs),
@@ -127,7 +126,7 @@ def _compute_steps(
     pattern: str,
     intervals: dict[str, int | None],
 ) -> tuple[tuple[int, ...], dict[str, str | int], str]:
-    """Compute steps, the settings behind them, and both in words."""
+    """Compute steps, their settings, and a description of both."""
     _check_choice("pattern", pattern, PATTERNS)
     total = profile.recorded.steps
     try:
@@ -153,13 +152,13 @@ def _check_alone(pattern: str, intervals: dict[str, int | None]) -> None:
     others = [name for name, value in intervals.items() if value is not None]
     others += [f"pattern {pattern}"] if pattern != "stepwise" else []
     if others:
-        raise PlanError(f"steps and {', '.join(others)} both say what to compute: give one")
+        raise PlanError(f"steps and {', '.join(others)} both set the compute steps: give one")
 
 
 def _segments(steps: int, computed: Sequence[int]) -> list[range]:
-    """The reuse steps of every segment that has some."""
+    """The reuse steps of every segment with any."""
     if not computed or computed[0] != 0:
-        raise PlanError("compute steps must begin with step 0: a reuse before has no anchor")
+        raise PlanError("compute steps must begin with step 0: a reuse step before has no anchor")
     found = [range(a + 1, b) for a, b in pairwise((*computed, steps)) if b - a > 1]
     if not found:
         raise PlanError(f"all {steps} steps are computed, none is left to reuse")
@@ -167,13 +166,13 @@ def _segments(steps: int, computed: Sequence[int]) -> list[range]:
 
 
 def _sites(
-    parted: Parted, blocks: str, segments: list[range], profile: Profile, order: str
+    split: BlockSplit, blocks: str, segments: list[range], profile: Profile, order: str
 ) -> list[dict]:
-    """One site per block list and reused side, computed wherever it is not reused."""
+    """One site per block list and reused side, computed at all other steps."""
     steps, sites = profile.recorded.steps, []
-    for name in parted.lists:
+    for name in split.lists:
         for side, reused in _reused_by_side(blocks, segments).items():
-            members = getattr(parted, side)[name]
+            members = getattr(split, side)[name]
             skipped = {step for segment in reused for step in segment}
             computed = [step for step in range(steps) if step not in skipped]
             if members:
@@ -201,19 +200,19 @@ def _reused_by_side(blocks: str, segments: list[range]) -> dict[str, list[range]
     return {"foreground": segments[:first], "background": segments[first:]}
 
 
-def _source(profile: Profile, parted: Parted, blocks: str, step_words: str) -> str:
+def _source(profile: Profile, split: BlockSplit, blocks: str, step_words: str) -> str:
     reused = {
         "background": "background blocks reused",
         "foreground": "foreground blocks reused",
         "split": "foreground blocks reused early, background blocks late",
         "alternate": "foreground and background blocks reused by turns",
     }[blocks]
-    count, runs = sum(map(len, parted.background.values())), len(profile.runs)
-    number = count + sum(map(len, parted.foreground.values()))
+    count, runs = sum(map(len, split.background.values())), len(profile.runs)
+    number = count + sum(map(len, split.foreground.values()))
     return (
         f"arXiv 2504.03140, equations 6 to 15, on a profile of {runs} run{'s' * (runs > 1)}: "
-        f"{count} of {number} {' and '.join(parted.lists)} are background "
-        f"({SCORES[parted.score]} below {parted.tau:.4g}, {parted.found_by}); {reused}; "
+        f"{count} of {number} {' and '.join(split.lists)} are background "
+        f"({SCORES[split.score]} below {split.tau:.4g}, {split.found_by}); {reused}; "
         f"{step_words}"
     )
 

@@ -1,15 +1,15 @@
-"""The shipped presets made anew: `quality`, `balanced` and `fast` are searched here.
+"""The search behind the shipped presets `quality`, `balanced` and `fast`.
 
-The miniatures' on the profiles that lie beside their weights, the official models' on published
-figures (`published`). A profile's presets are what `plan --speedup` finds on it, with the way to
-skip that is the solver's own.
+The miniatures' are searched on the profiles beside their weights, the official models' on published
+figures (`level_prior`). A profile's presets are the plans that `plan --speedup` finds on it in the
+solver's own reuse mode.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 
 from profiling_core.plan import CachePlan
@@ -27,7 +27,7 @@ from profiling_core.search.level_prior import (
     published_ratios,
     step_search,
 )
-from profiling_core.search.search import Budget, PlanSearch
+from profiling_core.search.search import Budget, PlanSearch, count_of
 from profiling_core.search.sensitivity import DEFAULT
 from profiling_core.search.step_search import StepSearch
 
@@ -35,7 +35,7 @@ PROFILES = {  # of the models that were profiled, in a clone of the repository
     "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
     "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
 }
-DIGITS = 4  # of a predicted error: machines round differently
+SHIPPED_BY = "profiling-dit 0.1.0"  # that searched the shipped files; the same when made again
 
 
 def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
@@ -44,7 +44,9 @@ def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
     if preset not in SPEEDUPS:
         return build_preset(planned, preset)
     if name in PROFILES:
-        return _profiled(name).plan(preset)
+        plan = _profiled(name).plan(preset)
+        made = plan.provenance.model_copy(update={"made_by": SHIPPED_BY})
+        return plan.model_copy(update={"provenance": made})
     return _published(planned, preset)
 
 
@@ -61,29 +63,27 @@ def missing_profiles() -> list[Path]:
 
 
 class ProfiledPresets:
-    """Makes the presets of one profile; the tables are made once."""
+    """The presets of one profile."""
 
     def __init__(self, profile: Profile) -> None:
         self.skip = _skip_of(profile.recorded.solver)
         self.search = PlanSearch(profile, (self.skip,))
 
     def plan(self, preset: str) -> CachePlan:
-        """One of SPEEDUPS."""
-        budget, count = Budget(speedup=SPEEDUPS[preset]), _count(self.search.paths.steps, preset)
-        point = self.search.point_of(self.skip, count)
-        plan = self.search.plan_of(point, budget, preset)
-        return _with_error(plan, point.error)
+        point = self.search.point_of(self.skip, count_of(self.search.steps, SPEEDUPS[preset]))
+        point = replace(point, error=_rounded(point.error))
+        return self.search.plan_of(point, Budget(speedup=SPEEDUPS[preset]), preset)
 
 
 def _published(planned: PlannedModel, preset: str) -> CachePlan:
     name, family = planned.fingerprint.name, planned.family
-    choice = _published_search(name).best(_count(STEPS, preset))
+    choice = _published_search(name).best(count_of(STEPS, SPEEDUPS[preset]))
     site = {
         "kind": "prediction",
         "compute_steps": dict.fromkeys(family.branches, choice.steps),
         "skip": _skip_of(family.solver),
     }
-    plan = CachePlan.build(
+    return CachePlan.build(
         name=preset,
         model=planned.fingerprint,
         steps=STEPS,
@@ -92,13 +92,12 @@ def _published(planned: PlannedModel, preset: str) -> CachePlan:
         shift=family.shift,
         sites=[site],
         provenance={
-            "made_by": f"profiling-dit {version('profiling-dit')}",
+            "made_by": SHIPPED_BY,
             "source": f"{LABEL}: MagCache's magnitude ratios of {name} (Apache License 2.0)",
             "settings": {"speedup": SPEEDUPS[preset], "sensitivity": DEFAULT},
         },
-        predicted_error=0.0,
+        predicted_error=_rounded(SCALE * choice.error),
     )
-    return _with_error(plan, SCALE * choice.error)
 
 
 @cache
@@ -114,20 +113,14 @@ def _profiled(name: str) -> ProfiledPresets:
     return ProfiledPresets(Profile.load(_repository() / PROFILES[name]))
 
 
-def _count(steps: int, preset: str) -> int:
-    """Compute steps that reach the preset's speed-up."""
-    return max(1, int(steps / SPEEDUPS[preset] + 1e-9))
-
-
 def _skip_of(solver: str) -> str:
-    """What the presets do on a skipped step: a jump, with Euler a correction."""
+    """The presets' reuse mode: a jump, with Euler a correction."""
     return skips_of(solver)[-1]
 
 
-def _with_error(plan: CachePlan, error: float) -> CachePlan:
-    """The plan with this predicted error, to DIGITS digits."""
-    expected = plan.expected.model_copy(update={"predicted_error": float(f"{error:.{DIGITS}g}")})
-    return plan.model_copy(update={"expected": expected})
+def _rounded(error: float) -> float:
+    """To 4 digits: machines round differently."""
+    return float(f"{error:.4g}")
 
 
 def _repository() -> Path:

@@ -1,21 +1,21 @@
-"""Another grid: what a profile says of another step count, shift or solver. No torch.
+"""Resampling: a profile as it would be on another step count, shift or solver.
 
-A recorded run gives its predictions v at the noise levels sigma_s that it visited. The levels of
+A recorded run has its predictions v at the noise levels sigma_s that it visited. The levels of
 another grid lie between them:
 
-    (1)  v'_k = sum over s of M[k, s] v_s              interpolation along the recorded path
+    (1)  v'_k = sum over s of M[k, s] v_s              interpolation along the trajectory
     (2)  x'_k = keep_k x_0 + sum over s of W[k, s] v'_s    the other solver, from the same noise
 
 A flow solver is linear in the noise and in the predictions, so both are one matrix A, and the
 products of the other grid's predictions and latents are A G A^T with the recorded Gram matrix G.
 The result is a profile like any other: plans are searched and errors predicted on it as usual.
 
-M is the cubic through the four recorded levels around, in the coordinate in which the grid is
-even: the level before its shift, u = sigma / (shift - (shift - 1) sigma). A monotone interpolation
-would depend on the axes that the coordinates are drawn in, and so mean nothing here.
+M is the cubic through the nearest four recorded levels in the coordinate in which the grid is even:
+the level before its shift, u = sigma / (shift - (shift - 1) sigma). A monotone interpolation would
+depend on the choice of axes, which is arbitrary here.
 
-What is left out: on another grid the solver comes to other latents, and the model answers to
-those. `benchmarks/search/transfer.py` measures how much that is.
+This leaves out that on another grid the solver comes to other latents and the model's predictions
+change with them. `benchmarks/search/transfer.py` measures that error.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from profiling_core.search.flow_solvers import Levels
 from profiling_core.search.trajectories import guidance_scales
 
 AROUND = 4  # recorded levels that a prediction is interpolated from
-CLOSE = 1e-4  # of the levels of a shifted line: what is rounding
+CLOSE = 1e-4  # of the levels of a shifted line: rounding
 
 
 @dataclass(frozen=True)
-class Grid:
+class SigmaGrid:
     """Noise levels that a solver visits, falling, without the 0 at the end."""
 
     solver: str
@@ -59,8 +59,7 @@ class Resampled(Profile):
         return f"{self.source.origin}, resampled from {recorded_grid(self.source)}"
 
     def sha256(self) -> str:
-        """Of the recorded profile."""
-        return self.source.sha256()
+        return self.source.sha256()  # plans name the recorded profile
 
 
 def on_grid(
@@ -69,9 +68,9 @@ def on_grid(
     shift: float | None = None,
     solver: str | None = None,
 ) -> Profile:
-    """The profile on another grid; what is not given stays as recorded.
+    """The profile on another grid; None keeps what was recorded.
 
-    The profile itself where that is its own grid. Arrays: gram, delta_gram, sensitivity (at the
+    Returns the profile itself for its own grid. Arrays: gram, delta_gram, sensitivity (at the
     levels nearest to the measured ones), and of every block its seconds, FLOPs and R_attn.
     ProfileError for a grid that the model's solver does not have, or a profile whose levels are no
     shifted line.
@@ -103,9 +102,9 @@ def on_grid(
     return Resampled(profile.settings, subject, profile.runs, arrays, source=profile)
 
 
-def recorded_grid(profile: Profile) -> Grid:
+def recorded_grid(profile: Profile) -> SigmaGrid:
     subject = profile.recorded
-    return Grid(subject.solver, subject.shift, subject.sigmas)
+    return SigmaGrid(subject.solver, subject.shift, subject.sigmas)
 
 
 def grid_like(
@@ -113,7 +112,7 @@ def grid_like(
     steps: int | None = None,
     shift: float | None = None,
     solver: str | None = None,
-) -> Grid:
+) -> SigmaGrid:
     """The noise levels of the model's own solver for other settings; ProfileError as `on_grid`."""
     steps = subject.steps if steps is None else steps
     solver = subject.solver if solver is None else solver
@@ -130,11 +129,11 @@ def grid_like(
             "record a profile on the other grid"
         )
     if (steps, shift, solver) == (subject.steps, subject.shift, subject.solver):
-        return Grid(solver, shift, subject.sigmas)
+        return SigmaGrid(solver, shift, subject.sigmas)
     sigmas = _shifted_line(first, steps, shift).astype(np.float32)
     if not (np.diff(sigmas) < 0).all():
         raise ProfileError(f"shift {shift:g} leaves no distance between {steps} noise levels")
-    return Grid(solver, shift, tuple(float(sigma) for sigma in sigmas))
+    return SigmaGrid(solver, shift, tuple(float(sigma) for sigma in sigmas))
 
 
 def interpolation(subject: Subject, sigmas: tuple[float, ...], around: int = AROUND) -> np.ndarray:
@@ -150,9 +149,6 @@ def interpolation(subject: Subject, sigmas: tuple[float, ...], around: int = ARO
             others = np.delete(knots, number)
             matrix[row, start + number] = np.prod((level - others) / (knot - others))
     return matrix
-
-
-# -- parts
 
 
 def _first_level(subject: Subject, solver: str) -> float:
@@ -175,13 +171,13 @@ def _unshifted(sigma: np.ndarray, shift: float) -> np.ndarray:
     return sigma / (shift - (shift - 1) * sigma)
 
 
-def _nearest(subject: Subject, grid: Grid) -> list[int]:
-    """For every recorded step the one of the grid with the nearest level."""
+def _nearest(subject: Subject, grid: SigmaGrid) -> list[int]:
+    """For every recorded step the grid's step with the nearest level."""
     distance = np.abs(np.subtract.outer(subject.sigmas, grid.sigmas))
     return [int(step) for step in distance.argmin(axis=1)]
 
 
-def _grams(profile: Profile, grid: Grid, weights: np.ndarray) -> np.ndarray:
+def _grams(profile: Profile, grid: SigmaGrid, weights: np.ndarray) -> np.ndarray:
     """A G A^T of every run, (R, V', V')."""
     scales = guidance_scales(profile)
     maps = {scale: _vectors(profile.recorded, grid, weights, scale) for scale in set(scales)}
@@ -189,7 +185,7 @@ def _grams(profile: Profile, grid: Grid, weights: np.ndarray) -> np.ndarray:
     return np.stack([maps[scale] @ gram @ maps[scale].T for gram, scale in pairs])
 
 
-def _vectors(subject: Subject, grid: Grid, weights: np.ndarray, scale: float) -> np.ndarray:
+def _vectors(subject: Subject, grid: SigmaGrid, weights: np.ndarray, scale: float) -> np.ndarray:
     """A: the other grid's predictions and latents (V') in terms of the recorded ones (V)."""
     branches, (there, here) = len(subject.branches), weights.shape
     matrix = np.zeros((branches * there + there + 1, branches * here + here + 1))
@@ -205,13 +201,11 @@ def _vectors(subject: Subject, grid: Grid, weights: np.ndarray, scale: float) ->
     return matrix
 
 
-def _solver_factors(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def _solver_factors(grid: SigmaGrid) -> tuple[np.ndarray, np.ndarray]:
     """keep (S' + 1,) and W (S' + 1, S') of (2)."""
-    steps, levels = len(grid.sigmas), Levels(grid.sigmas)
-    units = np.eye(steps, steps + 1)
-    start = np.eye(steps + 1)[-1]
-    found = flow_solvers.run(grid.solver, levels, start, lambda k, _: units[k])
-    return found[:, -1], found[:, :-1]
+    levels = Levels(grid.sigmas)
+    keep = flow_solvers.run(grid.solver, levels, np.ones(()), lambda k, _: np.zeros(()))
+    return keep, flow_solvers.response(grid.solver, levels)
 
 
 def _delta_gram(array: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -223,8 +217,8 @@ def _delta_gram(array: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return moved.reshape(count, blocks * there, blocks * there)
 
 
-def _sensitivity(profile: Profile, grid: Grid) -> np.ndarray:
-    """(R, S'): straight in the logarithm over u, where a level is the nearest to a measured one."""
+def _sensitivity(profile: Profile, grid: SigmaGrid) -> np.ndarray:
+    """(R, S'): interpolated in the logarithm over u, at the levels nearest to measured ones."""
     subject, measured = profile.recorded, profile.arrays["sensitivity"].astype(np.float64)
     found = np.full((len(measured), len(grid.sigmas)), np.nan)
     steps = np.flatnonzero(np.isfinite(measured).all(axis=0))

@@ -1,18 +1,18 @@
-"""Search: a profile and a budget give the plan with the least predicted error. No torch.
+"""Search: a profile and a budget give the plan with the least predicted error.
 
     search = PlanSearch(Profile.load("my.profile"))
     plan = search.plan(Budget(speedup=2.0))
     for point in search.frontier(): ...
 
-The whole prediction is what is reused. Paths turn the profile's Gram matrices into coordinates,
-segments give the error of every stretch of skipped steps for every way to skip, step_search chooses
-the steps. What is left here: which ways to skip a budget allows, how many steps it pays for, and
-the plan itself.
+Plans reuse the whole prediction. Trajectories turn the profile's Gram matrices into coordinates,
+segments give the error of every stretch of skipped steps for each reuse mode, step_search chooses
+the steps. This module decides which reuse modes a budget allows and how many steps it pays for, and
+builds the plan.
 
 A budget is a speed-up (full over spent block FLOPs), a largest predicted error, a largest number of
-bytes for anchors, or several of them. Bytes alone mean the speed-up SPEEDUP. Errors are relative:
-the distance of the final latent from the full run's over that one's norm, the 80th percentile of
-the profile's runs.
+bytes for anchors, or several of them. With bytes alone the speed-up is SPEEDUP. Errors are
+relative: the distance of the final latent from the full run's over that one's norm, the 80th
+percentile of the profile's runs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.metadata import version
 from math import floor, prod
 
 import numpy as np
 
+from profiling_core import __version__
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
@@ -34,13 +34,19 @@ from profiling_core.plan.solvers import SKIPS, skips_of
 from profiling_core.profile.profile import Profile
 from profiling_core.search.segments import Segments
 from profiling_core.search.sensitivity import Sensitivity, sensitivity_of
-from profiling_core.search.step_search import EASE, TOLD, USUAL, Aim, Choice, StepSearch
-from profiling_core.search.trajectories import Paths, paths_of
+from profiling_core.search.step_search import (
+    CALIBRATION,
+    DEFAULT_OBJECTIVE,
+    SENSITIVITY_EXPONENT,
+    Choice,
+    Objective,
+    StepSearch,
+)
+from profiling_core.search.trajectories import Trajectories, trajectories_of
 
 SPEEDUP = 2.0
-OTHER_EASES = (1.0, 0.5, 0.25)  # for candidates: the sensitivity trusted more, and less
+EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
-PREDICTION_ITEMSIZE = 4  # bytes of a number of a prediction, in fp32
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Point:
-    """What one number of compute steps buys with one way to skip."""
+    """The best plan of one number of compute steps in one reuse mode."""
 
     skip: str
     steps: tuple[int, ...]
@@ -73,11 +79,10 @@ class Point:
 
 
 class PlanSearch:
-    """The plans that follow from one profile; tables are made on first use and kept.
+    """Searches plans on one profile; tables are made on first use and kept.
 
-    skips: the reuse modes that are considered, by default all that differ for this solver;
-    storage, storage_place: of the plans. ProfileError when the profile's runs do not follow their
-    solver.
+    skips: the reuse modes to consider, by default all that differ for this solver; storage,
+    storage_place: of the plans. ProfileError when the profile's runs do not follow their solver.
     """
 
     def __init__(
@@ -90,26 +95,24 @@ class PlanSearch:
     ) -> None:
         self.profile = profile
         self._stored = {"storage": storage, "storage_place": storage_place}
-        self.paths: Paths = paths_of(profile)
-        self.sensitivity: Sensitivity = sensitivity_of(profile, self.paths)
-        possible = skips_of(self.paths.solver)
+        self.trajectories: Trajectories = trajectories_of(profile)
+        self.steps = self.trajectories.steps
+        self.sensitivity: Sensitivity = sensitivity_of(profile, self.trajectories)
+        possible = skips_of(self.trajectories.solver)
         for skip in skips or ():
             if skip not in possible:
                 known = ", ".join(possible)
-                raise PlanError(f"{skip!r} is no way to skip with {self.paths.solver}: {known}")
+                solver = self.trajectories.solver
+                raise PlanError(f"{skip!r} is no reuse mode with {solver}: {known}")
         self.skips = skips or possible
-        self.choice = cache(self._choice)
-        self._searches: dict[tuple[str, Aim], StepSearch] = {}
+        self._point, self._search = cache(self._best_point), cache(self._step_search)
 
     def plan(self, budget: Budget, name: str | None = None) -> CachePlan:
         """The plan of `point`, named after its speed-up where no name is given."""
         return self.plan_of(self.point(budget), budget, name)
 
     def point(self, budget: Budget) -> Point:
-        """What has the least predicted error of all that the budget allows.
-
-        PlanError says what is possible when nothing is.
-        """
+        """The point with the least predicted error within the budget; PlanError without one."""
         point = self._chosen(budget)
         if budget.max_error is not None and point.error > budget.max_error:
             raise PlanError(
@@ -119,15 +122,15 @@ class PlanSearch:
         return point
 
     def candidates(self, budget: Budget, count: int) -> list[Point]:
-        """At most `count` points as fast as `point(budget)`, best predicted first.
+        """At most `count` points as fast as `point(budget)`, the least predicted error first.
 
-        Of every way to skip that the budget allows, from searches that trust the sensitivity as
-        much as usual, more and less; errors are always predicted in the usual way.
+        They come from all reuse modes that the budget allows and from several exponents of the
+        sensitivity; errors are always predicted with the default exponent.
         """
         best = self._chosen(budget)
         found, steps = [best], len(best.steps)
         for skip in self._within_bytes(budget.max_bytes):
-            found += [self.point_of(skip, steps, Aim(ease)) for ease in (EASE, *OTHER_EASES)]
+            found += [self.point_of(skip, steps, Objective(exponent)) for exponent in EXPONENTS]
         most = float("inf") if budget.max_error is None else budget.max_error
         kept = [point for point in found if point.error <= most]
         distinct = {(point.skip, point.steps): point for point in kept}
@@ -136,36 +139,45 @@ class PlanSearch:
     def plan_of(
         self, point: Point, budget: Budget, name: str | None = None, **settings: float
     ) -> CachePlan:
-        """The plan of any point; settings: further facts for its provenance."""
-        return self._built(point, budget, name or f"{point.speedup:.2f}x", settings)
+        """The plan of any point; settings: more facts for its provenance."""
+        limits = {
+            "speedup": budget.speedup,
+            "max_error": budget.max_error,
+            "max_bytes": budget.max_bytes,
+        }
+        facts = {
+            **{name: value for name, value in limits.items() if value is not None},
+            "runs": self.trajectories.runs,
+            "sensitivity": self.sensitivity.source,
+            **settings,
+        }
+        return self._plan(point, name or f"{point.speedup:.2f}x", facts)
 
     def frontier(self, speedups: tuple[float, ...] = FRONTIER) -> list[Point]:
-        """The best point of every way to skip at every speed-up, the slowest first."""
+        """The best point of each reuse mode at every speed-up, the slowest first."""
         return [
-            self.point_of(skip, self._count(speedup))
+            self.point_of(skip, count_of(self.steps, speedup))
             for speedup in speedups
-            if speedup <= self.paths.steps
+            if speedup <= self.steps
             for skip in self.skips
         ]
 
     def predicted(self, plan: CachePlan) -> float:
-        """The quantile over the runs of `predicted_errors`."""
+        """The predicted error of a plan of the prediction site on the profile's own grid."""
         return self._evaluated(plan).error
 
     def predicted_errors(self, plan: CachePlan) -> np.ndarray:
-        """(10) of step_search for a plan of the prediction site on the profile's own grid: (R,)."""
+        """(10) of step_search for such a plan: (R,)."""
         return self._evaluated(plan).errors
-
-    # -- parts
 
     def _evaluated(self, plan: CachePlan) -> Choice:
         site = plan.prediction
-        if site is None or plan.interval_sites or plan.steps != self.paths.steps:
+        if site is None or plan.interval_sites or plan.steps != self.steps:
             raise PlanError(
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
-                f"the profile's {self.paths.steps} steps"
+                f"the profile's {self.steps} steps"
             )
-        return self._search(site.skip).evaluate(site.compute_steps["cond"])
+        return self._search(site.skip, DEFAULT_OBJECTIVE).evaluate(site.compute_steps["cond"])
 
     def _chosen(self, budget: Budget) -> Point:
         """The best point at the budget's speed-up, or the fastest below its error."""
@@ -174,17 +186,15 @@ class PlanSearch:
         return point or self._at_speedup(allowed, budget.speedup or SPEEDUP)
 
     def _at_speedup(self, skips: tuple[str, ...], speedup: float) -> Point:
-        if speedup > self.paths.steps:
-            raise PlanError(
-                f"speed-up {speedup:g}: {self.paths.steps} steps allow {self.paths.steps}x at most"
-            )
-        return self._best(skips, self._count(speedup))
+        if speedup > self.steps:
+            raise PlanError(f"speed-up {speedup:g}: {self.steps} steps allow {self.steps}x at most")
+        return self._best(skips, count_of(self.steps, speedup))
 
     def _cheapest(self, skips: tuple[str, ...], budget: Budget) -> Point | None:
         """The fastest point at or below the largest error; computing every step has none."""
         if budget.max_error is None:
             return None
-        low, high = 1, self.paths.steps  # more compute steps, less error
+        low, high = 1, self.steps  # more compute steps, less error
         while low < high:
             middle = (low + high) // 2
             if self._best(skips, middle).error <= budget.max_error:
@@ -196,31 +206,25 @@ class PlanSearch:
     def _best(self, skips: tuple[str, ...], count: int) -> Point:
         return min((self.point_of(skip, count) for skip in skips), key=lambda point: point.error)
 
-    def _count(self, speedup: float) -> int:
-        """Compute steps that reach the speed-up."""
-        return max(1, floor(self.paths.steps / speedup + 1e-9))
+    def point_of(self, skip: str, count: int, objective: Objective = DEFAULT_OBJECTIVE) -> Point:
+        """The best `count` compute steps in one reuse mode.
 
-    def point_of(self, skip: str, count: int, aim: Aim = USUAL) -> Point:
-        """The best that `count` compute steps give with one way to skip.
-
-        Another aim chooses other steps; their error is predicted in the usual way.
+        Another objective chooses other steps; their error is predicted with the default one.
         """
-        choice = self.choice(skip, count, aim)
-        return Point(skip, choice.steps, self.paths.steps / count, choice.error)
+        return self._point(skip, count, objective)
 
-    def _choice(self, skip: str, count: int, aim: Aim = USUAL) -> Choice:
-        best = self._search(skip, aim).best(count)
-        return best if aim == USUAL else self._search(skip).evaluate(best.steps)
+    def _best_point(self, skip: str, count: int, objective: Objective) -> Point:
+        steps = self._search(skip, objective).best(count).steps
+        error = self._search(skip, DEFAULT_OBJECTIVE).evaluate(steps).error
+        return Point(skip, steps, self.steps / count, error)
 
-    def _search(self, skip: str, aim: Aim = USUAL) -> StepSearch:
-        if (skip, aim) not in self._searches:
-            table, sensitivity = self._segments[skip].table, self.sensitivity.values
-            self._searches[skip, aim] = StepSearch(table, sensitivity, aim, TOLD[skip])
-        return self._searches[skip, aim]
+    def _step_search(self, skip: str, objective: Objective) -> StepSearch:
+        table, sensitivity = self._segments[skip].table, self.sensitivity.values
+        return StepSearch(table, sensitivity, objective, CALIBRATION[skip])
 
     @cached_property
     def _segments(self) -> dict[str, Segments]:
-        return {skip: Segments(self.paths, skip) for skip in SKIPS if skip in self.skips}
+        return {skip: Segments(self.trajectories, skip) for skip in SKIPS if skip in self.skips}
 
     def _within_bytes(self, most: int | None) -> tuple[str, ...]:
         if most is None:
@@ -236,27 +240,10 @@ class PlanSearch:
         return allowed
 
     def _bytes(self, skip: str) -> int:
-        """Of the anchors of any plan that skips in this way."""
-        quarters = tuple(sorted({part * self.paths.steps // 4 for part in range(4)}))
+        """Bytes of the anchors of any plan in this reuse mode."""
+        quarters = tuple(sorted({part * self.steps // 4 for part in range(4)}))
         plan = self._plan(Point(skip, quarters, 0.0, 0.0), "bytes", {})
-        return bytes_held(
-            plan,
-            tokens=0,
-            stream_itemsize=0,
-            latent_numel=prod(self.profile.recorded.latent),
-            prediction_itemsize=PREDICTION_ITEMSIZE,
-        )
-
-    def _built(self, point: Point, budget: Budget, name: str, more: dict) -> CachePlan:
-        settings = {
-            "speedup": budget.speedup,
-            "max_error": budget.max_error,
-            "max_bytes": budget.max_bytes,
-            "runs": self.paths.runs,
-            "sensitivity": self.sensitivity.source,
-            **more,
-        }
-        return self._plan(point, name, {k: v for k, v in settings.items() if v is not None})
+        return anchor_bytes(plan, self.profile)
 
     def _plan(self, point: Point, name: str, settings: dict) -> CachePlan:
         subject = self.profile.recorded
@@ -275,7 +262,7 @@ class PlanSearch:
             **self._stored,
             sites=sites,
             provenance={
-                "made_by": f"profiling-dit {version('profiling-dit')}",
+                "made_by": f"profiling-dit {__version__}",
                 "source": f"searched on {self.profile.origin}",
                 "profile_sha256": self._profile_sha256,
                 "settings": settings,
@@ -289,9 +276,25 @@ class PlanSearch:
 
     def _fitted(self, computed: tuple[int, ...]) -> Iterator[tuple[int, list[float]]]:
         """Weights of the last two anchors for every reuse step, newest first."""
-        for step in range(self.paths.steps):
+        for step in range(self.steps):
             anchors = [c for c in computed if c < step][-2:][::-1]
             if step not in computed:
                 alone = len(anchors) == 1
                 weights = [1.0] if alone else self._segments["weights"].weights(anchors, step)
                 yield step, [float(weight) for weight in weights]
+
+
+def count_of(steps: int, speedup: float) -> int:
+    """Compute steps that reach the speed-up."""
+    return max(1, floor(steps / speedup + 1e-9))
+
+
+def anchor_bytes(plan: CachePlan, profile: Profile) -> int:
+    """Bytes that a plan of the prediction site keeps, with predictions in fp32."""
+    return bytes_held(
+        plan,
+        tokens=0,
+        stream_itemsize=0,
+        latent_numel=prod(profile.recorded.latent),
+        prediction_itemsize=4,
+    )

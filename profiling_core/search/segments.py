@@ -1,25 +1,25 @@
-"""Segments: the error that every stretch between two compute steps leaves, for every way to skip.
+"""Segments: the error that every stretch between two compute steps leaves, for each reuse mode.
 
 A segment (i, j, n) skips the steps between the compute steps j and n; i is the compute step before
-j. Its error d(i, j, n) is a vector: what the latent at n differs by from the recorded run's when
-everything up to j was as recorded. On Paths it is known for all 20,000 segments of 50 steps at
-once, before any plan is chosen.
+j. Its error d(i, j, n) is a vector: the difference of the latent at n from the recorded run's when
+everything up to j was as recorded. On Trajectories it is known for all 20,000 segments of 50 steps
+at once, before any plan is chosen.
 
 Forecast (hold, linear, weights). The solver goes through all levels and is given f_s for v_s:
 
     (1)  d = sum over s in j+1 .. n-1 of W[n, s] (f_s - v_s)
 
-where W[n, s] is the factor of prediction s in the latent at n, read off by running the solver on
-unit vectors. For Euler it is sigma_s+1 - sigma_s, so (1) is the summed step x forecast error: the
-vectors are added before the norm is taken, since errors within a segment line up.
+where W[n, s] is the factor of prediction s in the latent at n (flow_solvers.response). For Euler it
+is sigma_s+1 - sigma_s, so (1) is the summed step x forecast error: the vectors are added before the
+norm is taken, since errors within a segment line up.
 
     (2)  hold     f_s = v_j
     (3)  linear   f_s = v_j + (sigma_s - sigma_j) / (sigma_j - sigma_i) (v_j - v_i)
     (4)  weights  f_s = a_s v_j + b_s v_i, the least squares fit over all runs with a ridge
 
 Forecast and correction (corrected), for Euler. Once v_n is known, the line from v_j to v_n
-replaces the forecasts (3) of the stretch; the difference goes into the prediction that the solver
-is given at n, so that no solver has to know of it (plan.corrections):
+replaces the forecasts (3) of the stretch. The difference is added to the prediction that the solver
+is given at n, so no solver has to know of it (plan.corrections):
 
     (5)  e = (1) with the forecasts (3)                              what the model sees at n
          d = sum over s of (sigma_s+1 - sigma_s) (line_s - v_s)      what is left once corrected
@@ -30,8 +30,8 @@ the clean latents m of the recorded run, in the notation of flow_solvers:
     (6)  e = solver's latent at n from (y_j, m_j, m_i), as the model sees it - x_n
          d = the same, for UniPC corrected by m_n, - y_n
 
-Where the model sees another latent than the one that goes on (corrected, and UniPC's jump) its
-prediction errs by what e does to it. A share of e stands for that: the table holds d + SEEN e.
+Where the model sees another latent than the one that goes on (corrected, and UniPC's jump), e
+disturbs its prediction. A share of e stands for that: the table holds d + SEEN e.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ import numpy as np
 
 from profiling_core.search import flow_solvers
 from profiling_core.search.flow_solvers import Levels
-from profiling_core.search.trajectories import Paths
+from profiling_core.search.trajectories import Trajectories
 
-SEEN = 0.5  # a choice between none and all; `plan --validate` tries what the model says to it
+SEEN = 0.5  # a choice between none and all
 RIDGE = 1e-6  # of the mean squared prediction; keeps weights of nearly equal anchors small
 
 
@@ -65,15 +65,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Segments:
-    """Errors of the segments of some paths for one way to skip."""
+    """Errors of the segments of some trajectories in one reuse mode."""
 
-    paths: Paths
+    trajectories: Trajectories
     skip: str
 
     @cached_property
     def table(self) -> Table:
         """The errors of all segments."""
-        steps, count = self.paths.steps, 0
+        steps, count = self.trajectories.steps, 0
         row_of = np.full((steps, steps, steps + 1), -1)
         found, ends = [], []
         for i, j in _pairs(steps):
@@ -102,7 +102,8 @@ class Segments:
     @cached_property
     def _products(self) -> np.ndarray:
         """Products of the predictions, summed over the runs: (S, S)."""
-        return np.einsum("ard,brd->ab", self.paths.predictions, self.paths.predictions)
+        v = self.trajectories.predictions
+        return np.einsum("ard,brd->ab", v, v)
 
     def _pair_weights(self, i: int, j: int, steps: np.ndarray) -> np.ndarray:
         """`weights` of [j, i] for many steps at once: (len(steps), 2)."""
@@ -113,8 +114,8 @@ class Segments:
         return np.stack([d * first - b * second, a * second - b * first], 1) / (a * d - b * b)
 
     def _forecasts(self, i: int, j: int) -> np.ndarray:
-        v, sigma = self.paths.predictions, self.paths.levels.sigma
-        later = np.arange(j + 1, self.paths.steps)
+        v, sigma = self.trajectories.predictions, self.trajectories.levels.sigma
+        later = np.arange(j + 1, len(v))
         if self.skip == "hold" or i == j:
             forecast = np.broadcast_to(v[j], (later.size, *v[j].shape))
         elif self.skip in ("linear", "corrected"):
@@ -129,8 +130,8 @@ class Segments:
         return (factors @ error.reshape(later.size, v[j].size)).reshape(-1, *v[j].shape)
 
     def _corrected(self, i: int, j: int) -> np.ndarray:
-        v, sigma, seen = self.paths.predictions, self.paths.levels.sigma, self._forecasts(i, j)
-        n = np.arange(j + 1, self.paths.steps)
+        v, sigma = self.trajectories.predictions, self.trajectories.levels.sigma
+        seen, n = self._forecasts(i, j), np.arange(j + 1, len(v))
         steps = np.diff(sigma)[n]
         share = steps * (sigma[n] - sigma[j])
         # sums over the steps before n: of the steps, and of the steps times the line's rise
@@ -145,14 +146,13 @@ class Segments:
     @cached_property
     def _response(self) -> np.ndarray:
         """W of (1): (S + 1, S)."""
-        units = np.eye(self.paths.steps)
-        start = np.zeros(self.paths.steps)
-        return flow_solvers.run(self.paths.solver, self.paths.levels, start, lambda k, _: units[k])
+        return flow_solvers.response(self.trajectories.solver, self.trajectories.levels)
 
     def _jumps(self, i: int, j: int) -> np.ndarray:
         went_on, clean = self._recorded
-        steps, solver = self.paths.steps, self.paths.solver
-        levels, found = self.paths.levels, [jump(solver, self.paths.levels, i, j, steps)]
+        solver, levels = self.trajectories.solver, self.trajectories.levels
+        steps = len(levels)
+        found = [jump(solver, levels, i, j, steps)]
         if j + 1 < steps:
             found.insert(0, jump(solver, levels, i, j, np.arange(j + 1, steps)))
         factors = [np.concatenate(f) for f in zip(*found, strict=True)]
@@ -167,18 +167,19 @@ class Segments:
     def _seen(self, i: int, j: int) -> np.ndarray:
         """e of (6) for UniPC and all n after j but the end: its predictor is that of DPM++."""
         went_on, clean = self._recorded
-        factors = jump("dpm++", self.paths.levels, i, j, np.arange(j + 1, self.paths.steps))
+        levels, latents = self.trajectories.levels, self.trajectories.latents
+        factors = jump("dpm++", levels, i, j, np.arange(j + 1, len(levels)))
         terms = zip(factors[:3], (went_on[j], clean[j], clean[i]), strict=True)
-        return sum(f[:, None, None] * x for f, x in terms) - self.paths.latents[j + 1 : -1]
+        return sum(f[:, None, None] * x for f, x in terms) - latents[j + 1 : -1]
 
     @cached_property
     def _recorded(self) -> tuple[np.ndarray, np.ndarray]:
         """The latents that the recorded run went on from (S + 1, R, D), and its clean ones."""
-        paths, levels = self.paths, self.paths.levels
-        clean = paths.latents[:-1] - levels.sigma[:-1, None, None] * paths.predictions
-        went_on = paths.latents.copy()
-        if paths.solver == "unipc":
-            for k in range(1, paths.steps):
+        runs, levels = self.trajectories, self.trajectories.levels
+        clean = runs.latents[:-1] - levels.sigma[:-1, None, None] * runs.predictions
+        went_on = runs.latents.copy()
+        if runs.solver == "unipc":
+            for k in range(1, runs.steps):
                 i = max(k - 2, 0)
                 keep, new, old, there = jump("unipc", levels, i, k - 1, np.array([k]))
                 moved = keep * went_on[k - 1] + new * clean[k - 1] + old * clean[i]

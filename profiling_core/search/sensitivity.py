@@ -1,12 +1,12 @@
 """Sensitivity: how much of an error in the latent before a step is left in the final latent.
 
-A profile holds it where it was asked for (`--sensitivity`). Elsewhere a default law stands in,
+A profile holds it for the steps of `--sensitivity`. Elsewhere a default law stands in,
 
     S(sigma) = FACTOR (sigma / (1 - sigma))^POWER, at most LARGEST
 
 the least squares fit in logarithms to the geometric means of both miniatures' profiles, which lie
-a factor of 1.7 below and above it on average. It says that early errors count more and late ones
-less, not how much on another model.
+a factor of 1.7 below and above it on average. By it early errors count more than late ones; how
+much more differs between models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiling_core.profile.profile import Profile
-from profiling_core.search.trajectories import Paths
+from profiling_core.search.trajectories import Trajectories
 
 DEFAULT = "default law"
 FACTOR, POWER, LARGEST = 0.86, 0.634, 6.5
@@ -30,19 +30,19 @@ class Sensitivity:
     source: str
 
 
-def sensitivity_of(profile: Profile, paths: Paths) -> Sensitivity:
-    """Every run's own, between its measured steps straight in its logarithm over the steps.
+def sensitivity_of(profile: Profile, trajectories: Trajectories) -> Sensitivity:
+    """Every run's own, interpolated in the logarithm between its measured steps.
 
-    Steps before the first and after the last measured one are taken like these; at the end, n = S,
-    nothing follows that could change an error, and it is 1.
+    Steps before the first and after the last measured one have that one's value. At the end, n = S,
+    it is 1, since nothing follows that could change an error.
     """
     measured = profile.arrays["sensitivity"].astype(np.float64)
     steps = np.flatnonzero(np.isfinite(measured).all(axis=0))
     if not steps.size:
-        law = default_law(paths.levels.sigma)
-        return Sensitivity(np.repeat(law[:, None], paths.runs, axis=1), DEFAULT)
-    logs = [np.interp(np.arange(paths.steps), steps, np.log(run[steps])) for run in measured]
-    values = np.append(np.exp(np.stack(logs, axis=1)), np.ones((1, paths.runs)), axis=0)
+        law = default_law(trajectories.levels.sigma)
+        return Sensitivity(np.repeat(law[:, None], trajectories.runs, axis=1), DEFAULT)
+    logs = [np.interp(np.arange(trajectories.steps), steps, np.log(run[steps])) for run in measured]
+    values = np.append(np.exp(np.stack(logs, axis=1)), np.ones((1, trajectories.runs)), axis=0)
     return Sensitivity(values, f"measured at {steps.size} steps")
 
 

@@ -2,41 +2,41 @@
 
 The error that a plan leaves in the final latent of run r is predicted as
 
-    (6)  E_r = |sum over its segments (i, j, n) of S_n,r^EASE d_r(i, j, n)|
+    (6)  E_r = |sum over its segments (i, j, n) of S_n,r^a d_r(i, j, n)|
 
-with d of `segments` and S_n,r, the sensitivity: how much of an error at step n is left at the end
-of that run. It is measured along one direction and is raised to a power below 1, a choice between
-taking it at its word and leaving it out; `plan --validate` tries other powers. Errors of different
-segments are added as vectors: holding errs in one direction all the way, the line of a linear
-forecast now to this and now to that side. What is minimised over the runs, in decibels, lies
-halfway between the mean run and the worst (BAD = 1; a lower quantile has worse worst prompts):
+with d of `segments` and the sensitivity S_n,r: how much of an error at step n is left at the end
+of that run. It is measured along one direction only, so a = SENSITIVITY_EXPONENT is below 1,
+between full trust (1) and none (0); `plan --validate` tries other exponents. Errors of different
+segments are added as vectors: hold errs in one direction all the way, a linear forecast alternates.
+The objective lies halfway, in decibels, between the mean run and the quantile b = WORST_QUANTILE (1
+is the worst run; a lower quantile has worse worst prompts):
 
-    (7)  G = sqrt(exp(mean over r of ln E_r) x the quantile BAD over r of E_r)
+    (7)  G = sqrt(exp(mean over r of ln E_r) x the quantile b over r of E_r)
 
 (6) is no sum over segments, so a shortest path cannot find its minimum. It can find good starts,
 for every number k of compute steps at once,
 
     (8)  F_k(j, n) = min over i of F_k-1(i, j) + c(i, j, n),
-         c = mean over r of (S_n,r^EASE |d_r|)^p, to the power 2 / p
+         c = mean over r of (S_n,r^a |d_r|)^p, to the power 2 / p
 
-where p above 2 stands for the quantile; once as it stands and once with the root of S_n,r^EASE.
-From each start single compute steps are moved as long as
-that lowers G; the best end is taken.
+where p above 2 stands for the quantile; once with S_n,r^a and once with its root. From each start
+single compute steps are moved as long as that lowers G; the best end is taken.
 
-What is told of a plan is not the sum itself. A search finds plans whose far vectors cancel in (6),
-and in a run they cancel less, since the model turns an error on its way to the end. So
+The reported error is not (6) itself. A search finds plans whose distant vectors cancel in (6). In a
+run they cancel less, since the model turns an error on its way to the end. So
 
     (9)  E_r^2 = sum over pairs of segments, ending at n and m, of
-                 exp(-((n - m) / (ALIGNED S))^2 / 2)  S_n,r^EASE d_r(n) . S_m,r^EASE d_r(m)
+                 exp(-((n - m) / (ALIGNED S))^2 / 2)  S_n,r^a d_r(n) . S_m,r^a d_r(m)
 
 which ranks measured errors better (docs/prediction.md). The steps are still chosen by (6): those
-that minimise (9) were no better in runs. Searched plans err more than (9) says, since the skipped
-steps err on a path that has left the recorded one, and not every way to skip by as much:
+that minimise (9) were no better in runs. Searched plans err more than (9) predicts, since the
+skipped steps lie on a trajectory that has left the recorded one, and by how much depends on the
+reuse mode:
 
-    (10) told error = TOLD x E_r
+    (10) calibrated error = CALIBRATION x E_r
 
-with TOLD the geometric mean of measured over predicted on prompts that the search did not see.
-The quantile QUANTILE over the runs is what is told of a plan as one number.
+with CALIBRATION the geometric mean of measured over predicted error on held-out prompts. A plan's
+error is the quantile QUANTILE of (10) over the runs.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ import numpy as np
 
 from profiling_core.search.segments import Table
 
-QUANTILE = 0.8  # over the runs, of what is told
+QUANTILE = 0.8  # over the runs, of the calibrated error
 POWER = 4.0
-EASE, BAD = 0.75, 1.0  # docs/prediction.md
+SENSITIVITY_EXPONENT, WORST_QUANTILE = 0.75, 1.0  # docs/prediction.md
 ALIGNED = 0.2  # of the run
-# of every way to skip, on the calibration prompts of both miniatures (docs/prediction.md)
-TOLD = {"hold": 1.5, "linear": 1.2, "weights": 1.6, "corrected": 0.9, "jump": 1.7}
+# by reuse mode, on the calibration prompts of both miniatures (docs/prediction.md)
+CALIBRATION = {"hold": 1.5, "linear": 1.2, "weights": 1.6, "corrected": 0.9, "jump": 1.7}
 STARTS = (1.0, 0.5)  # powers of the weights in (8)
 MOST_EXCHANGES = 60
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What steps are chosen by: the power of (6) and the quantile of (7)."""
+class Objective:
+    """What the steps minimise: (7) with this exponent of (6) and this quantile."""
 
-    ease: float = EASE
-    bad: float = BAD
+    exponent: float = SENSITIVITY_EXPONENT
+    quantile: float = WORST_QUANTILE
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Compute steps and what they are predicted to leave, relative to the final latent's norm."""
+    """Compute steps and their predicted errors, relative to the final latent's norm."""
 
     steps: tuple[int, ...]
     errors: np.ndarray  # (10) of every run, (R,)
@@ -80,26 +80,28 @@ class Choice:
         return float(np.quantile(self.errors, QUANTILE))
 
 
-USUAL = Aim()
+DEFAULT_OBJECTIVE = Objective()
 
 
 class StepSearch:
-    """Searches compute steps.
-
-    sensitivity: S_n of every run, (S + 1, R); told: TOLD of (10).
-    """
+    """Chooses compute steps. sensitivity: S_n of every run, (S + 1, R); calibration: of (10)."""
 
     def __init__(
-        self, table: Table, sensitivity: np.ndarray, aim: Aim = USUAL, told: float = 1.0
+        self,
+        table: Table,
+        sensitivity: np.ndarray,
+        objective: Objective = DEFAULT_OBJECTIVE,
+        calibration: float = 1.0,
     ) -> None:
-        self.told, self.bad = told, aim.bad
+        self.calibration, self.quantile = calibration, objective.quantile
         self.steps, self._rows, self._ends = len(table.row_of), table.row_of, table.ends
-        weights = (sensitivity[table.ends] ** aim.ease).astype(np.float32)  # (N, R)
+        weights = (sensitivity[table.ends] ** objective.exponent).astype(np.float32)  # (N, R)
         # one more row: no segment at all
         self._weighted = np.pad(table.errors * weights[..., None], ((0, 1), (0, 0), (0, 0)))
         norms = np.linalg.norm(table.errors, axis=-1)
         self._starts = [
-            _Paths(self._rows, (norms * weights**power).astype(np.float64)) for power in STARTS
+            _ShortestPaths(self._rows, (norms * weights**power).astype(np.float64))
+            for power in STARTS
         ]
 
     def best(self, count: int) -> Choice:
@@ -113,13 +115,15 @@ class StepSearch:
 
     def evaluate(self, steps: Sequence[int]) -> Choice:
         """(7) and (10) for any compute steps that begin with 0."""
-        vectors, ends = self.segments(tuple(steps))
-        score = float(scores(np.linalg.norm(vectors.sum(axis=0), axis=-1)[None], self.bad)[0])
-        return Choice(tuple(steps), self.told * aligned(vectors, ends, self.steps), score)
+        vectors, ends = self.segments(steps)
+        score = float(scores(np.linalg.norm(vectors.sum(axis=0), axis=-1)[None], self.quantile)[0])
+        return Choice(tuple(steps), self.calibration * aligned(vectors, ends, self.steps), score)
 
-    def segments(self, steps: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def segments(self, steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of (6), (K, R, D), and where their segments end, (K,)."""
-        rows = self._rows_of(steps)
+        j = np.array(steps)
+        i, n = np.append(j[:1], j[:-1]), np.append(j[1:], self.steps)
+        rows = self._rows[i, j, n]
         return self._weighted[rows], self._ends[rows]
 
     def _improved(self, start: tuple[int, ...]) -> Choice:
@@ -131,15 +135,6 @@ class StepSearch:
             choice = moved
         return choice
 
-    def _total(self, steps: tuple[int, ...]) -> np.ndarray:
-        """The vectors of (6), (R, D)."""
-        return self._weighted[self._rows_of(steps)].sum(axis=0)
-
-    def _rows_of(self, steps: tuple[int, ...]) -> np.ndarray:
-        j = np.array(steps)
-        i, n = np.append(j[:1], j[:-1]), np.append(j[1:], self.steps)
-        return self._rows[i, j, n]
-
     def _exchanged(self, choice: Choice) -> Choice | None:
         """The best of all plans in which one compute step has moved."""
         free = np.array(sorted(set(range(1, self.steps)) - set(choice.steps)))
@@ -148,14 +143,14 @@ class StepSearch:
         found, moves = [], []
         for here in choice.steps[1:]:
             left = tuple(step for step in choice.steps if step != here)
-            totals = self._total(left) + self._added(left, free)
-            found.append(scores(np.linalg.norm(totals, axis=-1), self.bad))
+            totals = self.segments(left)[0].sum(axis=0) + self._added(left, free)
+            found.append(scores(np.linalg.norm(totals, axis=-1), self.quantile))
             moves.append(left)
         row, column = divmod(int(np.argmin(found)), free.size)
         return self.evaluate(sorted((*moves[row], int(free[column]))))
 
     def _added(self, steps: tuple[int, ...], free: np.ndarray) -> np.ndarray:
-        """What computing one more step changes in the total, for every free one: (F, R, D)."""
+        """What one more compute step changes in the sum of (6), for every free step: (F, R, D)."""
         padded = np.array([0, *steps, self.steps, self.steps])
         place = np.searchsorted(steps, free)  # p is the last step before b, q the first after it
         before, p, q, after = (padded[place + shift] for shift in (-1, 0, 1, 2))
@@ -177,14 +172,14 @@ def aligned(vectors: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
     return np.sqrt(np.maximum(products, 0.0))
 
 
-def scores(errors: np.ndarray, bad: float = BAD) -> np.ndarray:
+def scores(errors: np.ndarray, quantile: float = WORST_QUANTILE) -> np.ndarray:
     """G of (7) of many plans: (N, R) to (N,)."""
     logs = np.log(np.maximum(errors, 1e-12))
-    return np.exp((logs.mean(axis=1) + np.quantile(logs, bad, axis=1)) / 2)
+    return np.exp((logs.mean(axis=1) + np.quantile(logs, quantile, axis=1)) / 2)
 
 
-class _Paths:
-    """(8): tables of the least sums for every number of compute steps; norms: (N, R)."""
+class _ShortestPaths:
+    """(8): the least sums for every number of compute steps; norms: (N, R)."""
 
     def __init__(self, row_of: np.ndarray, norms: np.ndarray) -> None:
         self.steps = len(row_of)

@@ -1,9 +1,9 @@
-"""Paths: a profile's runs as coordinates, on which any plan can be played without the model.
+"""Trajectories: a profile's runs as coordinates, on which any plan is computed without the model.
 
 The Gram matrix of a run's predictions and latents fixes them up to a rotation: with G = L L^T the
 rows of L have the same lengths, distances and angles as the recorded tensors. A solver, a forecast
-and an error are weighted sums of those, so they can be worked out on rows of L, a hundred numbers
-each, and their norms are the true ones.
+and an error are weighted sums of those, so they are computed on rows of L, a hundred numbers each,
+and their norms are the true ones.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from profiling_core.search import flow_solvers
 from profiling_core.search.flow_solvers import Levels
 
 SMALLEST = 1e-15  # of the largest eigenvalue: below it is rounding
-MISFIT = 0.02  # relative distance of the replayed final latent from the recorded one
+MISFIT = 0.02  # relative distance of the integrated final latent from the recorded one
 
 
 @dataclass(frozen=True)
-class Paths:
-    """R recorded runs of S steps, in D coordinates each; lengths relative to the final latent."""
+class Trajectories:
+    """R recorded runs of S steps in D coordinates; lengths are relative to the final latent."""
 
     solver: str
     levels: Levels
-    predictions: np.ndarray  # what the solver is given, (S, R, D)
+    predictions: np.ndarray  # as the solver gets them, guided: (S, R, D)
     latents: np.ndarray  # before every step and the final one, (S + 1, R, D)
 
     @property
@@ -40,11 +40,9 @@ class Paths:
         return self.latents.shape[1]
 
 
-def paths_of(profile: Profile) -> Paths:
-    """The runs of a profile as paths.
-
-    ProfileError when the solver is not known, guidance is missing for two branches, or the recorded
-    latents are not what this solver makes of the recorded predictions.
+def trajectories_of(profile: Profile) -> Trajectories:
+    """ProfileError when the solver is not known, guidance is missing for two branches, or the
+    recorded latents are not what this solver makes of the recorded predictions.
     """
     subject = profile.recorded
     if subject.solver not in SOLVERS:
@@ -56,15 +54,16 @@ def paths_of(profile: Profile) -> Paths:
     width = max(run.shape[1] for run in rows)
     rows = np.stack([np.pad(run, ((0, 0), (0, width - run.shape[1]))) for run in rows], axis=1)
     rows /= np.linalg.norm(rows[-1], axis=-1)[None, :, None]
-    paths = Paths(subject.solver, Levels(subject.sigmas), rows[:steps], rows[steps:])
-    _check_replays(paths)
-    return paths
+    found = Trajectories(subject.solver, Levels(subject.sigmas), rows[:steps], rows[steps:])
+    _check_solver(found)
+    return found
 
 
-def replay(paths: Paths, predictions: np.ndarray) -> np.ndarray:
+def integrate(trajectories: Trajectories, predictions: np.ndarray) -> np.ndarray:
     """The solver's latents (S + 1, R, D) on all levels, given predictions (S, R, D)."""
+    start = trajectories.latents[0]
     return flow_solvers.run(
-        paths.solver, paths.levels, paths.latents[0], lambda step, _: predictions[step]
+        trajectories.solver, trajectories.levels, start, lambda step, _: predictions[step]
     )
 
 
@@ -88,7 +87,7 @@ def _coordinates(gram: np.ndarray) -> np.ndarray:
 
 
 def guidance_scales(profile: Profile) -> np.ndarray:
-    """Of every run, (R,); 1 where there is none to apply."""
+    """The guidance scale of every run, (R,); 1 where there is none to apply."""
     given = [run.guidance for run in profile.runs]
     if len(profile.recorded.branches) > 1 and None in given:
         raise ProfileError(
@@ -98,10 +97,11 @@ def guidance_scales(profile: Profile) -> np.ndarray:
     return np.array([1.0 if scale is None else scale for scale in given])
 
 
-def _check_replays(paths: Paths) -> None:
-    misses = np.linalg.norm(replay(paths, paths.predictions)[-1] - paths.latents[-1], axis=-1)
+def _check_solver(trajectories: Trajectories) -> None:
+    final = integrate(trajectories, trajectories.predictions)[-1]
+    misses = np.linalg.norm(final - trajectories.latents[-1], axis=-1)
     if misses.max() > MISFIT:
         raise ProfileError(
-            f"run {int(misses.argmax()) + 1} of the profile does not follow {paths.solver}: its "
-            f"final latent is {misses.max():.1%} off; was it recorded by another loop?"
+            f"run {int(misses.argmax()) + 1} of the profile does not follow {trajectories.solver}: "
+            f"its final latent is {misses.max():.1%} off; was it recorded by another loop?"
         )

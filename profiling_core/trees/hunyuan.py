@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import Asked, TreeModel, parse_size
+from profiling_core.trees.tree_model import Asked, TreeModel, draws_progress, parse_size
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -127,7 +126,7 @@ class HunyuanModel(TreeModel):
             cfg_scale=args.cfg_scale,
             plan=plan,
             recorder=recorder,
-            progress=sys.stderr.isatty(),
+            progress=draws_progress(),
         )
 
     def decode(self, latent: Any) -> Any:

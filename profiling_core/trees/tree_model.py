@@ -8,6 +8,7 @@ gives the defaults and its checks the errors; this module only says which option
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from profiling_core.engine.run_stats import RunStats
     from profiling_core.parallel.ranks import Ranks
 
+LIBRARY_LOG = logging.getLogger("profiling_core")  # its level is that of --quiet, --verbose
 PACKAGE = Path(__file__).resolve().parents[2]  # the folder that holds profiling_core
 
 
@@ -70,7 +72,7 @@ class TreeModel(ABC):
     def _script(self) -> Any:
         """The module of the tree's command line; CompareError when a package is not installed."""
         try:
-            _tell_warnings_once()
+            _log_warnings_once()
             return importlib.import_module(self.script)
         except ModuleNotFoundError as error:
             raise CompareError(
@@ -211,16 +213,27 @@ def parse_size(size: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _tell_warnings_once() -> None:
+def draws_progress() -> bool:
+    """Whether a run draws its steps: where somebody looks, unless errors alone are wanted."""
+    return sys.stderr.isatty() and LIBRARY_LOG.isEnabledFor(logging.WARNING)
+
+
+def _log_warnings_once() -> None:
     """The trees' log: warnings alone, each once, since every clip would repeat them."""
     from loguru import logger
 
-    told: set[str] = set()
+    seen: set[str] = set()
 
-    def tell(line: str) -> None:
-        if line not in told:
-            told.add(line)
+    def log_once(line: str) -> None:
+        if line not in seen:
+            seen.add(line)
             sys.stderr.write(line)
 
     logger.remove()
-    logger.add(tell, level="WARNING", format="{level}: {message}")
+    logger.add(log_once, level=_log_level(), format="{level}: {message}")
+
+
+def _log_level() -> str:
+    """Warnings by default, all with --verbose, errors alone with --quiet."""
+    ours = LIBRARY_LOG.getEffectiveLevel()
+    return "DEBUG" if ours <= logging.DEBUG else "WARNING" if ours <= logging.WARNING else "ERROR"

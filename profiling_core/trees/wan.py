@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.errors import CompareError
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import Asked, TreeModel, parse_size
+from profiling_core.trees.tree_model import Asked, TreeModel, draws_progress, parse_size
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -25,7 +24,7 @@ class WanModel(TreeModel):
     def _argv(self, asked: Asked, given: Any) -> list[str]:
         if asked.dit_weight is not None:
             raise CompareError(
-                f"--dit-weight {asked.dit_weight}: Wan2.1 has its weights in --ckpt_dir"
+                f"--dit-weight {asked.dit_weight}: Wan2.1 has its weights in --ckpt-dir"
             )
         size = None if asked.size is None else "*".join(map(str, parse_size(asked.size)))
         options = {
@@ -119,7 +118,7 @@ class WanModel(TreeModel):
             guide_scale=args.sample_guide_scale,
             plan=plan,
             recorder=recorder,
-            progress=sys.stderr.isatty(),
+            progress=draws_progress(),
         )
 
     def decode(self, latent: Any) -> Any:

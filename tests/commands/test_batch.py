@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiling_core.__main__ import main
 from profiling_core.commands.batch.attempts import Sequential
 from profiling_core.commands.batch.clips import Checker
 from profiling_core.commands.batch.folder import Folder, check_names
 from profiling_core.commands.batch.jobs import Job, read_jobs
 from profiling_core.commands.batch.run import Batch
+from profiling_core.commands.main import main
 from profiling_core.errors import BatchError
 from toy_makers import ToyMaker, Writer, clip_of
 from tree_paths import ROOT
@@ -229,10 +229,16 @@ def test_the_example_runs_through_the_command_on_a_real_miniature(tmp_path, caps
     output = capsys.readouterr()
     assert "2 of 2 clips in" in output.out and "skipped: line 3: not JSON" in output.err
     assert "without Ray, clip by clip in this process" in output.err
+    finished = [line for line in output.err.splitlines() if line.startswith("clip ")]
+    assert [line.split(":")[0] for line in finished] == ["clip 1 of 2", "clip 2 of 2"]
+    assert "\r" not in output.err  # no bar: nobody looks
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert rows[1]["psnr"] > 10 and rows[0]["block_runs"] == 2 * 4 * 12
     assert main([*arguments, "--skip-bad"]) == 0
     assert "2 of 2 clips are done" in capsys.readouterr().err
+    assert main([*arguments, "--skip-bad", "--quiet"]) == 0
+    output = capsys.readouterr()
+    assert output.err == "" and output.out.startswith("wrote ") and output.out.count("\n") == 1
 
 
 def test_the_committed_example_is_real() -> None:

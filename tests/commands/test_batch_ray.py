@@ -14,12 +14,12 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from profiling_core.__main__ import main
 from profiling_core.commands.batch.attempts import Sequential
 from profiling_core.commands.batch.clips import Checker
 from profiling_core.commands.batch.folder import Folder
 from profiling_core.commands.batch.jobs import Job
 from profiling_core.commands.batch.run import Batch
+from profiling_core.commands.main import main
 from toy_makers import ToyMaker, clip_of
 from tree_paths import ROOT
 

@@ -18,13 +18,13 @@ from hunyuan_toys import TINY as TINY_HUNYUAN
 from hyvideo.pipeline import HunyuanVideo
 from hyvideo.sigmas import sigmas_fp32 as hunyuan_sigmas
 from lpips_toys import random_state
-from profiling_core.__main__ import main
 from profiling_core.commands.compare.exports import file_names
 from profiling_core.commands.compare.folder import Folder, check_out, strip_of
 from profiling_core.commands.compare.page import scatter
 from profiling_core.commands.compare.prompts import pairs_of, read_prompts, read_seeds
 from profiling_core.commands.compare.rows import Row, Rows
 from profiling_core.commands.compare.summary import METRICS, summarise
+from profiling_core.commands.main import main
 from profiling_core.commands.report import drawing
 from profiling_core.lpips import Lpips
 from profiling_core.metrics import compare, latent_error
@@ -234,8 +234,11 @@ def test_the_same_command_runs_nothing_again(finished, monkeypatch, capsys):
     capsys.readouterr()
     assert main(line) == 0
     assert (out / "rows.jsonl").read_bytes() == before
-    told = capsys.readouterr()
-    assert "6 of 6 runs are done" in told.err and f"{tree}-hold" in told.out
+    said = capsys.readouterr()
+    assert "6 of 6 runs are done" in said.err and f"{tree}-hold" in said.out
+    assert main([*line, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.startswith("wrote ") and said.out.count("\n") == 1
 
 
 def test_clips_lie_where_vbench_and_fid_tools_look(finished, capsys):
@@ -317,18 +320,18 @@ BAD = {
     "no seed": (["--seeds", "0"], "--seeds 0: expected 1 to"),
     "no number": (["--seeds", "a"], "--seeds 'a': expected a number"),
     "seed twice": (["--seeds", "3,3"], "a seed is named twice"),
-    "no folder": (["--ckpt_dir", "nowhere"], "checkpoint folder nowhere does not exist"),
+    "no folder": (["--ckpt-dir", "nowhere"], "checkpoint folder nowhere does not exist"),
     "no preset": (["--plans", "nope"], "no preset 'nope'"),
     "other model": (["--plans", "other.json"], "has 4 blocks, this model 3"),
     "full": (["--plans", "full"], "the full run is always the reference"),
     "same plan": (["--plans", "PLAN", "copy.json"], "once more"),
     "same name": (["--plans", "PLAN", "sub/wan-hold.json"], "is called 'wan-hold', too"),
     "size": (["--size", "32"], "--size 32: expected width*height"),
-    "frames": (["--frame_num", "6"], "frame_num 6 is not 4n+1: take 5 or 9"),
+    "frames": (["--frame-num", "6"], "frame_num 6 is not 4n+1: take 5 or 9"),
     "solver": (["--solver", "heun"], "argument --sample_solver: invalid choice: 'heun'"),
     "steps": (["--steps", "0"], "sample_steps 0 is too few"),
     "image": (["--model", "t2i-14B"], "--model t2i-14B makes images"),
-    "dit": (["--dit-weight", "x"], "Wan2.1 has its weights in --ckpt_dir"),
+    "dit": (["--dit-weight", "x"], "Wan2.1 has its weights in --ckpt-dir"),
     "lpips": (["--lpips-weights", "nowhere.pth"], "LPIPS weights nowhere.pth: no such file"),
     "quote": (["--tree-options='"], "--tree-options"),
     "plan in tree": (["--tree-options=--delta_cache"], "plans are named in --plans"),

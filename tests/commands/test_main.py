@@ -1,14 +1,20 @@
-"""python -m profiling_core: what it prints and how it fails."""
+"""profiling-dit: what it prints and how it fails."""
 
+import importlib
+import importlib.metadata
 import io
+import logging
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
+import profiling_core
 from made_profiles import made_profile
-from profiling_core.__main__ import main
+from profiling_core.commands import plan as plan_module
+from profiling_core.commands import show as show_module
+from profiling_core.commands.main import build_parser, main
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset, presets_of
@@ -134,13 +140,12 @@ def test_plan_writes_the_paper_s_plan_and_draws_it(capsys, recorded, tmp_path):
     assert plan.dumps() == wanted.dumps()
     assert "plan 'mine' for wan2.1-t2v-mini" in text and "++++++#...........#........#" in text
     assert f"--delta_cache {out}" in text
-    assert main(plan_command(recorded, out, "--blocks", "alternate", "--order", "linear")) == 0
+    again = plan_command(recorded, out, "--overwrite")
+    assert main([*again, "--blocks", "alternate"]) == 0
     assert len(CachePlan.load(out).sites) == 2
-    assert main(plan_command(recorded, out, "--steps", "0,1,2,9", "--lists", "blocks")) == 0
-    assert CachePlan.load(out).sites[0].compute_steps["cond"] == (0, 1, 2, 9)
     for row, (blocks, pattern) in ABLATIONS.items():
         given = ["--blocks", blocks, "--pattern", pattern, "--name", row]
-        assert main(plan_command(recorded, out, *given)) == 0
+        assert main([*again, *given]) == 0
         assert CachePlan.load(out).dumps() == every_ablation(made_profile())[row].dumps()
 
 
@@ -149,11 +154,6 @@ def test_plan_refuses_what_does_not_fit(capsys, recorded, tmp_path):
     for more, text in (
         (["--share", "0"], "share 0 of background blocks: expected above 0 and below 1"),
         (["--share", "1"], "share 1 of background"),
-        (["--tau", "0.99"], "tau 0.99 leaves no foreground block"),
-        (["--lists", "single_blocks"], "'single_blocks' is not one of blocks"),
-        (["--steps", "0,1,77"], "compute step 77 lies outside 0..49"),
-        (["--steps", "0,one"], "--steps '0,one': expected whole numbers"),
-        (["--steps", "0,9", "--warmup", "6"], "steps and warmup both say"),
         (["--warmup", "-1"], "warm-up of -1 steps, expected 1..49"),
     ):
         assert text in refused(capsys, plan_command(recorded, out, *more))
@@ -176,7 +176,7 @@ def test_plan_refuses_files_that_are_none(capsys, recorded, tmp_path):
         for command in (plan_command(cut, out), ["show", cut]):
             assert "not a whole safetensors file" in refused(capsys, command)
     bare = tmp_path / "bare.profile"
-    assert main(["profile", str(bare), "--attention_every", "0"]) == 0
+    assert main(["profile", str(bare), "--attention-every", "0"]) == 0
     capsys.readouterr()
     assert "no run yet" in refused(capsys, plan_command(bare, out))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -204,8 +204,8 @@ def test_profile_prepares_settings_without_runs(capsys, tmp_path, monkeypatch):
     masks = tmp_path / "masks.npy"
     masks.touch()
     monkeypatch.chdir(tmp_path)
-    options = ["--mask", "file", "--mask_source", "masks.npy", "--attention_every", "2"]
-    options += ["--attention_queries", "512", "--high_threshold", "1.5", "--delta_tokens", "16"]
+    options = ["--mask", "file", "--mask-source", "masks.npy", "--attention-every", "2"]
+    options += ["--attention-queries", "512", "--high-threshold", "1.5", "--delta-tokens", "16"]
     assert main(["profile", "b.profile", *options, "--sensitivity", "1,3,20"]) == 0
     assert Profile.load("b.profile").settings == Settings(
         mask="file",
@@ -224,22 +224,22 @@ def test_profile_prepares_settings_without_runs(capsys, tmp_path, monkeypatch):
 def test_profile_refuses_settings_that_cannot_be_recorded(capsys, recorded, tmp_path):
     path = tmp_path / "new.profile"
     for options, text in (
-        (["--attention_every", "-1"], "--attention_every: Input should be greater than or equal"),
-        (["--attention_queries", "0"], "--attention_queries: "),
-        (["--high_share", "1.5"], "--high_share: Input should be less than 1, found '1.5'"),
-        (["--high_share", "nan"], "--high_share: "),
-        (["--high_threshold", "0"], "--high_threshold: "),
-        (["--delta_tokens", "0"], "--delta_tokens: "),
+        (["--attention-every", "-1"], "--attention-every: Input should be greater than or equal"),
+        (["--attention-queries", "0"], "--attention-queries: "),
+        (["--high-share", "1.5"], "--high-share: Input should be less than 1, found '1.5'"),
+        (["--high-share", "nan"], "--high-share: "),
+        (["--high-threshold", "0"], "--high-threshold: "),
+        (["--delta-tokens", "0"], "--delta-tokens: "),
         (["--sensitivity", "0,3"], "--sensitivity[0]: "),
         (["--sensitivity", "3,3"], "--sensitivity: 3 follows 3, expected ascending"),
         (["--sensitivity", "a"], "--sensitivity 'a': expected whole numbers"),
-        (["--mask", "sam2"], "--mask sam2 needs --mask_source: the folder of SAM2's weights"),
-        (["--mask", "sam2", "--mask_source", str(tmp_path)], "not found, expected the folder"),
+        (["--mask", "sam2"], "--mask sam2 needs --mask-source: the folder of SAM2's weights"),
+        (["--mask", "sam2", "--mask-source", str(tmp_path)], "not found, expected the folder"),
         (
-            ["--mask", "file", "--mask_source", "nowhere.npy"],
-            "--mask_source nowhere.npy: not found",
+            ["--mask", "file", "--mask-source", "nowhere.npy"],
+            "--mask-source nowhere.npy: not found",
         ),
-        (["--mask_source", "x"], "--mask_source x goes with --mask sam2 or file, not pca"),
+        (["--mask-source", "x"], "--mask-source x goes with --mask sam2 or file, not pca"),
     ):
         assert text in refused(capsys, ["profile", path, *options])
     assert not path.exists()
@@ -248,6 +248,165 @@ def test_profile_refuses_settings_that_cannot_be_recorded(capsys, recorded, tmp_
 
 
 def test_show_and_plan_import_no_torch(recorded):
-    command = "import sys; from profiling_core.__main__ import main; "
+    command = "import sys; from profiling_core.commands.main import build_parser, main; "
     command += f"main(['show', {str(recorded)!r}]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], capture_output=True).returncode == 0
+
+
+# -- the command line as a whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shwo", "paper"], "no command 'shwo': did you mean show?"),
+        (["zzz"], "no command 'zzz' (profiling-dit --help)"),
+        ([], "required: command (profiling-dit --help)"),
+        (["plan", "--profile", "a", "--sped-up=2"], "'--sped-up': did you mean --speedup?"),
+        (["plan", "--speed", "2"], "no option '--speed': did you mean --speedup?"),
+        (["profile", "a", "--mask_source", "b"], "'--mask_source': did you mean --mask-source?"),
+        (["--versoin"], "no option '--versoin': did you mean --version?"),
+        (["plan", "--profile", "a"], "required: -o/--out (profiling-dit plan --help)"),
+        (["plan", "--speedup", "two"], "argument --speedup: invalid float value: 'two'"),
+        (["show", "paper", "fast"], "unrecognized arguments: fast (profiling-dit --help)"),
+        (["show", "balancd"], "or give the path of a plan file (did you mean balanced?)"),
+        (["show", "fast", "--model", "wan2.1-t2v-14b"], "did you mean wan2.1-t2v-14B?"),
+    ],
+)
+def test_what_is_mistyped_is_one_line_with_the_nearest_word(capsys, arguments, message):
+    assert message in refused(capsys, arguments)
+
+
+def test_words_after_an_equals_sign_are_no_options(capsys):
+    arguments = ["compare", "--tree", "wan", "--prompts", "gone", "--plans", "a", "--out", "b"]
+    assert "gone" in refused(capsys, [*arguments, "--tree-options=--t5_cpu --unknown"])
+
+
+def test_the_version_is_that_of_the_distribution(capsys, monkeypatch):
+    versions = {"profiling-dit": "1.2.3"}
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == "profiling-dit 1.2.3\n"
+    assert profiling_core.__version__ == "1.2.3"
+
+
+def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch):
+    def none(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", none)
+    assert profiling_core.__version__ == "0+unknown"
+
+
+def test_the_public_names_are_there_and_importing_them_is_lazy():
+    command = "import sys, profiling_core; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0
+    assert set(profiling_core.MODULES) == set(profiling_core.__all__) - {"__version__"}
+    for name in profiling_core.__all__:
+        assert getattr(profiling_core, name) is not None and name in dir(profiling_core)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        profiling_core.nothing  # noqa: B018
+
+
+def test_python_m_is_the_same_command():
+    command = [sys.executable, "-m", "profiling_core", "plan", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, env={"COLUMNS": "100"})
+    lines = shown.stdout.splitlines()
+    assert lines[0].startswith("usage: profiling-dit plan --profile FILE")
+    assert 50 < len(lines) <= 90  # two screens
+    assert all(len(line) <= 120 for line in lines)
+
+
+def test_options_of_our_commands_have_hyphens():
+    parsers = build_parser()._subparsers._group_actions[0].choices
+    options = {word for one in parsers.values() for word in one._option_string_actions}
+    assert {"--ckpt-dir", "--frame-num", "--mask-source", "--overwrite"} <= options
+    assert not [option for option in options if "_" in option]
+
+
+def test_existing_files_stay_unless_overwrite_is_given(capsys, recorded, tmp_path):
+    plan, drawn = tmp_path / "a.json", tmp_path / "a.svg"
+    command = ["plan", "--profile", str(recorded), "--speedup", "2", "-o", str(plan)]
+    plan.write_text("mine")
+    assert f"-o {plan}: exists already, --overwrite replaces it" in refused(capsys, command)
+    assert plan.read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    plan.unlink()
+    drawn.write_text("mine")
+    command += ["--frontier", str(drawn)]
+    assert f"--frontier {drawn}: exists already" in refused(capsys, command)
+    assert not plan.exists() and drawn.read_text() == "mine"
+    page, pngs = tmp_path / "a.html", tmp_path / "pngs"
+    command = ["report", "--profile", str(recorded), "-o", str(page)]
+    page.write_text("mine")
+    assert f"-o {page}: exists already" in refused(capsys, command)
+    page.unlink()
+    pngs.mkdir()
+    (pngs / "l1.png").write_text("mine")
+    assert "l1.png: exists already" in refused(capsys, [*command, "--png", str(pngs)])
+    assert not page.exists()
+    presets = ["presets", "--profile", str(recorded), "--out", str(tmp_path)]
+    (tmp_path / "wan2.1-t2v-mini.fast.json").write_text("mine")
+    assert "fast.json: exists already" in refused(capsys, presets)
+    assert not (tmp_path / "wan2.1-t2v-mini.quality.json").exists()
+    assert main([*presets, "--overwrite"]) == 0
+
+
+def test_quiet_leaves_the_written_files_and_verbose_adds_the_library_s_log(
+    capsys, recorded, tmp_path, monkeypatch
+):
+    out = tmp_path / "a.json"
+    command = ["plan", "--profile", str(recorded), "--speedup", "2", "-o", str(out)]
+
+    def search(profile, args):
+        for level in ("debug", "info", "error"):
+            getattr(logging.getLogger("profiling_core.search"), level)(f"an {level} line")
+        return plan_module.paper_plan(profile), ["a table"]
+
+    monkeypatch.setitem(plan_module.METHODS, "search", search)
+    for more, logged in (
+        ([], ["info", "error"]),
+        (["--quiet"], ["error"]),
+        (["--verbose"], ["debug", "info", "error"]),
+    ):
+        assert main([*command, *more, "--overwrite"]) == 0
+        said = capsys.readouterr()
+        assert said.err.splitlines() == [f"an {level} line" for level in logged]
+        assert said.out.splitlines()[-1].startswith(f"wrote {out}")
+        assert ("a table" in said.out) == ("--quiet" not in more)
+        assert (said.out.count("\n") == 1) == ("--quiet" in more)
+    assert "not allowed with" in refused(capsys, [*command, "--quiet", "--verbose"])
+    assert logging.getLogger("profiling_core").handlers == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("skimage.metrics", 'scikit-image is not installed: pip install "profiling-dit[report]"'),
+        ("transformers", 'transformers is not installed: pip install "profiling-dit[diffusers]"'),
+        ("tqdm", 'tqdm is not installed: pip install "profiling-dit[batch]"'),
+        ("loguru", "loguru is not installed: pip install -r requirements.txt"),
+    ],
+)
+def test_a_package_that_is_not_there_is_one_line(capsys, monkeypatch, module, line):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(show_module, "resolve_plan", lambda *given: importlib.import_module(module))
+    assert refused(capsys, ["show", "paper"]) == f"error: {line}\n"
+
+
+def test_a_module_of_ours_that_is_not_there_is_a_mistake_of_ours(monkeypatch):
+    gone = "profiling_core.gone"
+    monkeypatch.setattr(show_module, "resolve_plan", lambda *given: importlib.import_module(gone))
+    with pytest.raises(ModuleNotFoundError):
+        main(["show", "paper"])
+
+
+def test_an_interrupted_command_ends_with_130(capsys, monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(show_module, "resolve_plan", interrupted)
+    assert main(["show", "paper"]) == 130
+    assert capsys.readouterr().err == "interrupted, no unfinished file is left\n"

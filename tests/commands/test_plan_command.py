@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from made_profiles import made_profile
-from profiling_core.__main__ import main
-from profiling_core.commands.plan import bytes_of
+from profiling_core.commands.arguments import bytes_of
+from profiling_core.commands.main import main
 from profiling_core.plan import CachePlan
 
 
@@ -62,11 +62,11 @@ def test_the_frontier_is_drawn(recorded, tmp_path, name):
         (("--speedup", "0.9"), "speed-up 0.9: expected at least 1"),
         (("--max-error", "0"), "largest error 0: expected above 0"),
         (("--max-bytes", "many"), "--max-bytes 'many': expected bytes such as 100MiB"),
-        (("--speedup", "2", "--skips", "leap"), "'leap' is no way to skip with unipc: hold,"),
-        (("--speedup", "2", "--skips", "hold", "--max-bytes", "1k"), "1000 B of anchors"),
+        (("--speedup", "2", "--modes", "leap"), "'leap' is no reuse mode with unipc: hold,"),
+        (("--speedup", "2", "--modes", "hold", "--max-bytes", "1k"), "1000 B of anchors"),
         (("--speedup", "2", "--share", "0.6"), "--speedup belongs to --method search, not paper"),
         (("--method", "paper", "--max-error", "1"), "--max-error belongs to --method search"),
-        (("--method", "search", "--tau", "1"), "--tau belongs to --method paper, not search"),
+        (("--method", "search", "--tmin", "1"), "--tmin belongs to --method paper, not search"),
         (("--speedup", "2", "--frontier", "a.pdf"), "--frontier a.pdf: expected a name that ends"),
         (("--speedup", "2", "--frontier", "no/a.svg"), "--frontier no/a.svg: no folder no"),
     ],

@@ -12,7 +12,7 @@ from profiling_core.commands.report import write_report
 from profiling_core.errors import ProfileError
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.search.search import Budget, PlanSearch
-from profiling_core.search.trajectories import paths_of, replay
+from profiling_core.search.trajectories import integrate, trajectories_of
 from tiny_pipelines import STEPS, build
 
 FLOWS = ("wan", "wan_i2v", "hunyuan", "hunyuan_cfg", "hunyuan_i2v", "ltx", "mochi", "hunyuan15")
@@ -30,9 +30,9 @@ def test_the_recorded_run_follows_its_solver_and_a_searched_plan_runs(name: str)
     tiny = build(name)
     full = tiny.latents()
     profile = recorded(tiny)
-    paths = paths_of(profile)  # refuses latents that are not what the solver makes
-    final = replay(paths, paths.predictions)[-1]
-    assert np.linalg.norm(final - paths.latents[-1]) < 1e-3
+    trajectories = trajectories_of(profile)  # refuses latents that are not what the solver makes
+    final = integrate(trajectories, trajectories.predictions)[-1]
+    assert np.linalg.norm(final - trajectories.latents[-1]) < 1e-3
     plan = PlanSearch(profile).plan(Budget(speedup=2.0))
     with cache_pipeline(tiny.pipe, plan) as cache:
         cached = tiny.latents()

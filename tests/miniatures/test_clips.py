@@ -1,4 +1,4 @@
-"""Clips are pure functions of seed and index, and show what their prompts say."""
+"""Clips are pure functions of seed and index, and show their prompts."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_a_prompt_of_two_shapes_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "word"),
     [
         ("red circle moving right", "over"),
         ("red circle over blue stripes", "red circle"),
@@ -63,8 +63,8 @@ def test_a_prompt_of_two_shapes_is_read() -> None:
         ("red circle bouncing over blue dots", "dots"),
     ],
 )
-def test_a_prompt_outside_the_grammar_is_refused_with_its_word(prompt: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_prompt_outside_the_grammar_is_refused_with_its_word(prompt: str, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
         clips.parse(prompt)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from made_profiles import made_profile
-from profiling_core.__main__ import main
+from profiling_core.commands.main import main
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held, speedup_flops

@@ -1,4 +1,4 @@
-"""The profile file: what is kept, what is added to what, what is refused."""
+"""The profile file: loading, adding runs, refusals."""
 
 from __future__ import annotations
 

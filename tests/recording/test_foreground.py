@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -143,6 +144,14 @@ def test_looseness_tells_subject_from_texture_and_surroundings() -> None:
     assert looseness(region) < 0.2 < 0.8 < looseness(halves) < 1.4
     assert min(looseness(~region), looseness(texture("stripes") > 0)) > 1.4
     assert looseness(torch.zeros(GRID, dtype=torch.bool)) == float("inf")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_otsu_is_that_of_scikit_image_to_the_bit(seed: int) -> None:
+    draw = seeded(seed)
+    values = torch.randn(700, generator=draw, dtype=(torch.float32, torch.float64)[seed % 2])
+    values[:200] += 2.0 * seed
+    assert otsu(values) == float(threshold_otsu(values.numpy()))
 
 
 def test_otsu_of_constant_values_leaves_nothing_above() -> None:

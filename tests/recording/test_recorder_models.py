@@ -139,9 +139,9 @@ def test_sensitivity_is_what_is_left_of_an_error(slope: float, step: int) -> Non
     with watch.attached(net):
         latent = sample(net, call, x, watch.begin)
 
-    def again(replay: PerturbedRun) -> Tensor:
-        with replay.attached(net):
-            return sample(net, call, x, replay.begin)
+    def again(perturbed: PerturbedRun) -> Tensor:
+        with perturbed.attached(net):
+            return sample(net, call, x, perturbed.begin)
 
     watch.measure_sensitivity(latent, again)
     found = watch.finish(latent, prompt="p").arrays["sensitivity"][0]

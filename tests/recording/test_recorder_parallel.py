@@ -127,7 +127,7 @@ def _rank(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left: of Ulysses a profile, of ring attention an error."""
+    """The results of two processes: a profile with Ulysses, an error with ring attention."""
     folder = tmp_path_factory.mktemp("ranks")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.multiprocessing.spawn(_rank, (folder,), nprocs=RANKS)
@@ -149,8 +149,8 @@ def test_two_ranks_record_what_one_records(ranks: Path) -> None:
 
 def test_ring_attention_is_refused(ranks: Path) -> None:
     for rank in range(RANKS):
-        said = (ranks / f"error{rank}").read_text()
-        assert "block 0 attends from 12 of 24 tokens: ring attention" in said
+        text = (ranks / f"error{rank}").read_text()
+        assert "block 0 attends from 12 of 24 tokens: ring attention" in text
     assert not (ranks / "ring.profile").exists()
 
 

@@ -11,15 +11,23 @@ import pytest
 import torch
 
 from made_profiles import made_profile
-from profiling_core.__main__ import main
+from profiling_core.commands.main import main
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.regrid import regrid
 from profiling_core.plan.site_schedule import corrections, forecasts
 from profiling_core.profile.profile import Profile
-from profiling_core.refit.refit import Form, clips_of, forms, one_pass, refit, steps_of, with_facts
-from profiling_core.refit.rollout import Clip, Weights
+from profiling_core.refit.refit import (
+    Form,
+    forms,
+    one_pass,
+    refit,
+    rollouts_of,
+    steps_of,
+    with_facts,
+)
+from profiling_core.refit.rollout import Rollout, Weights
 from profiling_core.search.search import Budget, PlanSearch, Point
 from profiling_core.trees.tree_model import Asked
 
@@ -48,7 +56,7 @@ class Flow(torch.nn.Module):
 
 
 class MadeModel:
-    """A tree's model with Euler's loop; a prompt is a mixture, of two branches one is guided."""
+    """A tree's model with Euler's loop; a prompt is a mixture, with two branches one is guided."""
 
     def __init__(self, profile: Profile) -> None:
         self.subject = profile.recorded
@@ -66,13 +74,13 @@ class MadeModel:
         watch = recorder or DeltaCache(plan or self.all_computed())
         with watch.attached(self.model), torch.no_grad():
             for step in range(self.subject.steps):
-                said = []
+                predictions = []
                 for branch, own in zip(branches, means, strict=False):
                     watch.begin(step, branch)
-                    said.append(self.model(latent, levels[step], own))
-                flow = said[0]
-                if len(said) == 2:
-                    flow = said[1] + GUIDANCE * (said[0] - said[1])
+                    predictions.append(self.model(latent, levels[step], own))
+                flow = predictions[0]
+                if len(predictions) == 2:
+                    flow = predictions[1] + GUIDANCE * (predictions[0] - predictions[1])
                 latent = latent + (levels[step + 1] - levels[step]) * flow
         return latent.reshape(self.subject.latent)
 
@@ -105,8 +113,8 @@ def form_of(profile: Profile, anchors: int, computed: tuple[int, ...] = COMPUTED
     return Form(plan, anchors, f"{anchors} anchors")
 
 
-def clips(profile: Profile, *forms: Form) -> list[Clip]:
-    return clips_of(profile, MadeModel(profile), steps_of(forms), lambda _: None)
+def rollouts(profile: Profile, *forms: Form) -> list[Rollout]:
+    return rollouts_of(profile, MadeModel(profile), steps_of(forms), lambda _: None)
 
 
 def nothing(_: str) -> None:
@@ -117,22 +125,22 @@ def nothing(_: str) -> None:
 def test_a_refit_is_better_than_the_line_and_measured_as_it_runs(anchors: int) -> None:
     profile = small()
     form = form_of(profile, anchors)
-    own = clips(profile, form)
+    own = rollouts(profile, form)
     best, start = refit(own, form.plan, [form], nothing)
     assert (best.words, start.plan) == (f"{anchors} anchors", form.plan)
     assert best.error < 0.7 * start.error
     assert best.plan.prediction.skip == "weights"
     assert max(map(len, best.plan.prediction.weights["cond"].values())) == anchors
-    for clip, error in zip(own, best.errors, strict=True):
-        latent = clip.model.denoise(clip.inputs, best.plan).flatten()
-        far = float((latent - clip.final).norm() / clip.final.norm())
+    for rollout, error in zip(own, best.errors, strict=True):
+        latent = rollout.model.denoise(rollout.inputs, best.plan).flatten()
+        far = float((latent - rollout.final).norm() / rollout.final.norm())
         assert far == pytest.approx(error, rel=1e-3)
 
 
 def test_the_model_runs_once_at_a_compute_step() -> None:
     profile = small(runs=2)
     form = form_of(profile, 3)
-    own = clips(profile, form)
+    own = rollouts(profile, form)
     model = own[0].model.model
     model.calls = 0
     one_pass(own, form)
@@ -143,12 +151,12 @@ def test_one_prompt_lands_on_the_wanted_latents_as_near_as_its_anchors_reach() -
     """The missing part of the latent at a compute step is at right angles to the anchors."""
     profile = small(runs=1)
     form = form_of(profile, 2)
-    (clip,) = clips(profile, form)
-    site = one_pass([clip], form).plan
+    (rollout,) = rollouts(profile, form)
+    site = one_pass([rollout], form).plan
     weights = Weights(forecasts(site, site.prediction, "cond"), corrections(site, "cond"))
-    missing = clip.wanted[10] - clip.play(weights, until=10)
+    missing = rollout.wanted[10] - rollout.run(weights, until=10)
     for anchor in (6, 7):
-        row = clip.prediction(anchor)
+        row = rollout.prediction(anchor)
         cosine = float(row @ missing.double() / (row.norm() * missing.double().norm()))
         assert abs(cosine) < 0.05
 
@@ -156,7 +164,7 @@ def test_one_prompt_lands_on_the_wanted_latents_as_near_as_its_anchors_reach() -
 def test_two_branches_have_the_same_weights_and_are_guided() -> None:
     profile = small(WAN)
     form = form_of(profile, 3)
-    own = clips(profile, form)
+    own = rollouts(profile, form)
     best, start = refit(own, form.plan, [form], nothing)
     weights = best.plan.prediction.weights
     assert weights["cond"] == weights["uncond"]
@@ -166,7 +174,7 @@ def test_two_branches_have_the_same_weights_and_are_guided() -> None:
 def test_a_start_that_is_better_stays() -> None:
     profile = small()
     good, bad = form_of(profile, 3, tuple(range(15))), form_of(profile, 2, (0, 8))
-    best, _ = refit(clips(profile, good, bad), good.plan, [bad], nothing)
+    best, _ = refit(rollouts(profile, good, bad), good.plan, [bad], nothing)
     assert best.plan is good.plan
 
 
@@ -215,13 +223,13 @@ def test_a_run_without_a_seed_cannot_be_repeated() -> None:
     profile = small(runs=1)
     run = profile.runs[0].model_copy(update={"seed": None})
     with pytest.raises(ProfileError, match="run 1 of the profile has no seed"):
-        clips(replace(profile, runs=(run,)), form_of(profile, 2))
+        rollouts(replace(profile, runs=(run,)), form_of(profile, 2))
 
 
 def test_what_is_not_finite_is_refused() -> None:
     profile = small(runs=1)
     form = form_of(profile, 2)
-    own = clips(profile, form)
+    own = rollouts(profile, form)
     own[0].inputs[0].fill_(float("nan"))
     with pytest.raises(ProfileError, match="prediction of step 0, cond, is not finite"):
         one_pass(own, form)
@@ -251,20 +259,20 @@ def test_the_command_measures_before_and_after_and_says_so_in_the_plan(
         def load(self) -> None:
             pass
 
-    monkeypatch.setattr("profiling_core.commands.refit.tree_class", lambda tree: Loaded)
+    monkeypatch.setattr("profiling_core.commands.plan.tree_class", lambda tree: Loaded)
     command = ["plan", "--profile", str(tmp_path / "a.profile"), "-o", str(out), "--speedup", "2"]
     assert main([*command, "--refit", "3", "--name", "mine"]) == 0
-    said, plan = capsys.readouterr(), CachePlan.load(out)
+    printed, plan = capsys.readouterr(), CachePlan.load(out)
     settings = plan.provenance.settings
     assert plan.name == "mine" and settings["refit_passes"] == 3
     assert settings["measured_error"] <= settings["measured_error_before"]
-    assert said.err.count("full run ") == 3 and said.err.count("pass ") == 3
-    before = said.out.index("measured  worst run  plan")
-    assert f"{settings['measured_error']:.4f}" in said.out[before:]
-    assert "as searched" in said.out and "predicted before the refit" in said.out
+    assert printed.err.count("full run ") == 3 and printed.err.count("pass ") == 3
+    before = printed.out.index("measured  worst run  plan")
+    assert f"{settings['measured_error']:.4f}" in printed.out[before:]
+    assert "as searched" in printed.out and "predicted before the refit" in printed.out
 
 
-# -- what the plan's file says of it
+# -- corrected weights in the plan's file
 
 
 def with_given(given: dict, solver: str = "euler", skip: str = "linear") -> dict:

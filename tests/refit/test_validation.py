@@ -1,4 +1,4 @@
-"""Candidates of a search, ranked by real runs: here of a model that is made up."""
+"""Candidates of a search, ranked by real runs of a made model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from made_profiles import made_profile
-from profiling_core.commands.refit import asked_for
+from profiling_core.commands.plan import asked_for
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.profile.profile import Profile
-from profiling_core.refit.validation import validate
+from profiling_core.refit.refit import validate
 from profiling_core.search.search import Budget, PlanSearch
 
 HUNYUAN = "hunyuan-video-t2v-mini"
@@ -47,14 +47,14 @@ def search() -> PlanSearch:
 def test_the_plan_with_the_least_measured_error_comes_first(search: PlanSearch) -> None:
     budget = Budget(speedup=2.0)
     plans = [search.plan(budget, name) for name in ("far", "near")]
-    model, told = MadeModel(), []
-    near, far = validate(search.profile, plans, model, told.append)
+    model, lines = MadeModel(), []
+    near, far = validate(search.profile, plans, model, lines.append)
     assert (near.plan.name, far.plan.name) == ("near", "far")
     assert np.allclose(near.errors, 0.01) and far.error == pytest.approx(0.2)
     runs = search.profile.runs
     wanted = [(run.prompt, run.seed, name) for run in runs for name in (None, "far", "near")]
     assert model.runs == wanted
-    assert told == [f"run {n} of 2: {run.prompt}" for n, run in enumerate(runs, start=1)]
+    assert lines == [f"run {n} of 2: {run.prompt}" for n, run in enumerate(runs, start=1)]
 
 
 def test_candidates_differ_and_the_best_predicted_is_among_them(search: PlanSearch) -> None:

@@ -14,9 +14,9 @@ from profiling_core.search.level_prior import (
     NORM,
     changes,
     gram,
-    path_of,
     published_ratios,
     step_search,
+    trajectory_of,
 )
 from profiling_core.search.preset_search import PROFILES
 
@@ -58,7 +58,7 @@ def test_products_are_of_equal_norms_and_short_changes_are_those_given():
     assert np.diag(products) == pytest.approx(NORM**2)
     moved = np.sqrt(2 * (NORM**2 - np.diag(products, 1))) / NORM
     assert moved == pytest.approx(change, rel=0.02)
-    path = path_of(products, LEVELS, "euler")
+    path = trajectory_of(products, LEVELS, "euler")
     v = path.predictions[:, 0]
     assert v @ v.T == pytest.approx(products, abs=1e-8)
 

@@ -15,7 +15,7 @@ from profiling_core.profile.block_scores import (
     block_scores,
     default_lists,
     otsu_threshold,
-    part_blocks,
+    split_blocks,
 )
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.profile.step_change import l1_curve, shrinking_intervals
@@ -111,12 +111,12 @@ def test_otsu_parts_where_the_variance_between_the_groups_is_largest():
 def test_share_is_met_and_tau_is_taken_as_given():
     profile = made_profile()
     for share, count in ((0.6, 7), (0.25, 3), (0.9, 11)):
-        parted = part_blocks(profile, share=share)
-        assert len(parted.background["blocks"]) == count
-        again = part_blocks(profile, tau=parted.tau)
-        assert (again.background, again.foreground) == (parted.background, parted.foreground)
+        split = split_blocks(profile, share=share)
+        assert len(split.background["blocks"]) == count
+        again = split_blocks(profile, tau=split.tau)
+        assert (again.background, again.foreground) == (split.background, split.foreground)
     scores = block_scores(profile)
-    top = part_blocks(profile, tau=float(scores.max()))
+    top = split_blocks(profile, tau=float(scores.max()))
     assert top.foreground["blocks"] == (int(scores.argmax()),)  # F holds score >= tau
 
 
@@ -216,7 +216,8 @@ def test_linear_forecasts_of_both_sides_use_anchors_that_exist():
 
 @pytest.mark.parametrize("model", [WAN, HUNYUAN])
 def test_every_row_of_tables_3_and_4(model, tmp_path):
-    plans = every_ablation(made_profile(model), **PAPER)
+    profile = made_profile(model)
+    plans = every_ablation(profile, **PAPER)
     assert len(plans) == 10
     for row, plan in plans.items():
         assert plan.name == row and speedup_flops(plan) > 1
@@ -269,7 +270,7 @@ def test_provenance_names_profile_and_settings():
         ({"steps": []}, "must begin with step 0"),
         ({"steps": [0, 2, 2]}, "2 follows 2"),
         ({"steps": range(50)}, "all 50 steps are computed, none is left to reuse"),
-        ({"steps": [0, 9], "tmax": 5}, "steps and tmax both say what to compute"),
+        ({"steps": [0, 9], "tmax": 5}, "steps and tmax both set the compute steps"),
         ({"steps": [0, 9], "pattern": "inverse"}, "steps and pattern inverse both"),
         ({"steps": [0, 1], "blocks": "split"}, "'split' needs two segments"),
         ({"steps": [0], "blocks": "alternate"}, "'alternate' needs two segments"),
@@ -307,13 +308,13 @@ def test_masks_without_foreground_and_equal_scores_are_refused():
     equal = with_array(profile, attention_share=np.full_like(share, 0.2))
     with pytest.raises(ProfileError, match="one and the same score"):
         paper_plan(equal)
-    with pytest.raises(ProfileError, match=r"share 0\.5 parts blocks of the same score 0\.2"):
+    with pytest.raises(ProfileError, match=r"share 0\.5 splits blocks of the same score 0\.2"):
         paper_plan(equal, share=0.5)
     with pytest.raises(ProfileError, match="blocks 0 has no R_attn over chance"):
         chance = np.zeros_like(share)
-        part_blocks(with_array(profile, attention_chance=chance), score="lift")
+        split_blocks(with_array(profile, attention_chance=chance), score="lift")
     with pytest.raises(ProfileError, match="score 'drift' is unknown: take share, lift"):
-        part_blocks(profile, score="drift")
+        split_blocks(profile, score="drift")
 
 
 def test_a_curve_that_is_not_finite_is_named():

@@ -1,4 +1,4 @@
-"""A profile on another grid: its levels, its paths, and what is searched and predicted there."""
+"""A profile on another grid: its levels, its trajectories, plans and predicted errors there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from hyvideo import sigmas as hunyuan_sigmas
 from made_profiles import made_profile
-from profiling_core.__main__ import main
+from profiling_core.commands.main import main
 from profiling_core.errors import ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.regrid import regrid
@@ -18,7 +18,7 @@ from profiling_core.search import flow_solvers
 from profiling_core.search.flow_solvers import Levels
 from profiling_core.search.resample import grid_like, interpolation, on_grid
 from profiling_core.search.search import Budget, PlanSearch
-from profiling_core.search.trajectories import paths_of
+from profiling_core.search.trajectories import trajectories_of
 from wan import sigmas as wan_sigmas
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
@@ -101,7 +101,7 @@ def test_interpolation_is_exact_at_recorded_levels_and_for_lines(wan, around):
 
 @pytest.mark.parametrize("grid", [(13, None, None), (40, 3.0, None), (None, None, "dpm++")])
 def test_paths_are_the_interpolated_predictions_under_the_other_solver(wan, grid):
-    """Against the same worked out on vectors instead of on products."""
+    """Against the same computed on vectors instead of products."""
     there, scale = on_grid(wan, *grid), wan.runs[0].guidance
     subject, steps = there.recorded, wan.recorded.steps
     values, axes = np.linalg.eigh(wan.arrays["gram"][0])
@@ -115,7 +115,7 @@ def test_paths_are_the_interpolated_predictions_under_the_other_solver(wan, grid
     expected = np.concatenate([cond, uncond, latents])
     found = there.arrays["gram"][0]
     assert found == pytest.approx(expected @ expected.T, rel=1e-6, abs=1e-6 * found.max())
-    assert paths_of(there).steps == subject.steps  # they replay
+    assert trajectories_of(there).steps == subject.steps  # they follow the solver
 
 
 def test_predictions_that_are_cubic_in_time_are_resampled_exactly():
@@ -192,7 +192,10 @@ def test_the_command_searches_for_another_grid(recorded, tmp_path):
     [
         (("--speedup", "2", "--for-steps", "1"), "1 steps: expected 2 to"),
         (("--speedup", "2", "--for-solver", "heun"), "solver 'heun' is none of wan2.1's"),
-        (("--for-steps", "12", "--tau", "1"), "--for-steps belongs to --method search, not paper"),
+        (
+            ("--for-steps", "12", "--share", "0.5"),
+            "--for-steps belongs to --method search, not paper",
+        ),
         (("--method", "paper", "--for-steps", "12"), "--for-steps belongs to --method search"),
     ],
 )

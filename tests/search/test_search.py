@@ -33,7 +33,7 @@ def test_a_speed_up_is_reached_with_the_least_error(search: PlanSearch) -> None:
 
 def test_much_more_speed_predicts_more_error(search: PlanSearch) -> None:
     for skip in search.skips:
-        errors = [search.choice(skip, count).error for count in (20, 14, 9, 5, 2)]
+        errors = [search.point_of(skip, count).error for count in (20, 14, 9, 5, 2)]
         assert errors[0] < 1e-6
         assert all(slower < faster for slower, faster in pairwise(errors))
 
@@ -65,14 +65,14 @@ def test_fitted_weights_follow_the_compute_steps() -> None:
     assert all(len(w) == 2 for s, w in site.weights["cond"].items() if int(s) > computed[1])
 
 
-def test_a_plan_says_where_it_comes_from(search: PlanSearch, tmp_path: Path) -> None:
+def test_a_plan_names_its_profile_and_settings(search: PlanSearch, tmp_path: Path) -> None:
     plan = search.plan(Budget(speedup=3.0), name="mine")
     plan.save(tmp_path / "mine.json")
-    told = json.loads((tmp_path / "mine.json").read_text())
-    assert told["name"] == "mine"
-    assert told["provenance"]["profile_sha256"] == search.profile.sha256()
-    assert told["provenance"]["settings"]["speedup"] == 3.0
-    assert told["provenance"]["settings"]["sensitivity"] == search.sensitivity.source
+    written = json.loads((tmp_path / "mine.json").read_text())
+    assert written["name"] == "mine"
+    assert written["provenance"]["profile_sha256"] == search.profile.sha256()
+    assert written["provenance"]["settings"]["speedup"] == 3.0
+    assert written["provenance"]["settings"]["sensitivity"] == search.sensitivity.source
     assert CachePlan.load(tmp_path / "mine.json") == plan
 
 
@@ -97,8 +97,8 @@ def test_more_than_one_step_a_step_is_refused(search: PlanSearch) -> None:
     assert len(search.plan(Budget(speedup=20.0)).prediction.compute_steps["cond"]) == 1
 
 
-def test_a_way_to_skip_that_the_solver_lacks_is_refused() -> None:
-    with pytest.raises(PlanError, match="'jump' is no way to skip with euler: hold, linear"):
+def test_a_reuse_mode_that_the_solver_lacks_is_refused() -> None:
+    with pytest.raises(PlanError, match="'jump' is no reuse mode with euler: hold, linear"):
         PlanSearch(made_profile(model=HUNYUAN, runs=1, steps=20), ("jump",))
 
 

@@ -8,7 +8,7 @@ from profiling_core.plan.describe import summary_lines
 from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch
 from profiling_core.search.sensitivity import DEFAULT, default_law, sensitivity_of
-from profiling_core.search.trajectories import paths_of
+from profiling_core.search.trajectories import trajectories_of
 from tree_paths import ROOT
 
 PROFILES = {
@@ -20,7 +20,7 @@ PROFILES = {
 def test_every_run_has_its_own_and_the_end_changes_nothing() -> None:
     profile = made_profile(runs=2, steps=20)
     profile.arrays["sensitivity"][:, [2, 6]] = [[8.0, 2.0], [1.0, 0.25]]
-    found = sensitivity_of(profile, paths_of(profile))
+    found = sensitivity_of(profile, trajectories_of(profile))
     assert found.source == "measured at 2 steps"
     assert np.allclose(found.values[[0, 2, 4, 6, 19], 0], [8, 8, 4, 2, 2])
     assert np.allclose(found.values[[0, 2, 4, 6, 19], 1], [1, 1, 0.5, 0.25, 0.25])
@@ -52,4 +52,4 @@ def test_the_profiles_beside_the_miniatures_are_searched(tree: str) -> None:
     plan = search.plan(Budget(speedup=2.0))
     assert search.sensitivity.source == "measured at 11 steps"
     assert 0 < plan.expected.predicted_error < 0.05
-    assert search.paths.runs == 6 and not any("default" in s for s in summary_lines(plan))
+    assert search.trajectories.runs == 6 and not any("default" in s for s in summary_lines(plan))

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from profiling_core.search.segments import Table
-from profiling_core.search.step_search import ALIGNED, BAD, EASE, POWER, STARTS, StepSearch, scores
+from profiling_core.search.step_search import (
+    ALIGNED,
+    POWER,
+    SENSITIVITY_EXPONENT,
+    STARTS,
+    WORST_QUANTILE,
+    StepSearch,
+    scores,
+)
 
 STEPS, RUNS, WIDTH = 8, 3, 4
 
@@ -42,7 +50,10 @@ def segments(plan: tuple[int, ...]) -> list[tuple[int, int, int]]:
 
 
 def vectors(table: Table, weight: np.ndarray, plan: tuple[int, ...]) -> list[np.ndarray]:
-    return [table.errors[table.row_of[s]] * weight[s[2]][:, None] ** EASE for s in segments(plan)]
+    return [
+        table.errors[table.row_of[s]] * weight[s[2]][:, None] ** SENSITIVITY_EXPONENT
+        for s in segments(plan)
+    ]
 
 
 def by_hand(table: Table, weight: np.ndarray, plan: tuple[int, ...]) -> np.ndarray:
@@ -79,7 +90,7 @@ def test_a_score_lies_between_the_mean_run_and_a_bad_one() -> None:
         found = scores(errors, quantile)
         assert found[1] == pytest.approx(2.0)
         assert found[0] == pytest.approx(np.sqrt(mean * worst))
-    assert scores(errors)[0] == scores(errors, BAD)[0]
+    assert scores(errors)[0] == scores(errors, WORST_QUANTILE)[0]
 
 
 @pytest.mark.parametrize("count", range(1, STEPS + 1))
@@ -88,7 +99,10 @@ def test_starts_have_the_least_sum_of_all_plans(count: int) -> None:
     norms = np.linalg.norm(table.errors, axis=-1)
 
     def cost(plan: tuple[int, ...], power: float) -> float:
-        weighted = [norms[table.row_of[s]] * weight[s[2]] ** (EASE * power) for s in segments(plan)]
+        weighted = [
+            norms[table.row_of[s]] * weight[s[2]] ** (SENSITIVITY_EXPONENT * power)
+            for s in segments(plan)
+        ]
         return sum(np.mean(w.astype(float) ** POWER) ** (2 / POWER) for w in weighted)
 
     starts = StepSearch(table, weight).starts(count)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from profiling_core.commands.batch.clips import Clip, Made, TreeMaker
 from profiling_core.commands.batch.folder import own_folder
-from profiling_core.errors import PlanError
+from profiling_core.errors import UserError
 from profiling_core.trees.tree_model import TreeModel
 
 Say = Callable[[str], None]
@@ -66,13 +66,13 @@ def attempt(maker: Maker, task: Task, work: Path, worker: int, say: Say) -> Atte
     except Exception as error:
         for folder in made_in:
             shutil.rmtree(folder, ignore_errors=True)
-        return Attempt(task.clip, worker, error=_told(error))
+        return Attempt(task.clip, worker, error=_in_words(error))
     return Attempt(task.clip, worker, made, str(made_in[0]) if made_in else None)
 
 
-def _told(error: Exception) -> str:
+def _in_words(error: Exception) -> str:
     """One line for what a user can put right, the whole trace for anything else."""
-    if isinstance(error, PlanError | OSError):
+    if isinstance(error, UserError | OSError):
         return " ".join(str(error).split()) or type(error).__name__
     return "".join(traceback.format_exception(error)).strip()
 

@@ -121,6 +121,8 @@ class TreeMaker:
         job = clip.job
         model = tree_class(job.tree)(job.asked, job.prompt)
         plan = None if job.plan is None else resolve_plan(job.plan, model.plan_model)
+        if plan is not None:
+            plan = model.check_plan(plan)
         with model.at_work():
             start = time.perf_counter()
             self._load(clip, model, say)

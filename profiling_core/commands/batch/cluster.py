@@ -32,7 +32,7 @@ def missing() -> str | None:
     try:
         import ray  # noqa: F401
     except ImportError as error:
-        return f"{error}: pip install -e '.[batch]' in a checkout brings it"
+        return f'{error}: pip install "profiling-dit[batch]" brings it'
     return None
 
 
@@ -67,10 +67,10 @@ class _Process:
         from profiling_core.parallel.degrees import Degrees
         from profiling_core.parallel.ranks import local_device, start
 
-        told = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world)}
-        os.environ |= told | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        launch = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world)}
+        os.environ |= launch | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         self._maker.ranks = start(Degrees(ulysses=world), local_device())
-        for name in told:  # the trees' command lines would take them for a launch of their own
+        for name in launch:  # the trees' command lines would take them for a launch of their own
             del os.environ[name]
 
     def make(self, task: Task, work: str) -> Attempt:

@@ -1,4 +1,4 @@
-"""The command `python -m profiling_core batch`."""
+"""`profiling-dit batch`: the clips of a jobs file, on one machine or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from profiling_core.commands.arguments import add_log_options, log, shown
 from profiling_core.commands.batch.jobs import Line, read_jobs
 from profiling_core.errors import BatchError, UserError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from profiling_core.commands.batch.run import Runner
 
 FAILED, INTERRUPTED = 1, 130
-MOST_MISTAKES = 10  # that are told
+MOST_MISTAKES = 10  # that are shown
 DESCRIPTION = """\
 Makes every clip of a jobs file, one JSON object a line: prompt and tree (wan, hunyuan), and where
 they differ from the tree's defaults task, seed, size, frame_num, steps, solver, shift, guidance,
@@ -44,6 +45,7 @@ def add_batch_command(commands: Any) -> None:
     add("--retries", type=int, default=1, metavar="N", help="of a failed clip, default %(default)s")
     add("--skip-bad", action="store_true", help="run the good lines of a file with bad ones")
     add("--no-ray", action="store_true", help="one after the other in this process")
+    add_log_options(one)
     one.set_defaults(run=make_clips)
 
 
@@ -60,20 +62,22 @@ def make_clips(args: argparse.Namespace) -> list[str]:
     with folder.opened():
         batch = Batch(clips, folder, args.retries)
         left = len(batch.left())
-        _say(f"{len(clips) - left} of {len(clips)} clips are done")
+        log.info(f"{len(clips) - left} of {len(clips)} clips are done")
         try:
             failed = batch.run(runner_of(args)) if left else _finished(batch)
         except KeyboardInterrupt:
             done = len(batch.rows)
-            _say(f"interrupted: {done} of {len(clips)} clips are done; go on with the same command")
+            log.error(
+                f"interrupted: {done} of {len(clips)} clips are done; go on with the same command"
+            )
             raise SystemExit(INTERRUPTED) from None
     lines = [
         f"{len(clips) - failed} of {len(clips)} clips in {folder.path / 'clips'}",
-        f"summary: {folder.path / 'summary.csv'}, {folder.path / 'index.html'}",
+        f"wrote {folder.path / 'summary.csv'} and {folder.path / 'index.html'}",
     ]
     if failed:
-        sys.stdout.write("\n".join(lines) + "\n")
-        _say(f"{failed} clips failed; their errors are in {folder.path / 'failed'}")
+        sys.stdout.write("".join(f"{line}\n" for line in shown(lines, args)))
+        log.error(f"{failed} clips failed; their errors are in {folder.path / 'failed'}")
         raise SystemExit(FAILED)
     return lines
 
@@ -84,7 +88,7 @@ def checked_clips(path: Path, *, skip_bad: bool) -> list[Clip]:
     found, more = _clips(lines)
     mistakes = sorted(mistakes + more, key=lambda mistake: int(mistake.split(":")[0].split()[1]))
     for mistake in mistakes if skip_bad else ():
-        _say(f"skipped: {mistake}")
+        log.warning(f"skipped: {mistake}")
     if mistakes and not skip_bad:
         shown = "; ".join(mistakes[:MOST_MISTAKES])
         rest = len(mistakes) - MOST_MISTAKES
@@ -108,7 +112,7 @@ def runner_of(args: argparse.Namespace) -> Runner:
             if getattr(args, name) is not None:
                 option = f"--{name.replace('_', '-')}"
                 raise BatchError(f"{option} {getattr(args, name)} needs Ray: {absent}")
-        _say(f"without Ray, clip by clip in this process ({absent})")
+        log.info(f"without Ray, clip by clip in this process ({absent})")
         return Sequential()
     gpus = _gpus_here(args) if args.gpus_per_clip is None else args.gpus_per_clip
     size = Size(args.workers, max(1, gpus), min(1, gpus))
@@ -149,7 +153,3 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             option = f"--{name.replace('_', '-')}"
             raise BatchError(f"{option} {value}: expected at least {least}")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")

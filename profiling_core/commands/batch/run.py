@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from profiling_core.commands.arguments import log
 from profiling_core.commands.batch.attempts import Attempt, Task
 from profiling_core.commands.batch.clips import Clip, row_of
 from profiling_core.commands.batch.folder import Folder
@@ -63,12 +65,16 @@ class Batch:
         """Make what is left; the number of clips that failed."""
         tasks = self.left()
         total = len(self.clips)
-        bar = tqdm(total=total, initial=total - len(tasks), unit="clip", disable=quiet)
+        drawn = sys.stderr.isatty() and log.isEnabledFor(logging.INFO) and not quiet
+        bar = tqdm(total=total, initial=total - len(tasks), unit="clip", disable=not drawn)
         try:
             for found in runner.attempts(tasks, self.folder.work, self._again):
                 if found is not None:
                     self._book(found)
-                    bar.update(found.clip.key in self.rows)
+                    done = found.clip.key in self.rows
+                    bar.update(done)
+                    if done and not drawn:
+                        log.info(f"clip {len(self.rows)} of {total}: {found.clip.stem}")
                 bar.set_postfix_str("; ".join(runner.states)[:120])
         finally:
             bar.close()
@@ -107,7 +113,7 @@ class Batch:
             shutil.rmtree(found.made_in, ignore_errors=True)
         errors = self.errors.setdefault(clip.key, [])
         errors.append(f"worker {found.worker}: {error}")
-        sys.stderr.write(f"{clip.stem}: attempt {len(errors)} failed: {error.splitlines()[-1]}\n")
+        log.error(f"{clip.stem}: attempt {len(errors)} failed: {error.splitlines()[-1]}")
         with suppress(OSError):  # a full disk: the error stands above and in the summary, if at all
             self.folder.write_failure(clip, errors)
 

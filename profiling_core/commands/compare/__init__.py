@@ -1,4 +1,4 @@
-"""`python -m profiling_core compare`: full and cached clips of a user's own model, side by side.
+"""`profiling-dit compare`: full and cached clips of a user's own model, side by side.
 
 What a folder of a comparison holds:
 

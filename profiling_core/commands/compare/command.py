@@ -1,14 +1,14 @@
-"""The command `python -m profiling_core compare`."""
+"""`profiling-dit compare`: full and cached clips of a user's own model, measured."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from profiling_core.commands.arguments import add_log_options, log
 from profiling_core.commands.compare.prompts import pairs_of, read_prompts, read_seeds
 from profiling_core.commands.report.drawing import check_packages
 from profiling_core.errors import CompareError
@@ -38,6 +38,7 @@ def add_compare_command(commands: Any) -> None:
         one.add_argument_group("model and clip (defaults: those of the tree's command line)")
     )
     _add_comparison(one.add_argument_group("comparison"))
+    add_log_options(one)
 
 
 def compare_clips(args: argparse.Namespace) -> list[str]:
@@ -53,7 +54,7 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     pairs = pairs_of(prompts, seeds)
     model = tree_class(args.tree)(_asked(args), prompts[0])
 
-    # torch takes seconds to import; a wrong argument is told at once
+    # torch takes seconds to import; a wrong argument is refused at once
     from profiling_core.commands.compare.exports import Exports
     from profiling_core.commands.compare.folder import Folder, check_out
     from profiling_core.commands.compare.methods import methods_of
@@ -77,7 +78,7 @@ def run(work: Comparison, settings: dict[str, Any]) -> list[str]:
     from profiling_core.commands.compare.results import closing_lines, write_results
 
     left, total = work.left(), len(work.pairs) * (1 + len(work.methods))
-    _say(f"{work.model.describe()}: {total - left} of {total} runs are done")
+    log.info(f"{work.model.describe()}: {total - left} of {total} runs are done")
     try:
         if left:
             with work.model.at_work():
@@ -85,7 +86,9 @@ def run(work: Comparison, settings: dict[str, Any]) -> list[str]:
         write_results(work, settings)
     except KeyboardInterrupt:
         done = total - work.left()
-        _say(f"interrupted: {done} of {total} runs are done, the same command goes on from there")
+        log.error(
+            f"interrupted: {done} of {total} runs are done, the same command goes on from there"
+        )
         raise SystemExit(INTERRUPTED) from None
     return closing_lines(work)
 
@@ -125,18 +128,14 @@ def _lpips(paths: Sequence[str] | None, model: TreeModel) -> Lpips | None:
     return Lpips.load(*paths, device=model.device)
 
 
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-
-
 def _add_model(group: Any) -> None:
     add = group.add_argument
     add("--tree", choices=tuple(TREES), required=True, help="whose model")
     add("--model", "--task", metavar="NAME", help="t2v-14B, t2v-1.3B, HYVideo-T/2-cfgdistill, ...")
-    add("--ckpt_dir", metavar="DIR", help="Wan2.1: checkpoint folder; HunyuanVideo: model base")
+    add("--ckpt-dir", metavar="DIR", help="Wan2.1: checkpoint folder; HunyuanVideo: model base")
     add("--dit-weight", metavar="PATH", help="HunyuanVideo: the transformer's file or folder")
     add("--size", metavar="W*H", help="width*height in pixels on both trees, as 832*480")
-    add("--frame_num", type=int, metavar="N", help="frames, 4n+1")
+    add("--frame-num", type=int, metavar="N", help="frames, 4n+1")
     add("--steps", type=int, metavar="N", help="steps of the solver")
     add("--solver", metavar="NAME", help="Wan2.1: unipc or dpm++")
     add("--shift", type=float, metavar="S", help="of the noise levels")

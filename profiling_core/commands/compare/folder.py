@@ -195,7 +195,7 @@ def _shown(settings: Mapping[str, Any], name: str) -> str:
 
 
 def _check_writable(path: Path) -> Path:
-    """The nearest folder that exists, where a file can be made; tried, modes alone do not tell."""
+    """The nearest folder that exists and where a file can be made: modes alone do not show it."""
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

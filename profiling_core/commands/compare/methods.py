@@ -44,7 +44,8 @@ def methods_of(values: Sequence[str], model: TreeModel) -> tuple[Method, ...]:
         same = next((m.label for m in found.values() if m.sha256 == sha256), None)
         if same is not None:
             raise CompareError(f"--plans {value}: this is the plan {same!r} once more")
-        found[label] = Method(label, plan, sha256, speedup_flops(model.check_plan(plan)))
+        plan = model.check_plan(plan)
+        found[label] = Method(label, plan, sha256, speedup_flops(plan))
     return tuple(found.values())
 
 

@@ -7,7 +7,6 @@ takes one of them again for its time, and checks that it still gives the kept cl
 from __future__ import annotations
 
 import secrets
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from profiling_core.commands.arguments import log
 from profiling_core.commands.compare.exports import Exports
 from profiling_core.commands.compare.folder import Folder, Reference
 from profiling_core.commands.compare.methods import Method
@@ -79,7 +79,7 @@ class Comparison:
     def _warm_up(self, inputs: tuple[Any, ...]) -> None:
         """Kernels are chosen and memory is taken before anything is timed."""
         if not self.warm:
-            self._say("warming up")
+            log.info("warming up")
             self.model.denoise(inputs, steps=WARM_UP_STEPS)
             self.warm = True
 
@@ -182,7 +182,7 @@ class Comparison:
         self.folder.rows.append(row)
         quality = "" if row.psnr_frames is None else f", PSNR {row.psnr_frames:.2f} dB"
         again = " again, for this session's time" if row.again else ""
-        self._say(f"{label}{again}: {row.seconds:.2f} s{quality}; {_place(self, pair)}")
+        log.info(f"{label}{again}: {row.seconds:.2f} s{quality}; {_place(self, pair)}")
 
     def _timed(self, call: Callable[..., Any], *args: Any) -> tuple[Any, float]:
         """What the call gives, and its seconds between device synchronisations."""
@@ -195,9 +195,6 @@ class Comparison:
     def _synchronize(self) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
-
-    def _say(self, line: str) -> None:
-        sys.stderr.write(f"{line}\n")
 
 
 def _place(comparison: Comparison, pair: Pair) -> str:

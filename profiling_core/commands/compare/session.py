@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from profiling_core import __version__
 
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def facts_of(device: torch.device) -> dict[str, str]:
     """Device, torch and package, as every row names them."""
-    return {"device": device_name(device), "torch": torch.__version__, "made_by": made_by()}
+    made_by = f"profiling-dit {__version__}"
+    return {"device": device_name(device), "torch": torch.__version__, "made_by": made_by}
 
 
 def device_name(device: torch.device) -> str:
@@ -23,10 +25,3 @@ def device_name(device: torch.device) -> str:
     lines = CPU_FACTS.read_text().splitlines() if CPU_FACTS.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
-
-
-def made_by() -> str:
-    try:
-        return f"profiling-dit {version('profiling-dit')}"
-    except PackageNotFoundError:
-        return "profiling-dit, not installed"

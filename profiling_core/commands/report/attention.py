@@ -16,7 +16,7 @@ from profiling_core.commands.report.figures import (
     step_axis,
 )
 from profiling_core.errors import ProfileError
-from profiling_core.profile.block_scores import Parted, attention, block_scores, part_blocks
+from profiling_core.profile.block_scores import BlockSplit, attention, block_scores, split_blocks
 from profiling_core.profile.profile import Profile
 from profiling_core.profile.summary import agreement, stability
 
@@ -68,10 +68,10 @@ def maps_figure(profile: Profile) -> Figure:
     )
 
 
-def parted_by(profile: Profile, score: str) -> Parted | ProfileError:
+def parted_by(profile: Profile, score: str) -> BlockSplit | ProfileError:
     """F and B by Otsu's threshold, or why there are none."""
     try:
-        return part_blocks(profile, score=score)
+        return split_blocks(profile, score=score)
     except ProfileError as error:
         return error
 
@@ -118,7 +118,7 @@ def _layer(profile: Profile, score: str, values: np.ndarray) -> Layer:
     )
 
 
-def _sides(profile: Profile, parted: Parted) -> tuple[str, ...]:
+def _sides(profile: Profile, parted: BlockSplit) -> tuple[str, ...]:
     mark = {"F": parted.foreground, "B": parted.background}
     side = {(name, n): s for s, lists in mark.items() for name in lists for n in lists[name]}
     return tuple(side.get(block, "") for block in profile.blocks)

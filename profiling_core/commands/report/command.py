@@ -1,4 +1,4 @@
-"""The command `python -m profiling_core report`."""
+"""`profiling-dit report`: a profile and plans as a page, or as PNG files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from profiling_core.commands.arguments import (
+    add_log_options,
+    add_overwrite_option,
+    check_new,
+)
 from profiling_core.commands.report import write_pngs, write_report
 from profiling_core.commands.report.drawing import check_packages
 from profiling_core.errors import ProfileError
@@ -34,6 +39,8 @@ def add_report_command(commands: Any) -> None:
     one.add_argument("--png", metavar="DIR", help="write the figures as PNG files, too")
     one.add_argument("--title", help="of the page (default: the model's name)")
     one.add_argument("-o", "--out", required=True, metavar="HTML", help="page to write")
+    add_overwrite_option(one)
+    add_log_options(one)
 
 
 def report(args: argparse.Namespace) -> list[str]:
@@ -41,6 +48,7 @@ def report(args: argparse.Namespace) -> list[str]:
     check_packages()
     out = Path(args.out)
     _check_out(out, args)
+    _check_pngs(args)
     profile = load_profile(args.profile)
     plans = [resolve_plan(plan, profile.recorded.model.name) for plan in args.plan]
     path = write_report(profile, out, plans=plans, videos=args.video, title=args.title)
@@ -58,6 +66,14 @@ def _check_out(out: Path, args: argparse.Namespace) -> None:
     inputs = [args.profile, *args.plan, *args.video]
     if holds_profile(out) or any(out.exists() and _same(out, given) for given in inputs):
         raise ProfileError(f"-o {out}: the page would replace a profile, a plan or a video")
+    check_new(out, "-o", args)
+
+
+def _check_pngs(args: argparse.Namespace) -> None:
+    """Figures replace nothing either: any PNG file in their folder may be one of them."""
+    if args.png is not None:
+        for path in sorted(Path(args.png).glob("*.png"))[:1]:
+            check_new(path, "--png", args)
 
 
 def _same(out: Path, given: str) -> bool:

@@ -1,0 +1,152 @@
+"""What the commands share: the parser, options of every command, values read from text, outputs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from profiling_core.errors import InputError, nearest
+
+log = logging.getLogger("profiling_core.commands")
+
+INSTALL = {  # what brings a module that the core does without
+    **dict.fromkeys(("matplotlib", "skimage"), 'pip install "profiling-dit[report]"'),
+    **dict.fromkeys(
+        ("diffusers", "transformers", "accelerate"), 'pip install "profiling-dit[diffusers]"'
+    ),
+    **dict.fromkeys(("ray", "tqdm"), 'pip install "profiling-dit[batch]"'),
+    **dict.fromkeys(
+        ("loguru", "ftfy", "sentencepiece", "imageio", "imageio_ffmpeg"),
+        "pip install -r requirements.txt",
+    ),
+}
+PACKAGES = {"skimage": "scikit-image", "imageio_ffmpeg": "imageio-ffmpeg"}  # by their module
+
+
+class Parser(argparse.ArgumentParser):
+    """Options are written out in full; a mistake is an InputError, with the nearest word."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} ({self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._check_words(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _check_words(self, words: Sequence[str]) -> None:
+        """Unknown options first: what they were meant for would be reported as missing."""
+        options = [option for action in self._actions for option in action.option_strings]
+        commands = self._commands()
+        for word in words:
+            if word == "--":
+                return
+            if word.startswith("--"):
+                option = word.partition("=")[0]
+                if option not in options and " " not in option:
+                    self._refuse("option", option, options)
+            elif commands and not word.startswith("-"):  # the rest is the command's own
+                if word not in commands:
+                    self._refuse("command", word, commands)
+                return
+
+    def _refuse(self, what: str, word: str, words: Sequence[str]) -> NoReturn:
+        near = nearest(word, words)
+        if near is None:
+            self.error(f"no {what} {word!r}")
+        raise InputError(f"no {what} {word!r}: did you mean {near}?")
+
+    def _commands(self) -> list[str]:
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return list(action.choices)
+        return []
+
+
+def add_log_options(one: Any) -> None:
+    """Add --quiet and --verbose to a command or a group of its options."""
+    either = one.add_mutually_exclusive_group()
+    either.add_argument("--quiet", action="store_true", help="say errors and written files alone")
+    either.add_argument("--verbose", action="store_true", help="show the library's log as well")
+
+
+def add_overwrite_option(one: Any) -> None:
+    """Add --overwrite to a command or a group of its options."""
+    one.add_argument("--overwrite", action="store_true", help="replace files that exist already")
+
+
+@contextmanager
+def log_on_stderr(args: argparse.Namespace) -> Iterator[None]:
+    """The library's log on stderr while a command runs: all of it, its course, or errors alone."""
+    library, handler = logging.getLogger("profiling_core"), logging.StreamHandler(sys.stderr)
+    before = library.level
+    quiet, verbose = getattr(args, "quiet", False), getattr(args, "verbose", False)
+    library.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    library.addHandler(handler)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        library.setLevel(before)
+
+
+def shown(lines: Sequence[str], args: argparse.Namespace) -> list[str]:
+    """What a command prints of its result: with --quiet the files that it wrote."""
+    if getattr(args, "quiet", False):
+        return [line for line in lines if line.startswith("wrote ")]
+    return list(lines)
+
+
+def install_hint(error: ModuleNotFoundError) -> str | None:
+    """One line on the package that is not there and what installs it; None for our own modules."""
+    module = (error.name or "").partition(".")[0]
+    if module not in INSTALL:
+        return None
+    return f"{PACKAGES.get(module, module)} is not installed: {INSTALL[module]}"
+
+
+def check_new(path: Path, option: str, args: argparse.Namespace) -> None:
+    """InputError for an output that would replace a file, unless --overwrite allows it."""
+    if path.exists() and not args.overwrite:
+        raise InputError(f"{option} {path}: exists already, --overwrite replaces it")
+
+
+def check_folder(path: Path, option: str) -> None:
+    """InputError for a file to write whose folder is not there."""
+    if not path.parent.is_dir():
+        raise InputError(f"{option} {path}: no folder {path.parent}, make it first")
+
+
+def words_of(text: str | None) -> tuple[str, ...] | None:
+    """The words of 'one,two'; None stays None."""
+    return None if text is None else tuple(word.strip() for word in text.split(","))
+
+
+def integers_of(text: str, option: str) -> tuple[int, ...]:
+    """The numbers of '1,3,6'."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise InputError(
+            f"{option} {text!r}: expected whole numbers, with commas between"
+        ) from None
+
+
+def bytes_of(text: str | None, option: str = "--max-bytes") -> int | None:
+    """Bytes of '100MiB', '0.5GB' or a plain number."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]i?)?B?", text.strip())
+    if found is None:
+        raise InputError(f"{option} {text!r}: expected bytes such as 100MiB, 0.5GB or 0")
+    unit = found[2] or ""
+    power = " KMGT".index(unit[0].upper()) if unit else 0
+    return int(float(found[1]) * (1024 if unit.endswith("i") else 1000) ** power)
