@@ -50,11 +50,10 @@ class TreeCase:
     options: dict[str, str]  # of what both scripts take
     arguments: dict[str, str]  # of what both generate() take
     fixed: tuple[str, ...]  # the options of every run
-    clip: dict[str, Any]
     loads: tuple[str, ...]  # what the pipeline loads weights with
     block_lists: dict[str, int]
     width: int
-    stream_bytes: int  # of the residual stream of `clip`: tokens x width x bytes a number
+    stream_bytes: int  # of the residual stream of `sample`: tokens x width x bytes a number
     branches: tuple[str, ...]
     solver: str
     shift: float
@@ -83,8 +82,9 @@ class TreeCase:
 
     def sample(self, pipeline: Any, prompt: str = PROMPT, **changes: Any) -> Tensor:
         """A clip of five frames; changes by the names of `arguments`, or the tree's own."""
-        named = {self.arguments.get(name, name): value for name, value in changes.items()}
-        return pipeline.generate(prompt, **{**self.clip, **named})
+        clip = {"size": (32, 32), "frames": 5, "steps": STEPS, "seed": 3, "progress": False}
+        given = (clip | changes).items()
+        return pipeline.generate(prompt, **{self.arguments.get(k, k): v for k, v in given})
 
     def computed(self, *steps: int) -> dict[str, list[int]]:
         return {branch: list(steps) for branch in self.branches}
@@ -103,7 +103,7 @@ class TreeCase:
         return {"kind": "prediction", "compute_steps": self.computed(*steps), "skip": skip}
 
     def plan(self, *sites: dict[str, Any], **fields: Any) -> CachePlan:
-        """A plan for the tiny transformer on the grid of `clip`."""
+        """A plan for the tiny transformer on the grid of `sample`."""
         model = {
             "family": self.plan_model.split("-t2v")[0].removesuffix("-tiny"),
             "name": self.plan_model,
@@ -165,13 +165,6 @@ def wan_case(checkpoint: Path) -> TreeCase:
         options={name: f"--{option}" for name, option in options.items()},
         arguments={"frames": "frame_num", "steps": "sampling_steps", "guidance": "guide_scale"},
         fixed=("--task", "t2v-mini"),
-        clip={
-            "size": (32, 32),
-            "frame_num": 5,
-            "sampling_steps": STEPS,
-            "seed": 3,
-            "progress": False,
-        },
         loads=("TextEncoder", "VideoVAE", "load_transformer"),
         block_lists={"blocks": wan_toys.TINY_DIT["num_layers"]},
         width=wan_toys.TINY_DIT["dim"],
@@ -229,13 +222,6 @@ def hunyuan_case(checkpoint: Path) -> TreeCase:
             "n_prompt": "neg_prompt",
         },
         fixed=("--model", "HYVideo-tiny", "--flow-reverse"),
-        clip={
-            "size": (32, 32),
-            "video_length": 5,
-            "infer_steps": STEPS,
-            "seed": 3,
-            "progress": False,
-        },
         loads=("LanguageModel", "PooledClip", "VideoVAE", "load_transformer"),
         block_lists={"double_blocks": 2, "single_blocks": 3},
         width=hunyuan_toys.TINY_DIT["hidden_size"],
