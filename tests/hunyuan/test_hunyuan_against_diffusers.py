@@ -6,7 +6,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from diffusers_pairs import DOUBLE, GRID, POOLED, ROPE, SINGLE, TEXT, TEXT_LEN, WIDTH, hunyuan_pair
-from hunyuan_walk import planned
+from hunyuan_clips import planned
 from hyvideo.model import HYVideoDiffusionTransformer
 from hyvideo.rope import rope_tables
 from profiling_core.engine.delta_cache import DeltaCache
