@@ -51,15 +51,21 @@ def naively(model, plan, inputs, bf16=True):
         return bare(model, plan, inputs, bf16)
 
 
-def cached(model, plan, inputs, bf16=True):
-    cache = DeltaCache(plan)
+def begun(cache, model):
+    """The model's call at the position that the cache is given."""
 
-    def told(step, *args):
+    def call(step, *args):
         cache.begin(step)
         return model(*args)["x"]
 
+    return call
+
+
+def cached(model, plan, inputs, bf16=True):
+    cache = DeltaCache(plan)
+
     with cache.attached(model):
-        return clip(model, plan, inputs, told, bf16), cache.stats
+        return clip(model, plan, inputs, begun(cache, model), bf16), cache.stats
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -99,16 +105,13 @@ def test_all_compute_and_detached_are_bit_identical(model, bf16):
 def test_second_video_equals_the_first_whatever_was_between(model, name):
     plan, inputs = plan_named(name), CASES["one prompt"]
     cache = DeltaCache(plan)
-
-    def told(step, *args):
-        cache.begin(step)
-        return model(*args)["x"]
+    call = begun(cache, model)
 
     with cache.attached(model):
-        first = clip(model, plan, inputs, told, bf16=True)
+        first = clip(model, plan, inputs, call, bf16=True)
         other = Inputs((9, 2), seed=4, grid=(1, 2, 2))  # another prompt, batch and size
-        clip(model, plan, other, told, bf16=True)
-        assert equal(clip(model, plan, inputs, told, bf16=True), first)
+        clip(model, plan, other, call, bf16=True)
+        assert equal(clip(model, plan, inputs, call, bf16=True), first)
         assert cache.bytes_held == 0
 
 

@@ -378,10 +378,7 @@ def _clip() -> dict[str, Any]:
 
 
 def _guided_embeddings() -> dict[str, Any]:
-    return {
-        "prompt_embeds": embeddings(6, 16),
-        "negative_prompt_embeds": embeddings(6, 16, seed=1),
-    }
+    return {"prompt_embeds": embeddings(6, 16), "negative_prompt_embeds": embeddings(6, 16, seed=1)}
 
 
 def _masks() -> dict[str, Any]:

@@ -100,12 +100,7 @@ def toy_plan(
     sites: list[dict], steps: int = 12, lists: dict[str, int] | None = None, **fields: Any
 ) -> CachePlan:
     """A plan for the toys: width 8, falling sigmas."""
-    model = {
-        "family": "toy",
-        "name": "toy",
-        "block_lists": lists or {"blocks": 6},
-        "width": 8,
-    }
+    model = {"family": "toy", "name": "toy", "block_lists": lists or {"blocks": 6}, "width": 8}
     sigmas = [1 - (step / (steps + 1)) ** 1.5 for step in range(steps)]
     return CachePlan.build(
         name=fields.pop("name", "toy"),

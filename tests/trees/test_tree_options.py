@@ -138,10 +138,7 @@ def test_delta_cache_alone_means_the_paper(tree: TreeCase) -> None:
 
 
 def test_the_paper_plan_points_to_ours(
-    tree: TreeCase,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    tmp_path: Path,
+    tree: TreeCase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tree.script, "run", lambda args, config, plan, asked: None)
     monkeypatch.setattr(tree.script, "resolve_plan", lambda value, model: None)
