@@ -1,11 +1,11 @@
 """HunyuanVideo text to video: the official command line, plus `--delta_cache` and
 `--delta_profile`.
 
-Unlike the official script: --model-base says where all parts lie (the environment's MODEL_BASE
+Unlike the official script: --model-base names the folder of all parts (the environment's MODEL_BASE
 still wins, but for the bundled model); one --video-size value is a square; --num-videos saves them
 all, one after the other, and --video-length 1 saves an image; file names hold no colon and nothing
-of a prompt that is special to a file system; options that officially do nothing work or say why
-they do not.
+of a prompt that is special to a file system; options that officially do nothing work, or end with
+the reason why they do not.
 """
 
 import argparse
@@ -77,8 +77,8 @@ PER_MODEL = (
 
 def default_of(field: str) -> str:
     """'default 129, 33 for HYVideo-mini': what the models take for an absent option."""
-    usual_first = sorted(CONFIGS.items(), key=lambda item: item[0] != DEFAULT_MODEL)
-    return defaults_text((name, _shown(getattr(config, field))) for name, config in usual_first)
+    default_first = sorted(CONFIGS.items(), key=lambda item: item[0] != DEFAULT_MODEL)
+    return defaults_text((name, _shown(getattr(config, field))) for name, config in default_first)
 
 
 def _shown(value: object) -> str:
@@ -272,7 +272,7 @@ def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
     """InputError for values that cannot work; needs no weights."""
     check_video_length(args.video_length, config.vae_stride[0])
     if args.prompt is None:
-        raise InputError("--prompt is missing: say what is to be seen")
+        raise InputError("--prompt is missing: describe what is to be seen")
     check_prompt(args.prompt)
     check_text(args.neg_prompt or "")
     for name in ("text_len", "text_len_2", "text_states_dim", "text_states_dim_2", "rope_theta"):
@@ -304,7 +304,7 @@ def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
 
 
 def warn(args: argparse.Namespace, config: HunyuanConfig) -> None:
-    """Say what is allowed and hardly meant."""
+    """Warn about values that are allowed and hardly meant."""
     embeds = config.transformer["guidance_embed"]
     if not embeds and args.embedded_cfg_scale != config.embedded_cfg_scale:
         logger.warning(f"--embedded-cfg-scale has no effect: {args.model} embeds no guidance")

@@ -41,7 +41,7 @@ from profiling_core.runtime.options import (
     resolve_plan,
 )
 from wan.checkpoint import check_folder, checkpoint_files
-from wan.configs import ABSENT_TASKS, CONFIGS, SIZES, WanConfig, check_frame_num, parse_size
+from wan.configs import ABSENT_TASKS, SIZE_CONFIGS, WAN_CONFIGS, WanConfig, check_frame_num
 from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
 from wan.video import check_target, default_name, save_image, save_video
 
@@ -63,18 +63,22 @@ def bool_text(text: str) -> bool:
 
 def default_of(field: str) -> str:
     """'default 81, 1 for t2i-14B, 33 for t2v-mini': what the tasks take for an absent option."""
-    return defaults_text((task, getattr(config, field)) for task, config in CONFIGS.items())
+    return defaults_text((task, getattr(config, field)) for task, config in WAN_CONFIGS.items())
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All official options with their defaults; None means: decided per task."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--task", default="t2v-14B", choices=[*CONFIGS, *ABSENT_TASKS])
-    add("--size", choices=SIZES, help=f"width*height; {default_of('default_size')}")
+    add("--task", default="t2v-14B", choices=[*WAN_CONFIGS, *ABSENT_TASKS])
+    add("--size", choices=[*SIZE_CONFIGS], help=f"width*height; {default_of('default_size')}")
     add("--frame_num", type=int, help=f"4n+1; {default_of('frame_num')}")
     add("--ckpt_dir", help="checkpoint folder; t2v-mini has one bundled")
-    add("--offload_model", type=bool_text, help="parts not at work leave the GPU; default true")
+    add(
+        "--offload_model",
+        type=bool_text,
+        help="parts that are not needed leave the GPU; default true",
+    )
     add("--ulysses_size", type=int, default=1, help="processes that share the heads")
     add("--ring_size", type=int, default=1, help="groups of these, the tokens go around between")
     add("--cfg_size", type=int, default=1, help="2: guidance branches on processes of their own")
@@ -105,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check_supported(args: argparse.Namespace) -> None:
     """InputError for what the official command line can and this tree cannot do."""
     if args.task in ABSENT_TASKS:
-        raise InputError(f"task {args.task} is not there yet: take one of {', '.join(CONFIGS)}")
+        raise InputError(f"task {args.task} is not there yet: take one of {', '.join(WAN_CONFIGS)}")
     parser = build_parser()
     extend = ("prompt_extend_method", "prompt_extend_model", "prompt_extend_target_lang")
     for name in ("use_prompt_extend", *extend):
@@ -186,7 +190,7 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
 def generate(args: argparse.Namespace) -> None:
     """Check everything that needs no weights, then load, sample and save."""
     check_supported(args)
-    config = CONFIGS[args.task]
+    config = WAN_CONFIGS[args.task]
     asked = {name: value for name, value in vars(args).items() if name not in LOCAL}
     fill_defaults(args, config)
     check_values(args, config)
@@ -247,7 +251,7 @@ def run(
         logger.info(f"generating {'an image' if config.still else 'a video'}")
         video = pipeline.generate(
             args.prompt,
-            size=parse_size(args.size),
+            size=SIZE_CONFIGS[args.size],
             frame_num=args.frame_num,
             shift=args.sample_shift,
             sample_solver=args.sample_solver,

@@ -26,11 +26,9 @@ from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import CompareError
 from profiling_core.metrics import Quality, compare
 from profiling_core.plan.describe import format_bytes
-from profiling_core.runtime.options import resolve_plan
-from profiling_core.trees.registry import tree_class
-from profiling_core.trees.tree_model import Asked, TreeModel
+from profiling_core.trees.registry import TREES, tree_class
+from profiling_core.trees.tree_model import ModelRequest, TreeModel
 
-MINIATURES = {"wan": "t2v-mini", "hunyuan": "HYVideo-mini"}
 PROMPTS = {
     "wan": "red circle moving right over blue stripes",
     "hunyuan": "blue star moving left over red checks",
@@ -39,7 +37,8 @@ RUNS = {"full": None, "paper": "paper", "balanced": "balanced"}
 COLUMNS = 8
 NOTES = """\
 seconds: the denoising loop; ratio: full / run; ideal: block runs of full / run; PSNR (mean over
-frames) and SSIM against the full run, before the codec; held: anchors at most
+frames) and SSIM against the full run, before the codec;
+extra memory: anchors at most
 """
 NOISE = "* above the ideal: noise of the machine, fewer with more --rounds"
 
@@ -88,7 +87,8 @@ def main() -> int:
 
 def load(name: str, prompt: str) -> TreeModel:
     """A tree on its miniature, as its own command line loads it."""
-    tree = tree_class(name)(Asked(model=MINIATURES[name]), prompt)
+    kind = tree_class(name)
+    tree = kind(ModelRequest(model=kind.miniature), prompt)
     tree.load()
     return tree
 
@@ -100,8 +100,7 @@ def run_all(name: str, tree: TreeModel, prompt: str, seed: int, rounds: int) -> 
     latents, stats, seconds = {}, {}, {run: [] for run in RUNS}
     for number in range(rounds):
         for run in RUNS if number % 2 == 0 else reversed(RUNS):
-            plan = resolve_plan(RUNS[run], tree.plan_model)
-            latents[run] = tree.denoise(inputs, plan)
+            latents[run] = tree.denoise(inputs, tree.plan(RUNS[run]))
             stats[run], taken = tree.last_run, tree.last_run.denoise_seconds
             seconds[run].append(taken)
             sys.stderr.write(f"{name} {run}, {number + 1}/{rounds}: {taken:.1f} s\n")
@@ -133,7 +132,7 @@ def cells(tree: str, run: Run, full: Run) -> list[str]:
 
 def table(lines: list[list[str]]) -> str:
     """Plain text columns, and what a star means where there is one."""
-    header = ["tree", "run", "seconds", "ratio", "ideal", "PSNR dB", "SSIM", "held"]
+    header = ["tree", "run", "seconds", "ratio", "ideal", "PSNR dB", "SSIM", "extra memory"]
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -177,7 +176,7 @@ def contact_sheet(runs: list[Run], path: Path, prompt: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trees", nargs="+", choices=list(MINIATURES), default=list(MINIATURES))
+    parser.add_argument("--trees", nargs="+", choices=list(TREES), default=list(TREES))
     parser.add_argument("--prompt", help="for all trees; default: each tree's own")
     parser.add_argument("--seed", type=int, default=42, help="of the noise, drawn on the CPU")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions; the median is shown")

@@ -36,10 +36,10 @@ class WanSampler:
 
     def __init__(self, folder: Path | None = None) -> None:
         import wan.model
-        from wan.configs import CONFIGS
+        from wan.configs import WAN_CONFIGS
         from wan.text2video import WanT2V
 
-        self.config = CONFIGS["t2v-mini"]
+        self.config = WAN_CONFIGS["t2v-mini"]
         self.pipeline = WanT2V(self.config, folder or self.config.ckpt_dir)
         if self.pipeline.device.type == "cpu":
             wan.model.attention = flow.plain_attention  # SDPA is slow on a CPU; same values

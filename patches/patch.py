@@ -79,7 +79,7 @@ def diff(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Prove on a copy that the patch does what it says."""
+    """Prove on a copy that the patch does what its manifest promises."""
     proofs = prove(read_tree(args.folder, load_upstreams(HERE)))
     _say(*proofs)
     return 0 if result_of(proofs) == HOLDS else 1

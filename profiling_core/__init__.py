@@ -42,7 +42,9 @@ MODULES = {
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is asked for: plans need no torch, the version nothing."""
     if name == "__version__":
-        return _installed_version()
+        from profiling_core.version import installed_version
+
+        return installed_version()
     if name in MODULES:
         return getattr(import_module(f"profiling_core.{MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -50,13 +52,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _installed_version() -> str:
-    """The version of the installed distribution; a checkout on the path alone has none."""
-    from importlib.metadata import PackageNotFoundError, version  # slow, and seldom needed
-
-    try:
-        return version("profiling-dit")
-    except PackageNotFoundError:
-        return "0+unknown"

@@ -15,7 +15,7 @@ from profiling_core.commands.main import build_parser
 from profiling_core.errors import PlanError
 from profiling_core.runtime.options import resolve_plan
 from tree_paths import ROOT
-from wan.configs import CONFIGS as WAN_CONFIGS
+from wan.configs import WAN_CONFIGS
 
 DOCUMENTS = (
     "README.md",

@@ -45,7 +45,7 @@ TEXT_WIDTHS = ("text_states_dim", "text_states_dim_2")
 
 
 def settings_of(args: argparse.Namespace, config: HunyuanConfig) -> HunyuanConfig:
-    """The model's configuration with what the command line says of it; None says nothing."""
+    """The model's configuration with the values of the command line; None changes nothing."""
     given = {name: value for name, value in vars(args).items() if value is not None}
     widths = {name: given[name] for name in TEXT_WIDTHS if name in given}
     settings = {name: given[name] for name in SETTINGS if name in given}
@@ -100,7 +100,7 @@ class HunyuanVideoSampler:
         What is not given is the model's own; the direction of the noise levels is that of the
         arguments' flow_reverse. InputError for values that cannot work.
         """
-        # the pipeline draws seeds as well; here they are told
+        # drawn here, since the result names them
         from .pipeline import clip_seeds
 
         if not isinstance(prompt, str):

@@ -76,7 +76,7 @@ def load_model(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar of the library's, and no list of tensors: those that count are told as errors."""
+    """Without the library's progress bar and its list of tensors: those that count raise errors."""
     verbosity = transformers_logging.get_verbosity()
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

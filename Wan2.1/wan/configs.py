@@ -82,7 +82,7 @@ def check_frame_num(frame_num: int, stride: int = 4) -> None:
     raise InputError(f"frame_num {frame_num} is not {stride}n+1: take {nearest}")
 
 
-CONFIGS = {
+WAN_CONFIGS = {
     config.task: config
     for config in (
         WanConfig("t2v-14B", "wan2.1-t2v-14B", VIDEO_SIZES, "1280*720", EXAMPLE_PROMPT),
@@ -113,4 +113,7 @@ CONFIGS = {
 
 # official tasks that the command line knows and this tree does not run yet
 ABSENT_TASKS = ("i2v-14B", "flf2v-14B", "vace-1.3B", "vace-14B")
-SIZES = (*VIDEO_SIZES, "1024*1024", "128*128")
+# the other official tables: sizes by their names, and the names that a task takes
+SIZE_CONFIGS = {size: parse_size(size) for size in (*VIDEO_SIZES, "1024*1024", "128*128")}
+MAX_AREA_CONFIGS = {size: width * height for size, (width, height) in SIZE_CONFIGS.items()}
+SUPPORTED_SIZES = {task: config.sizes for task, config in WAN_CONFIGS.items()}

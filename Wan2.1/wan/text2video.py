@@ -41,7 +41,7 @@ from .weights import load_transformer, model_kwargs
 class WanT2V:
     """A loaded text-to-video (or text-to-image) model.
 
-    config: one of configs.CONFIGS; checkpoint_dir: an official checkpoint folder; device: CUDA
+    config: one of configs.WAN_CONFIGS; checkpoint_dir: an official checkpoint folder; device: CUDA
     where there is one, else the CPU; torch_dtype: of the transformer's weights, fp32 as the
     official code or bf16 for half the memory; t5_cpu: keep the text encoder on the CPU;
     offload_model: count what `generate` moves to the host with it among the host's memory;
@@ -145,7 +145,7 @@ class WanT2V:
 
         size: (width, height), multiples of 16; frame_num: 4n + 1; an empty n_prompt stands for
         the model's own negative prompt; a negative seed draws one; offload_model: parts that are
-        not at work leave the GPU; plan: a cache plan, put on this grid of noise levels; recorder:
+        not needed leave the GPU; plan: a cache plan, put on this grid of noise levels; recorder:
         records the run, which then has no plan, and writes its profile after decoding;
         noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """

@@ -48,7 +48,7 @@ def build_vae(checkpoint: Path) -> AutoencoderKLWan:
 
 
 def _check_statistics(what: str, values: Any, channels: int) -> None:
-    """One number would be stretched over all channels silently."""
+    """Refuse a single number, which would silently serve all channels."""
     if not isinstance(values, list | tuple) or len(values) != channels:
         raise InputError(f"{what} is {values!r}, expected a list of z_dim {channels} numbers")
     for value in values:

@@ -35,7 +35,7 @@ def default_name(
 
 
 def check_target(path: Path, *, still: bool) -> None:
-    """InputError unless a file can be written at `path`; tried, since modes alone do not tell."""
+    """InputError unless a file can be written at `path`; tried, since modes do not show it."""
     suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
     if len(os.fsencode(path.name)) > 255:
         raise InputError(f"save_file {path}: the name is longer than 255 bytes, take a shorter one")

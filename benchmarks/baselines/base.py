@@ -95,17 +95,18 @@ class Peer(ABC):
     """A caching policy with a threshold, for one tree at a time."""
 
     name: ClassVar[str]
+    thresholds: ClassVar[tuple[float, float]]  # `span` of all variants, where one fits all
 
     @abstractmethod
     def variants(self, tree: Tree) -> list[Variant]:
         """The settings worth trying on this tree."""
 
-    @abstractmethod
     def span(self, variant: Variant) -> tuple[float, float]:
         """Thresholds between which the speed-up grows, from all computed to all reused.
 
         Values measured on calibration prompts, with a margin where the rule looks at the data.
         """
+        return self.thresholds
 
     def calibrate(self, tree: Tree, inputs: Sequence[Inputs], *, solver: str | None = None) -> None:
         """Full runs of calibration prompts; nothing for a rule that needs none.

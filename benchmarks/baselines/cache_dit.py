@@ -66,6 +66,7 @@ class DBCache(CacheDit):
     computed step."""
 
     name: ClassVar[str] = "cache-dit DBCache"
+    thresholds: ClassVar[tuple[float, float]] = 0.0, 1.0  # 1 and more count as always alike
 
     def variants(self, tree: Tree) -> list[ProbeVariant]:
         return [
@@ -79,10 +80,6 @@ class DBCache(CacheDit):
             for (probe, warmup, limit), taylor in product(DBCACHE_SETTINGS, (False, True))
         ]
 
-    def span(self, variant: Variant) -> tuple[float, float]:
-        """1 and more count as always alike."""
-        return 0.0, 1.0
-
     def enable(self, rule: PackageRule, tree: Tree, variant: Variant, threshold: float) -> None:
         self._enable(rule, tree, variant, residual_diff_threshold=threshold)
 
@@ -91,12 +88,10 @@ class StepMask(CacheDit):
     """A static mask of computed steps; the threshold is its grade, see `graded_mask`."""
 
     name: ClassVar[str] = "cache-dit SCM"
+    thresholds: ClassVar[tuple[float, float]] = 0.0, float(len(SCM_PRESETS) + 1)
 
     def variants(self, tree: Tree) -> list[ProbeVariant]:
         return [ProbeVariant("F1B0", 1, False), ProbeVariant("F1B0 TaylorSeer", 1, True)]
-
-    def span(self, variant: Variant) -> tuple[float, float]:
-        return 0.0, float(len(SCM_PRESETS) + 1)
 
     def enable(self, rule: PackageRule, tree: Tree, variant: Variant, threshold: float) -> None:
         mask = graded_mask(threshold, tree.steps)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 PROBE_DEPTH = 1  # blocks; the scripts' value
 RETENTION = 0.2
 LIMIT = {"wan": 2.0, "hunyuan": 1.5}  # of the position on the line, in the scripts
-SPAN = (0.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,11 @@ class DiBranch(Branch):
 
 class DiCache(Peer):
     name: ClassVar[str] = "DiCache"
+    # no calibration: full runs of the miniatures sum 1.3 (Wan) and 1.7
+    thresholds: ClassVar[tuple[float, float]] = (0.0, 8.0)
 
     def variants(self, tree: Tree) -> list[DiVariant]:
         return [DiVariant(f"first block as probe, {RETENTION:.0%} retained", RETENTION)]
-
-    def span(self, variant: DiVariant) -> tuple[float, float]:
-        """A fixed range, no calibration: full runs of the miniatures sum 1.3 (Wan) and 1.7."""
-        return SPAN
 
     def rule(self, tree: Tree, variant: DiVariant, threshold: float) -> Rule:
         protected = max(1, int(tree.steps * variant.retention))

@@ -20,8 +20,8 @@ configured around, with the versions of requirements-bench.txt (see the packages
   and FasterCache raises IndexError, for it halves a batch of one. Here the two calls are a batch.
 - diffusers' FasterCache on a guidance-distilled model raises TypeError where the first call is
   already in the range of timesteps in which it skips: the range ends at 1000.
-- diffusers' SeaCache computes everything unless it is told step, noise level and step count, as its
-  Wan text-to-video pipeline does and its HunyuanVideo pipeline does not. Here it is told on both;
+- diffusers' SeaCache computes everything without step, noise level and step count, as its
+  Wan text-to-video pipeline does and its HunyuanVideo pipeline does not. Here it gets them on both;
   the noise level is the timestep / 1000, which Wan's solvers round to a whole timestep.
 """
 
@@ -58,12 +58,10 @@ class FirstBlockCache(PackagePeer):
     """Reuse where the first block changed less than the threshold (relative L1)."""
 
     name: ClassVar[str] = "diffusers FirstBlockCache"
+    thresholds: ClassVar[tuple[float, float]] = 0.0, 1.0
 
     def variants(self, tree: Tree) -> list[Variant]:
         return [Variant("default")]
-
-    def span(self, variant: Variant) -> tuple[float, float]:
-        return 0.0, 1.0
 
     def enable(self, rule: PackageRule, tree: Tree, variant: Variant, threshold: float) -> None:
         rule.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
@@ -128,7 +126,7 @@ class SeaVariant(SkipVariant):
 
 
 class SeaRule(PackageRule):
-    """Tells the step and its noise level too."""
+    """Hands on the step and its noise level too."""
 
     def context(self, call: Call) -> AbstractContextManager:
         return self.transformer.cache_context(
@@ -143,15 +141,13 @@ class SeaCache(PackagePeer):
     """Reuse, forecast to first order, while the filtered latents' summed change is small."""
 
     name: ClassVar[str] = "diffusers SeaCache"
+    thresholds: ClassVar[tuple[float, float]] = 0.0, 1.5
 
     def variants(self, tree: Tree) -> list[SeaVariant]:
         return [
             SeaVariant(f"order {order}, at most {most} in a row", most, order)
             for order, most in ((1, 2), (1, 4), (0, 4))  # the first is the default
         ]
-
-    def span(self, variant: Variant) -> tuple[float, float]:
-        return 0.0, 1.5
 
     def _new_rule(self, tree: Tree) -> PackageRule:
         return SeaRule(tree)
@@ -200,6 +196,7 @@ class TaylorSeer(PackagePeer):
     """
 
     name: ClassVar[str] = "diffusers TaylorSeer"
+    thresholds: ClassVar[tuple[float, float]] = 1.0, 12.0
     in_parts: ClassVar[bool] = True
 
     def variants(self, tree: Tree) -> list[TaylorVariant]:
@@ -208,9 +205,6 @@ class TaylorSeer(PackagePeer):
             ("attention", 3),
         ]
         return [TaylorVariant(f"{kind}, {first} first steps", kind, first) for kind, first in kinds]
-
-    def span(self, variant: Variant) -> tuple[float, float]:
-        return 1.0, 12.0
 
     def enable(
         self, rule: PackageRule, tree: Tree, variant: TaylorVariant, threshold: float
@@ -250,6 +244,7 @@ class FasterCache(WithinBlocks):
     threshold (0 to 1000); only attention where guidance is embedded."""
 
     name: ClassVar[str] = "diffusers FasterCache"
+    thresholds: ClassVar[tuple[float, float]] = 0.0, 1000.0
 
     def variants(self, tree: Tree) -> list[FasterVariant]:
         both = len(BRANCHES[tree.name]) == 2
@@ -261,9 +256,6 @@ class FasterCache(WithinBlocks):
             )
             for attention, half in ((2, 5), (4, 10))  # the first is the default
         ]
-
-    def span(self, variant: Variant) -> tuple[float, float]:
-        return 0.0, 1000.0
 
     def enable(
         self, rule: PackageRule, tree: Tree, variant: FasterVariant, threshold: float
@@ -293,13 +285,11 @@ class PyramidAttentionBroadcast(WithinBlocks):
     """Every n-th call computes self-attention, every 3n-th cross-attention. The threshold is n."""
 
     name: ClassVar[str] = "diffusers PAB"
+    thresholds: ClassVar[tuple[float, float]] = 1.0, 12.0
 
     def variants(self, tree: Tree) -> list[RangeVariant]:
         ranges = ((100, 800), (-1, 1001))  # the default, and everywhere
         return [RangeVariant(f"timesteps {low} to {high}", (low, high)) for low, high in ranges]
-
-    def span(self, variant: Variant) -> tuple[float, float]:
-        return 1.0, 12.0
 
     def enable(
         self, rule: PackageRule, tree: Tree, variant: RangeVariant, threshold: float

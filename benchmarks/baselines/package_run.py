@@ -80,10 +80,10 @@ class PackageRule(Rule):
         return tensors_in(self._package_state())
 
     def context(self, call: Call) -> AbstractContextManager:
-        """Where a package is told which call this is."""
+        """Where a package learns which call this is."""
         return self.transformer.cache_context(call.branch)
 
-    def told_of(self, tree: Tree) -> AbstractContextManager:
+    def watching(self, tree: Tree) -> AbstractContextManager:
         """A region in which the rule learns of the loop what single calls do not say."""
         return nullcontext()
 
@@ -132,7 +132,7 @@ class BatchedGuidance(PackageRule):
         return self.converted.in_our_form(prediction)
 
     @contextmanager
-    def told_of(self, tree: Tree) -> Iterator[None]:
+    def watching(self, tree: Tree) -> Iterator[None]:
         """The unconditional text stands in the loop's arguments before its first call needs it."""
         pipeline = tree.pipeline
         plain, had_own = pipeline.denoise, "denoise" in vars(pipeline)
@@ -173,7 +173,7 @@ class PackagePeer(Peer):
         """As Peer.attached; list_runs are fractions where the cache skips within blocks."""
         with super().attached(tree, variant, threshold) as spent:
             rule, self.running = self.running, None
-            with rule.told_of(tree):
+            with rule.watching(tree):
                 yield spent
             runs = rule.meter.runs.items()
             spent.list_runs = {

@@ -15,11 +15,9 @@ are faster on two cores than one with two threads:
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +29,14 @@ from benchmarks.compare.samplers import Reference, References, Sampler, measured
 from benchmarks.compare.table import latest, summary, tables
 from benchmarks.compare.tuning import Tuning, UnreachableError
 from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_path
-from benchmarks.lib.clips import BUILD, Tree
-from benchmarks.lib.command_line import Parser, log, quiet_log
-from benchmarks.lib.rows import TREES, append_row, default_device, environment, load_rows
-from miniatures.clips import held_out_prompts
-from profiling_core.profile.profile import Profile
+from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, held_out, profile_of
+from benchmarks.lib.clips import Tree, load
+from benchmarks.lib.command_line import Parser, log
+from benchmarks.lib.rows import TREES, Rows, append_row, default_device, environment, load_rows
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)
-HELD_OUT_SEED = 100  # of the first held-out prompt's noise
 NAME = "compare"
+OF_RUN, OF_ROW = ("tree", "weights", "prompt", "seed", "settings"), ("policy", "budget")
 
 
 @dataclass(frozen=True)
@@ -52,30 +48,6 @@ class Settled:
     sampler: Sampler
 
 
-@dataclass
-class Rows:
-    """The rows that are there, by what they are of."""
-
-    found: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @staticmethod
-    def key(row: dict[str, Any], *, policy: bool = True) -> str:
-        names = ["tree", "weights", "prompt", "seed", "settings"]
-        names += ["policy", "budget"] if policy else []
-        return json.dumps([row[name] for name in names], sort_keys=True)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Known from now on, also as what any policy with the same settings gives."""
-        self.found[self.key(row)] = self.found[self.key(row, policy=False)] = row
-
-    @classmethod
-    def load(cls) -> Rows:
-        rows = cls()
-        for row in all_rows(TREES):
-            rows.add(row)
-        return rows
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 after one line on stderr for bad input."""
     try:
@@ -84,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.table:
             sys.stdout.write(show(args.trees, args.out))
             return 0
-        quiet_log()
         torch.set_num_threads(args.threads)
         for name in args.trees:
             compare_tree(name, args, names)
@@ -113,22 +84,20 @@ def show(trees: Sequence[str], out: Path) -> str:
 
 def compare_tree(name: str, args: argparse.Namespace, names: Sequence[str]) -> None:
     """Settle all policies, then run them on this part of the held-out prompts."""
-    tree = BUILD[name](default_device(), fp32=True)
-    path = profile_path(tree)
-    if not path.exists():
-        raise ValueError(f"no profile {path}: record it with python -m benchmarks.lib.calibrate")
+    tree = load(name, fp32=True)
+    profile = profile_of(tree)
     weights = weights_hash(tree)
     references = References(tree, args.out / f"{name}-{weights}")
     tuned = row_files.RESULTS / "tuning" / references.folder.name
     tuning = Tuning(tree, tuning_references(references, args), tuned)
-    given = Given(tree, Profile.load(path), tuning, args.calibration_prompts)
+    given = Given(tree, profile, tuning, args.calibration_prompts)
     policies = [policy for policy in policies_of(given) if policy.name in names]
     settled = settle_all(policies, tuning, args)
-    rows = Rows.load()
-    for number, prompt in enumerate(held_out_prompts(args.prompts)):
+    rows = Rows(all_rows(TREES), OF_RUN, OF_ROW)
+    for number, (prompt, seed) in enumerate(held_out(args.prompts)):
         if number % args.parts == args.part:
             title = f"{name} {number + 1}/{args.prompts}"
-            of_row = {"weights": weights, "prompt": prompt, "seed": HELD_OUT_SEED + number}
+            of_row = {"weights": weights, "prompt": prompt, "seed": seed}
             run_prompt(tree, references, settled, rows, {"tree": name, **of_row}, title)
 
 
@@ -178,7 +147,7 @@ def run_prompt(
 ) -> None:
     """The missing rows of one prompt; samplers that several policies share run once."""
     planned = [(one, one_row(one, of_prompt)) for one in settled]
-    missing = [(one, row) for one, row in planned if rows.key(row) not in rows.found]
+    missing = [(one, row) for one, row in planned if row not in rows]
     if not missing:
         log(f"{title}: all {len(planned)} rows are there")
         return
@@ -186,7 +155,7 @@ def run_prompt(
     reference = references.get("held-out", seed, prompt, seed)
     found = {"precision": "fp32", **environment(default_device())}
     for done, (one, row) in enumerate(missing, 1):
-        same = rows.found.get(rows.key(row, policy=False))
+        same = rows.same_run(row)
         figures = {**measured(tree, one.sampler, reference), **found} if same is None else same
         row = {**figures, **row}
         append_row(f"{NAME}_{row['tree']}", row)
@@ -226,11 +195,8 @@ def check(args: argparse.Namespace) -> list[str]:
     return chosen_names(args.policies)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
-    parser.add_argument("--prompts", type=int, default=24, help="held-out prompts")
-    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+def build_parser() -> Parser:
+    parser = Parser(__doc__, prompts=24, budgets=BUDGETS, parts=True, out="out/compare", table=True)
     parser.add_argument(
         "--policies",
         nargs="+",
@@ -239,9 +205,4 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tune-prompts", type=int, default=2, help="of the calibration prompts")
     parser.add_argument("--calibration-prompts", type=int, default=PROMPTS)
-    parser.add_argument("--part", type=int, default=0, help="number of this process")
-    parser.add_argument("--parts", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path("out/compare"))
-    parser.add_argument("--table", action="store_true", help="from the rows alone, no runs")
     return parser

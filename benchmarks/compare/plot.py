@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.compare.policies import GROUPS, OURS
 from benchmarks.compare.table import Group, Row, grouped
+from benchmarks.lib.rows import TITLES, save_figure
 from profiling_core.search.paper_method import PATTERNS
 
 BEST_PAPER = "paper background stepwise"  # the published one stands for its ablations
@@ -27,7 +28,6 @@ REST = {
     "packages": (*GROUPS["packages"],),
     "ours, and uniform reuse": (*GROUPS["ours"][1:], *GROUPS["uniform"]),
 }
-TITLES = {"wan": "Wan2.1 miniature", "hunyuan": "HunyuanVideo miniature"}
 OWN_COLOUR, PLAIN_COLOUR = "#b3202c", "#111111"
 # apart from ours and from each other; none is red or black
 COLOURS = (
@@ -39,10 +39,6 @@ STYLES = ("-", "--", ":", "-.")
 
 def draw(rows: Sequence[Row], out: Path) -> list[Path]:
     """compare (MAIN, at most a dozen lines a panel) and compare_all as .png and .svg; paths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    out.mkdir(parents=True, exist_ok=True)
     groups = grouped(rows)
     found = [_figure({"": [g for g in groups if g.policy in MAIN]}, groups, out / "compare")]
     rest = {
@@ -57,21 +53,17 @@ def draw(rows: Sequence[Row], out: Path) -> list[Path]:
 
 def _figure(panels: dict[str, list[Group]], groups: Sequence[Group], stem: Path) -> list[Path]:
     """One row per entry of panels, one column per tree; both axes of a tree are the same."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     trees = list(dict.fromkeys(group.tree for group in groups))
     size = (8.2 * len(trees), 5.6 * len(panels))
-    figure, axes = pyplot.subplots(len(panels), len(trees), figsize=size, squeeze=False)
+    figure = Figure(figsize=size, layout="tight")
+    axes = figure.subplots(len(panels), len(trees), squeeze=False)
     for line, (title, chosen) in zip(axes, panels.items(), strict=True):
         for axis, tree in zip(line, trees, strict=True):
             _panel(axis, [group for group in chosen if group.tree == tree])
             axis.set_title(f"{TITLES[tree]}{f': {title}' if title else ''}", loc="left")
-    figure.tight_layout()
-    paths = [stem.with_suffix(f".{kind}") for kind in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=140)
-    pyplot.close(figure)
-    return paths
+    return save_figure(figure, stem)
 
 
 def _panel(axis: Any, groups: Sequence[Group]) -> None:

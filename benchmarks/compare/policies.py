@@ -18,6 +18,7 @@ from benchmarks.compare.tuning import TOLERANCE, Tuning, UnreachableError, calib
 from benchmarks.lib.calibrate import SEED, calibration_prompts
 from benchmarks.lib.clips import Inputs, Tree
 from benchmarks.lib.command_line import log
+from benchmarks.lib.schedules import even
 from profiling_core.errors import UserError
 from profiling_core.plan import CachePlan, importers, schedule
 from profiling_core.plan.solvers import SKIPS
@@ -114,11 +115,6 @@ def policies_of(given: Given) -> Iterator[Policy]:
     yield from _ours(given)
 
 
-def uniform_steps(steps: int, count: int) -> list[int]:
-    """`count` of the steps, evenly spread from the first."""
-    return [number * steps // count for number in range(count)]
-
-
 def _plain(given: Given) -> Iterator[Policy]:
     tree = given.tree
     names = dict(zip(GROUPS["fewer"], (tree.solvers[0], OTHER_SOLVER.get(tree.name)), strict=True))
@@ -131,7 +127,7 @@ def _plain(given: Given) -> Iterator[Policy]:
 
 def _uniform(given: Given, skip: str, budget: float) -> Sampler:
     subject, count = given.profile.recorded, given.steps_at(budget)
-    computed = uniform_steps(subject.steps, count)
+    computed = even(subject.steps, count)
     sites = importers.from_steps(subject.steps, computed, subject.branches, skip)
     plan = CachePlan.build(
         name=f"uniform-{skip}-{count}",

@@ -74,7 +74,7 @@ class FewerSteps(Sampler):
 @dataclass(frozen=True)
 class Planned(Sampler):
     plan: CachePlan
-    words: str = ""  # what tells the plan from its siblings
+    words: str = ""  # what sets the plan apart from its siblings
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -6,30 +6,29 @@ Every row is one tree, prompt, seed, solver and policy: quality of the decoded c
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from statistics import mean, pstdev
+from statistics import mean
 
 import torch
 
-from benchmarks.lib.clips import BUILD, Tree
-from benchmarks.lib.command_line import quiet_log
-from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
+from benchmarks.lib.clips import Tree, load
+from benchmarks.lib.command_line import Parser, log
+from benchmarks.lib.rows import TREES, append_row, default_device, environment, spread, table
 from miniatures.clips import held_out_prompts
 from profiling_core.metrics import compare, latent_error
+from profiling_core.plan.presets import available
+from profiling_core.trees.registry import TREES as ADAPTERS
 
-SOLVERS = [solver for tree in BUILD.values() for solver in tree.solvers]
+SOLVERS = [solver for tree in ADAPTERS.values() for solver in tree.solvers]
 
 
 def main() -> int:
     args = build_parser().parse_args()
-    quiet_log()
     torch.set_num_threads(args.threads)
     device, rows = default_device(), []
     found = environment(device)
     for name in args.trees:
-        tree = BUILD[name](device)
+        tree = load(name)
         solvers = [solver for solver in tree.solvers if solver in args.solvers]
         for number, prompt in enumerate(held_out_prompts(args.prompts)):
             for solver in solvers:
@@ -37,7 +36,7 @@ def main() -> int:
                 for row in new:
                     append_row("policies", {**row, **found})
                 rows += new
-                sys.stderr.write(f"{name} {number + 1}/{args.prompts} {solver}: {prompt}\n")
+                log(f"{name} {number + 1}/{args.prompts} {solver}: {prompt}")
     sys.stdout.write(summary(rows) + "\n")
     return 0
 
@@ -70,7 +69,7 @@ def one_prompt(tree: Tree, prompt: str, seed: int, solver: str) -> list[dict]:
 def policies(tree: Tree) -> dict[str, tuple[str | None, int | None]]:
     """The shipped plans, and for each cost the same solver with fewer steps: (preset, steps)."""
     found: dict[str, tuple[str | None, int | None]] = {}
-    for preset in tree.presets:
+    for preset in available(tree.plan_model):
         cost = tree.plan(preset).expected
         fewer = round(tree.steps * cost.block_runs / cost.block_runs_full)
         found[preset] = (preset, None)
@@ -83,16 +82,15 @@ def summary(rows: list[dict]) -> str:
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
         groups.setdefault((row["tree"], row["solver"], row["policy"]), []).append(row)
-    order = {tree.name: number for number, tree in enumerate(BUILD.values())}
     lines = []
-    for key in sorted(groups, key=lambda key: (order[key[0]], SOLVERS.index(key[1]))):
+    for key in sorted(groups, key=lambda key: (TREES.index(key[0]), SOLVERS.index(key[1]))):
         of = groups[key]
         psnr = [row["psnr_frames"] for row in of]
         lines.append(
             [
                 *key,
                 f"{1 / mean(row['block_share'] for row in of):.2f}x",
-                f"{mean(psnr):.1f} +-{pstdev(psnr):.1f} ({min(psnr):.1f})",
+                spread(psnr),
                 f"{mean(row['psnr_pooled'] for row in of):.1f}",
                 f"{mean(row['ssim'] for row in of):.4f}",
                 f"{mean(row['latent_error'] for row in of):.3f}",
@@ -105,13 +103,10 @@ def summary(rows: list[dict]) -> str:
     return table([*header, "latent error", "motion", "flicker", "n"], lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
-    parser.add_argument("--prompts", type=int, default=12)
+def build_parser() -> Parser:
+    parser = Parser(__doc__, prompts=12)
     parser.add_argument("--seed", type=int, default=100, help="of the first prompt's noise")
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=SOLVERS)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser
 
 

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import log, sqrt
-from statistics import fmean, mode, pstdev, stdev
-from typing import Any
+from statistics import fmean, mode, stdev
 
 from benchmarks.compare.policies import ALL, GROUP_OF, GROUPS, OURS
+from benchmarks.lib.rows import Row, markdown, spread
 from profiling_core.plan.describe import format_bytes
 
-Row = dict[str, Any]
 OTHERS = ("peers", "packages")  # groups whose best is marked
 OFF = 0.03  # a speed-up further off than this is said in a summary
 SUMMED = (
@@ -34,7 +33,7 @@ HEADER = (
     "latent error",
     "motion",
     "flicker",
-    "bytes",
+    "extra memory",
     "n",
 )
 
@@ -145,15 +144,13 @@ def _summed(tree: str, policies: dict[str, dict[float, Group]]) -> str:
     budgets = sorted({budget for groups in policies.values() for budget in groups})
     most = mode(len(group.rows) for groups in policies.values() for group in groups.values())
     header = ["policy", *(f"{budget:g}x" for budget in budgets)]
-    lines = [f"### {tree}, {most} prompts", "", _line(header), _line(["---"] * len(header))]
+    lines = []
     best = {b: max(_mean(groups, b) for groups in policies.values()) for b in budgets}
     for policy in sorted(policies, key=SUMMED.index):
         groups = policies[policy]
         cells = [_summed_cell(groups.get(b), b, most, best[b]) for b in budgets]
-        lines.append(
-            _line([f"**{policy}**, ours" if GROUP_OF[policy] == "ours" else policy, *cells])
-        )
-    return "\n".join([*lines, ""])
+        lines.append([f"**{policy}**, ours" if GROUP_OF[policy] == "ours" else policy, *cells])
+    return f"### {tree}, {most} prompts\n\n{markdown(header, lines)}\n"
 
 
 def _mean(groups: dict[float, Group], budget: float) -> float:
@@ -175,9 +172,8 @@ def _summed_cell(group: Group | None, budget: float, most: int, best: float) -> 
 def _section(tree: str, budget: float, groups: Sequence[Group]) -> str:
     ours = next((group for group in groups if group.policy == OURS), None)
     best = best_other(groups)
-    lines = [f"### {tree}, {budget:g}x", "", _line(HEADER), _line(["---"] * len(HEADER))]
-    lines += [_line(_cells(group, ours, group.policy == best)) for group in groups]
-    return "\n".join([*lines, ""])
+    lines = [_cells(group, ours, group.policy == best) for group in groups]
+    return f"### {tree}, {budget:g}x\n\n{markdown(HEADER, lines)}\n"
 
 
 def _cells(group: Group, ours: Group | None, best: bool) -> list[str]:
@@ -186,7 +182,7 @@ def _cells(group: Group, ours: Group | None, best: bool) -> list[str]:
     return [
         name + (", own speed" if group.rows[0]["budget"] is None else ""),
         f"{group.speedup:.2f}x",
-        f"{fmean(psnr):.1f} ± {pstdev(psnr):.1f} ({min(psnr):.1f})",
+        spread(psnr, "± "),
         _difference_cell(ours, group),
         f"{group.mean('psnr_pooled'):.1f}",
         f"{group.mean('ssim'):.4f}",
@@ -207,10 +203,6 @@ def _difference_cell(ours: Group | None, group: Group) -> str:
     return f"{found.mean:+.1f} ± {found.error:.1f}"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _place(row: Row) -> tuple[str, str, float | None]:
     return row["tree"], row["policy"], row["budget"]
 
@@ -223,7 +215,7 @@ LEGEND = f"""\
 Speed-up: full over spent FLOPs of the blocks, both guidance branches. PSNR: mean over frames
 against the full run of the same prompt and noise; mean ± standard deviation over prompts (worst
 prompt). Ours is `{OURS}`; the difference is taken prompt by prompt, mean ± standard error. Latent
-error: relative L2. Motion, flicker: ratios to the full run. Bytes: the most held between two model
-calls. n: prompts. The rows also hold seconds, which say nothing where other work came and went
-beside the run: `prediction.py --parts speed` and `demo.py` time side by side.
+error: relative L2. Motion, flicker: ratios to the full run. Extra memory: the most kept between two
+model calls. n: prompts. The rows also hold seconds, which say nothing where other work came and
+went beside the run: `prediction.py --parts speed` and `demo.py` time side by side.
 """

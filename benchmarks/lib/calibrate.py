@@ -10,30 +10,27 @@ of the prompts, are faster on two cores than one with two threads:
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.lib.clips import BUILD, Tree
-from benchmarks.lib.command_line import quiet_log
-from benchmarks.lib.rows import TREES, default_device
+from benchmarks.lib.clips import Tree, load, recorder_of
+from benchmarks.lib.command_line import Parser, log
 from miniatures import clips
 from profiling_core.profile.profile import Profile, Settings, add_runs
 
 PROMPTS, SEED = 6, 7  # how many, and the seed that they are drawn from
+HELD_OUT_SEED = 100  # of the first held-out prompt's noise
 SETTINGS = Settings(sensitivity=(1, 3, 6, 10, 15, 20, 26, 32, 38, 44, 48))
 
 
 def main() -> int:
     args = build_parser().parse_args()
-    quiet_log()
     torch.set_num_threads(args.threads)
     for name in args.trees:
-        tree = BUILD[name](default_device())
+        tree = load(name)
         path = profile_path(tree) if args.out is None else args.out / f"{name}.profile"
         record(tree, path, args.part, args.parts)
     return 0
@@ -41,13 +38,26 @@ def main() -> int:
 
 def profile_path(tree: Tree) -> Path:
     """Where a miniature's profile lies: in its checkpoint folder."""
-    return tree.checkpoint / "profile.safetensors"
+    return tree.checkpoint_dir / "profile.safetensors"
+
+
+def profile_of(tree: Tree) -> Profile:
+    """A miniature's profile; ValueError where it was not recorded yet."""
+    path = profile_path(tree)
+    if not path.exists():
+        raise ValueError(f"no profile {path}: record it with python -m benchmarks.lib.calibrate")
+    return Profile.load(path)
 
 
 def calibration_prompts(count: int) -> list[str]:
     """Prompts with one shape, of the training split."""
     rng = np.random.default_rng([SEED, 2])
     return [str(clips.random_scene(rng, held_out=False, actors=1)) for _ in range(count)]
+
+
+def held_out(count: int) -> list[tuple[str, int]]:
+    """Prompts that nothing was calibrated on, and the seeds of their noise."""
+    return [(text, HELD_OUT_SEED + n) for n, text in enumerate(clips.held_out_prompts(count))]
 
 
 def record(tree: Tree, path: Path, part: int = 0, parts: int = 1) -> Profile:
@@ -58,25 +68,21 @@ def record(tree: Tree, path: Path, part: int = 0, parts: int = 1) -> Profile:
         if prompt in known or number % parts != part:
             continue
         profile = add_runs(path, _run(tree, prompt, SEED + number))
-        sys.stderr.write(f"{tree.name} recorded {prompt}\n")
+        log(f"{tree.name} recorded {prompt}")
     return profile
 
 
 def _run(tree: Tree, prompt: str, seed: int) -> Profile:
     """The profile of one run."""
-    recorder, inputs = tree.recorder(SETTINGS), tree.inputs(prompt, seed)
+    recorder, inputs = recorder_of(tree, SETTINGS), tree.inputs(prompt, seed)
     latent = tree.denoise(inputs, recorder=recorder)
     recorder.measure_sensitivity(latent, lambda replay: tree.denoise(inputs, recorder=replay))
     return recorder.finish(latent, prompt=prompt, seed=seed, guidance=tree.guidance)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
+def build_parser() -> Parser:
+    parser = Parser(__doc__, parts=True)
     parser.add_argument("--out", type=Path, help="folder, default the checkpoints' own")
-    parser.add_argument("--part", type=int, default=0, help="number of this process")
-    parser.add_argument("--parts", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from benchmarks.lib import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 TREES = ("wan", "hunyuan")
+TITLES = {"wan": "Wan2.1 miniature", "hunyuan": "HunyuanVideo miniature"}
+Row = dict[str, Any]
 
 
 def default_device() -> torch.device:
@@ -41,7 +45,7 @@ def device_name(device: torch.device) -> str:
     )
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device) -> Row:
     """What a row needs to be repeated: commit, versions, device, time, load."""
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD"),
@@ -54,7 +58,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def load_rows(name: str) -> list[dict[str, Any]]:
+def load_rows(name: str) -> list[Row]:
     """All rows of results/<name>.jsonl, oldest first; ValueError names a line that is none."""
     path, rows = RESULTS / f"{name}.jsonl", []
     if not path.exists():
@@ -67,11 +71,57 @@ def load_rows(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def append_row(name: str, row: dict[str, Any]) -> None:
+def append_row(name: str, row: Row) -> None:
     """Append one row to results/<name>.jsonl."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+class Rows:
+    """Rows by what they are of.
+
+    run: the fields that a run follows from; row: those that one row has of its own beside them.
+    """
+
+    def __init__(self, rows: Iterable[Row], run: Sequence[str], row: Sequence[str]) -> None:
+        self.of_run, self.of_row = tuple(run), (*run, *row)
+        self._found: dict[str, Row] = {}
+        for each in rows:
+            self.add(each)
+
+    def __contains__(self, row: Row) -> bool:
+        return self._key(row, self.of_row) in self._found
+
+    def same_run(self, row: Row) -> Row | None:
+        """A row of the same run, whatever else it is of."""
+        return self._found.get(self._key(row, self.of_run))
+
+    def add(self, row: Row) -> None:
+        self._found[self._key(row, self.of_row)] = self._found[self._key(row, self.of_run)] = row
+
+    def _key(self, row: Row, names: tuple[str, ...]) -> str:
+        return json.dumps([row[name] for name in names], sort_keys=True)
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rule = ["---"] * len(header)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+
+
+def spread(values: Sequence[float], sign: str = "+-") -> str:
+    """Mean, standard deviation and the worst."""
+    return f"{fmean(values):.1f} {sign}{pstdev(values):.1f} ({min(values):.1f})"
+
+
+def save_figure(figure: Any, stem: Path, dpi: int = 140) -> list[Path]:
+    """The figure as .png and .svg; both paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(f".{kind}") for kind in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, dpi=dpi)
+    return paths
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.lib.schedules import plan_on
 from profiling_core.engine.anchors import tensors_of
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
@@ -59,16 +60,8 @@ def all_compute(plan: CachePlan) -> CachePlan:
         }
         for name, length in plan.model.block_lists.items()
     ]
-    return CachePlan.build(
-        name="all compute",
-        model=plan.model,
-        steps=plan.steps,
-        sigmas=plan.sigmas,
-        solver=plan.solver,
-        shift=plan.shift,
-        sites=[{"kind": "prediction", "compute_steps": every, "skip": "hold"}, *intervals],
-        provenance={"made_by": "benchmarks", "source": "every step computed"},
-    )
+    sites = [{"kind": "prediction", "compute_steps": every, "skip": "hold"}, *intervals]
+    return plan_on(plan, "all compute", sites, "every step computed")
 
 
 def kinds(plan: CachePlan, branch: str) -> dict[int, str]:
@@ -93,10 +86,10 @@ def kinds(plan: CachePlan, branch: str) -> dict[int, str]:
 
 def visit(plan: CachePlan, branch: str, wanted: set[str]) -> list[int]:
     """One step of every wanted kind, that with the most anchors, and all steps these build on."""
-    forecasts = [forecasts(plan, site, branch) for site in plan.sites]
+    reused = [forecasts(plan, site, branch) for site in plan.sites]
 
     def anchors(step: int) -> list[int]:
-        return [anchor for steps in forecasts for anchor, _ in steps.get(step, ())]
+        return [anchor for steps in reused for anchor, _ in steps.get(step, ())]
 
     by_kind: dict[str, list[int]] = {}
     for step, kind in kinds(plan, branch).items():
@@ -181,6 +174,17 @@ def measure(subject: Subject, plan: CachePlan, rounds: int, device: torch.device
     )
 
 
+def cost_row(
+    subject: Subject, plan: CachePlan, rounds: int, device: torch.device
+) -> dict[str, Any]:
+    """What a plan costs on a subject: seconds of its calls, the most memory, bytes of anchors."""
+    reset_peak(device)
+    costs, peak = measure(subject, plan, rounds, device), peak_memory(device)
+    held, formula = measured_bytes(subject, plan, device)
+    facts = {"tokens": subject.planned.clip.tokens, "rounds": rounds, **costs.as_row()}
+    return {**facts, "bytes": held, "bytes_formula": formula, "peak_bytes": peak}
+
+
 def _attached(
     subject: Subject, plan: CachePlan, steps: list[int], device: torch.device
 ) -> list[float]:
@@ -246,37 +250,29 @@ def live_bytes(device: torch.device) -> int:
 
 
 def alternate(
-    variants: dict[str, Callable[[], Any]],
-    rounds: int,
-    device: torch.device,
-    clock: Callable[[], float] = time.perf_counter,
+    variants: dict[str, Callable[[], Any]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of every variant, taken in turn: a slow moment of the machine hits all of them.
 
-    One round is run and thrown away first. The order turns around every round. clock: wall time,
-    or time.process_time where the whole work is the processor's and other programs run beside it.
+    One round is run and thrown away first. The order turns around every round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         order = list(variants) if number % 2 else list(reversed(variants))
         for name in order:
-            taken = timed(variants[name], device, clock)
+            taken = timed(variants[name], device)
             if number:
                 seconds[name].append(taken)
     return seconds
 
 
-def timed(
-    call: Callable[[], Any],
-    device: torch.device,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
+def timed(call: Callable[[], Any], device: torch.device) -> float:
     """Seconds of one call between device synchronisations."""
     synchronize(device)
-    start = clock()
+    start = time.perf_counter()
     call()
     synchronize(device)
-    return clock() - start
+    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:

@@ -30,39 +30,48 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.compare.policies import uniform_steps
 from benchmarks.compare.samplers import Planned, plan_hash, save_array, weights_hash
 from benchmarks.lib import ROOT
 from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_path
-from benchmarks.lib.clips import BUILD, Inputs, Tree
-from benchmarks.lib.command_line import Parser, log, quiet_log
-from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
+from benchmarks.lib.calibrate import (
+    PROMPTS,
+    SEED,
+    calibration_prompts,
+    held_out,
+    profile_of,
+    profile_path,
+)
+from benchmarks.lib.clips import EXAMPLES, Inputs, Tree, load
+from benchmarks.lib.command_line import Parser, log
+from benchmarks.lib.ranks import spearman
+from benchmarks.lib.rows import (
+    TITLES,
+    Row,
+    append_row,
+    default_device,
+    environment,
+    save_figure,
+    table,
+)
+from benchmarks.lib.schedules import even, plan_on, protected_ends
 from benchmarks.lib.timing import alternate, paired_ratio
-from miniatures.clips import held_out_prompts
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.importers import from_steps
-from profiling_core.plan.schedule import round_half_up
-from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch, Point
 from profiling_core.search.step_search import QUANTILE
 
-Row = dict[str, Any]
 PARTS = ("errors", "search", "speed")
 NAME = "prediction"
-HELD_OUT_SEED = 100  # of the first held-out prompt's noise
 SPEEDUPS = (1.5, 2.0, 3.0)  # of the part speed
 SEARCHED, EXCHANGED, HAND, UNIFORM = (1.25, 1.5, 2.0, 3.0, 4.0), (2.0, 3.0), (2.0,), (1.5, 3.0)
 MOST_MOVED = 5  # steps of an exchanged plan
-TITLES = {"wan": "Wan2.1 miniature", "hunyuan": "HunyuanVideo miniature"}
 COLOURS = {"hold": "C7", "linear": "C0", "weights": "C1", "corrected": "C3", "jump": "C2"}
 MARKERS = {"searched": "o", "exchanged": "^", "hand": "s", "uniform": "x"}
 TIMED = """
@@ -80,7 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 after one line on stderr for bad input."""
     try:
         args = build_parser().parse_args(arguments)
-        quiet_log()
         torch.set_num_threads(args.threads)
         parts = {"errors": errors, "search": search_seconds, "speed": speed}
         for part in (part for part in PARTS if part in args.parts):
@@ -89,15 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
-
-
-def load(name: str) -> tuple[Tree, PlanSearch]:
-    """A tree in fp32 and the search on its profile."""
-    tree = BUILD[name](default_device(), fp32=True)
-    path = profile_path(tree)
-    if not path.exists():
-        raise ValueError(f"no profile {path}: record it with python -m benchmarks.lib.calibrate")
-    return tree, PlanSearch(Profile.load(path))
 
 
 # -- errors: plans of many kinds
@@ -136,9 +135,9 @@ def _all(search: PlanSearch) -> Iterator[tuple[Kind, tuple[int, ...]]]:
                 kind = Kind("exchanged", skip, speed)
                 yield kind, exchanged(found, total, zlib.crc32(kind.name.encode()))
         for speed in HAND:
-            yield Kind("hand", skip, speed), hand(total, count[speed])
+            yield Kind("hand", skip, speed), protected_ends(total, count[speed])
         for speed in UNIFORM:
-            yield Kind("uniform", skip, speed), tuple(uniform_steps(total, count[speed]))
+            yield Kind("uniform", skip, speed), tuple(even(total, count[speed]))
 
 
 def exchanged(steps: tuple[int, ...], total: int, seed: int) -> tuple[int, ...]:
@@ -149,14 +148,6 @@ def exchanged(steps: tuple[int, ...], total: int, seed: int) -> tuple[int, ...]:
     gone = rng.choice(steps[1:], moved, replace=False).tolist()
     new = rng.choice(free, moved, replace=False).tolist()
     return tuple(sorted({*steps, *new} - set(gone)))
-
-
-def hand(total: int, count: int) -> tuple[int, ...]:
-    """Two fifths of the compute steps at the start, a sixth at the end, the others between."""
-    first, last = round(0.4 * count), round(count / 6)
-    gap, between = total - last - first + 1, count - first - last
-    middle = (first - 1 + gap / (between + 1) * (i + 1) for i in range(between))
-    return (*range(first), *map(round_half_up, middle), *range(total - last, total))
 
 
 # -- errors: runs
@@ -178,7 +169,8 @@ class Prompt:
 def errors(args: argparse.Namespace) -> None:
     """Run what is missing, then ranks and a figure of every tree."""
     for name in args.trees:
-        tree, search = load(name)
+        tree = load(name, fp32=True)
+        search = PlanSearch(profile_of(tree))
         plans = plans_of(search)
         prompts = prompts_of(search, args.calibration_prompts, args.held_out_prompts)
         if not args.table:
@@ -200,7 +192,7 @@ def errors(args: argparse.Namespace) -> None:
             log(f"drew {path}")
 
 
-def prompts_of(search: PlanSearch, calibration: int, held_out: int) -> list[Prompt]:
+def prompts_of(search: PlanSearch, calibration: int, others_count: int) -> list[Prompt]:
     """Prompts of both sorts by turns; ValueError for a profile of other prompts."""
     places = {(run.prompt, run.seed): place for place, run in enumerate(search.profile.runs)}
     own = []
@@ -208,8 +200,7 @@ def prompts_of(search: PlanSearch, calibration: int, held_out: int) -> list[Prom
         if (text, SEED + number) not in places:
             raise ValueError(f"the profile has no run of {text!r}, seed {SEED + number}")
         own.append(Prompt(text, SEED + number, places[text, SEED + number]))
-    texts = enumerate(held_out_prompts(held_out))
-    others = [Prompt(text, HELD_OUT_SEED + number, None) for number, text in texts]
+    others = [Prompt(text, seed, None) for text, seed in held_out(others_count)]
     turns = [(n, prompt) for each in (own, others) for n, prompt in enumerate(each)]
     return [prompt for _, prompt in sorted(turns, key=lambda turn: turn[0])]
 
@@ -328,16 +319,6 @@ def _ranks(group: str, pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> Rank
     return Ranks(group, len(pairs), spearman(predicted, measured), ratio, *means)
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Rank correlation; equal values share their mean rank."""
-    return float(np.corrcoef(_ranked(one), _ranked(other))[0, 1])
-
-
-def _ranked(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-
 def _errors(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p.predicted for p in pairs]), np.array([p.measured for p in pairs])
 
@@ -364,11 +345,7 @@ def draw(tree: str, pairs: Sequence[Pair], out: Path) -> list[Path]:
     marks = [Line2D([], [], color=COLOURS[s], marker="o", ls="", label=s) for s in skips]
     marks += [Line2D([], [], color="#444", marker=m, ls="", label=k) for k, m in MARKERS.items()]
     axis.legend(handles=[*marks, *axis.get_lines()], fontsize=8, loc="upper left")
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"prediction_{tree}.{kind}" for kind in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=140)
-    return paths
+    return save_figure(figure, out / f"prediction_{tree}")
 
 
 # -- speed
@@ -378,7 +355,8 @@ def speed(args: argparse.Namespace) -> None:
     """Loop seconds in alternation, for one plan at every speed-up."""
     lines = []
     for name in args.trees:
-        tree, search = load(name)
+        tree = load(name, fp32=True)
+        search = PlanSearch(profile_of(tree))
         plans = {f"{s:g}x": search.plan(Budget(speedup=s)) for s in SPEEDUPS}
         for row in speeds(tree, plans, args.rounds):
             append_row(NAME, {**row, **environment(tree.pipeline.device)})
@@ -391,8 +369,9 @@ def speed(args: argparse.Namespace) -> None:
 
 def speeds(tree: Tree, plans: dict[str, CachePlan], rounds: int) -> list[Row]:
     """A row for every plan."""
-    inputs, taken = tree.inputs(tree.prompt, 0), {}
-    alone = one_step(next(iter(plans.values())))
+    inputs, taken = tree.inputs(EXAMPLES[tree.name], 0), {}
+    like = next(iter(plans.values()))
+    alone = plan_on(like, "one step", from_steps(like.steps, [0], like.branches), "step 0 alone")
 
     def run(name: str, plan: CachePlan | None) -> None:
         tree.denoise(inputs, plan)
@@ -420,20 +399,6 @@ def speeds(tree: Tree, plans: dict[str, CachePlan], rounds: int) -> list[Row]:
     return rows
 
 
-def one_step(like: CachePlan) -> CachePlan:
-    """The same model and grid; step 0 alone is computed and held."""
-    return CachePlan.build(
-        name="one step",
-        model=like.model,
-        steps=like.steps,
-        sigmas=like.sigmas,
-        solver=like.solver,
-        shift=like.shift,
-        sites=from_steps(like.steps, [0], like.branches),
-        provenance={"made_by": "benchmarks/search/prediction.py", "source": "step 0 alone"},
-    )
-
-
 # -- search
 
 
@@ -441,7 +406,7 @@ def search_seconds(args: argparse.Namespace) -> None:
     """Wall and CPU seconds of a search in a fresh process, medians."""
     lines = []
     for name in args.trees:
-        path = profile_path(BUILD[name](default_device(), fp32=True))
+        path = profile_path(load(name, fp32=True))
         for threads in args.search_threads:
             found = [timed_search(path, threads) for _ in range(args.search_rounds)]
             wall, cpu, imports = (median(each) for each in zip(*found, strict=True))
@@ -463,18 +428,14 @@ def timed_search(path: Path, threads: int) -> list[float]:
     return json.loads(run.stdout)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--calibration-prompts", type=int, default=2)
-    parser.add_argument("--held-out-prompts", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5, help="of the part speed")
-    parser.add_argument("--search-rounds", type=int, default=3)
-    parser.add_argument("--search-threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path("out/prediction"))
-    parser.add_argument("--table", action="store_true", help="errors: from the rows alone")
+def build_parser() -> Parser:
+    parser = Parser(__doc__, rounds=5, out="out/prediction", table=True)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--calibration-prompts", type=int, default=2)
+    add("--held-out-prompts", type=int, default=2)
+    add("--search-rounds", type=int, default=3)
+    add("--search-threads", type=int, nargs="+", default=[1, 2])
     return parser
 
 

@@ -13,15 +13,12 @@ out/refit, rows to results/refit.jsonl; what is there is not made again:
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from statistics import mean, pstdev
 from typing import Any
 
 import torch
@@ -34,21 +31,27 @@ from benchmarks.compare.samplers import (
     plan_hash,
     weights_hash,
 )
-from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import profile_path
-from benchmarks.lib.clips import BUILD, Tree
-from benchmarks.lib.command_line import log, quiet_log
-from benchmarks.lib.rows import TREES, append_row, default_device, environment, table
+from benchmarks.lib.calibrate import held_out, profile_of
+from benchmarks.lib.clips import Tree, load
+from benchmarks.lib.command_line import Parser, log
+from benchmarks.lib.rows import (
+    Rows,
+    append_row,
+    default_device,
+    environment,
+    load_rows,
+    spread,
+    table,
+)
 from miniatures.clips import held_out_prompts
 from profiling_core.plan import CachePlan
-from profiling_core.profile.profile import Profile
 from profiling_core.refit.refit import Form, forms, one_pass, rollouts_of, with_facts
 from profiling_core.refit.rollout import Rollout
 from profiling_core.search.search import Budget, PlanSearch, Point
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)
-HELD_OUT_SEED = 100  # of the first held-out prompt's noise, as in compare.py
 NAME = "refit"
+OF_RUN, OF_ROW = ("tree", "weights", "prompt", "seed", "plan"), ("policy", "budget")
 POLICIES = (
     "search",
     "corrected",
@@ -66,7 +69,7 @@ class Refits:
 
     def __init__(self, tree: Tree, folder: Path) -> None:
         self.tree, self.folder = tree, folder
-        self.search = PlanSearch(Profile.load(profile_path(tree)))
+        self.search = PlanSearch(profile_of(tree))
 
     @cached_property
     def rollouts(self) -> list[Rollout]:
@@ -109,35 +112,32 @@ class Refits:
 def main() -> int:
     args = build_parser().parse_args()
     if not args.table:
-        quiet_log()
         torch.set_num_threads(args.threads)
         for name in args.trees:
             run_tree(name, args)
-    sys.stdout.write(summary(load_rows(), args) + "\n")
+    sys.stdout.write(summary(load_rows(NAME), args) + "\n")
     return 0
 
 
 def run_tree(name: str, args: argparse.Namespace) -> None:
     """The missing rows of a tree, budget after budget."""
-    tree = BUILD[name](default_device(), fp32=True)
+    tree = load(name, fp32=True)
     weights = weights_hash(tree)
     refits = Refits(tree, args.out / f"{name}-{weights}")
     references = References(tree, args.references / f"{name}-{weights}")
-    known = {key: row for row in load_rows() for key in (key_of(row), key_of(row, policy=False))}
-    for budget, number in product(args.budgets, range(args.prompts)):
-        prompt, seed = held_out_prompts(args.prompts)[number], HELD_OUT_SEED + number
+    known = Rows(load_rows(NAME), OF_RUN, OF_ROW)
+    for budget, (prompt, seed) in product(args.budgets, held_out(args.prompts)):
         for policy, plan in refits.plans(budget):
             row = {"tree": name, "weights": weights, "prompt": prompt, "seed": seed}
             row |= {"policy": policy, "budget": budget, "plan": plan_hash(plan)}
-            if key_of(row) in known:
+            if row in known:
                 continue
-            if key_of(row, policy=False) not in known:  # no policy has had this plan yet
-                reference = references.get("held-out", seed, prompt, seed)
-                known[key_of(row, policy=False)] = figures(tree, plan, reference)
-            row = {**known[key_of(row, policy=False)], **row}
+            if (same := known.same_run(row)) is None:  # no policy has had this plan yet
+                same = figures(tree, plan, references.get("held-out", seed, prompt, seed))
+            row = {**same, **row}
             append_row(NAME, row)
-            known[key_of(row)] = row
-            log(f"{name} {budget:g}x {policy} {number + 1}: {row['psnr_frames']:.1f} dB")
+            known.add(row)
+            log(f"{name} {budget:g}x {policy}, seed {seed}: {row['psnr_frames']:.1f} dB")
 
 
 def figures(tree: Tree, plan: CachePlan, reference: Reference) -> dict[str, Any]:
@@ -148,20 +148,6 @@ def figures(tree: Tree, plan: CachePlan, reference: Reference) -> dict[str, Any]
         "precision": "fp32",
     }
     return {**facts, **measured(tree, Planned(plan), reference), **environment(default_device())}
-
-
-def key_of(row: dict[str, Any], *, policy: bool = True) -> str:
-    """What a row is of."""
-    names = ["tree", "weights", "prompt", "seed", "plan"] + ["policy", "budget"] * policy
-    return json.dumps([row[name] for name in names])
-
-
-def load_rows() -> list[dict[str, Any]]:
-    """All rows of results/refit.jsonl, oldest first."""
-    path = row_files.RESULTS / f"{NAME}.jsonl"
-    return (
-        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    )
 
 
 def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
@@ -183,22 +169,13 @@ def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
 
 
 def _cell(psnr: list[float]) -> str:
-    if not psnr:
-        return "-"
-    return f"{mean(psnr):.1f} +-{pstdev(psnr):.1f} ({min(psnr):.1f}) n={len(psnr)}"
+    return f"{spread(psnr)} n={len(psnr)}" if psnr else "-"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
-    parser.add_argument("--prompts", type=int, default=8, help="held-out prompts")
-    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path("out/refit"), help="refitted plans")
-    parser.add_argument(
-        "--references", type=Path, default=Path("out/compare"), help="full runs, of compare.py too"
-    )
-    parser.add_argument("--table", action="store_true", help="from the rows alone, no runs")
+def build_parser() -> Parser:
+    parser = Parser(__doc__, prompts=8, budgets=BUDGETS, out="out/refit", table=True)
+    help = "full runs, of compare.py too"
+    parser.add_argument("--references", type=Path, default=Path("out/compare"), help=help)
     return parser
 
 

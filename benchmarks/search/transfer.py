@@ -1,6 +1,6 @@
 """Plans on what they were not made for: another step count, shift, solver, size, prompt set.
 
-Part `settings`: the 2x plan searched on the miniature's profile (50 steps) is carried over to every
+Part `settings`: the 2x plan searched on the miniature's profile (50 steps) is regridded to every
 other setting, and stands beside plans searched for that setting (on the profile resampled to it,
 and on one recorded there), and beside fewer steps. What is measured is the distance from the full
 run of that setting, on held-out prompts; what was predicted stands beside it. Part `prompts`: plans
@@ -14,9 +14,7 @@ Rows go to results/transfer.jsonl, a prompt after the other; what is there is no
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,24 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.lib import rows as row_files
-from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, profile_path
-from benchmarks.lib.clips import BUILD, Inputs, Tree
-from benchmarks.lib.command_line import quiet_log
-from benchmarks.lib.rows import TREES, append_row, default_device, environment
+from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, held_out, profile_of
+from benchmarks.lib.clips import Inputs, Tree, load, recorder_of
+from benchmarks.lib.command_line import Parser, log
+from benchmarks.lib.rows import Rows, append_row, default_device, environment, load_rows
 from benchmarks.search.transfer_table import tables
-from miniatures.clips import held_out_prompts
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
-from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.regrid import regrid
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.recording.recorder import Recorder
 from profiling_core.search.resample import on_grid
 from profiling_core.search.search import Budget, PlanSearch
+from profiling_core.trees.tree_model import Sampling
 
-NAME, SPEEDUP, HELD_OUT_SEED = "transfer", 2.0, 100
+NAME, SPEEDUP = "transfer", 2.0
+PARTS = ("settings", "prompts")
+OF_RUN, OF_ROW = ("part", "tree", "setting", "prompt"), ("policy",)
 RECORDED = 2  # calibration prompts that a setting's own profile is recorded with
 HALVES = {"1-3": (0, 1, 2), "4-6": (3, 4, 5), "1-6": (0, 1, 2, 3, 4, 5)}
 
@@ -107,27 +105,16 @@ class Place:
         recorder: Recorder | None = None,
     ) -> Tensor:
         """The latent, with the setting's number of steps where none is given."""
-        subject, tree = self.resampled.recorded, self.tree
-        steps, given = steps or subject.steps, {"plan": plan, "recorder": recorder}
-        if tree.name == "wan":
-            given |= {"sample_solver": subject.solver, "guide_scale": tree.guidance}
-            given |= {"sampling_steps": steps, "shift": subject.shift}
-        else:
-            given |= {"infer_steps": steps, "flow_shift": subject.shift}
-        return tree.pipeline.denoise(*inputs, progress=False, **given).cpu()
+        subject = self.resampled.recorded
+        asked = {"steps": steps or subject.steps, "solver": subject.solver, "shift": subject.shift}
+        return self.tree.denoise(inputs, plan, recorder=recorder, **asked).cpu()
 
     def recorded(self, count: int = RECORDED) -> Profile:
         """A profile of this setting from `count` calibration prompts; sensitivity of the other."""
         subject, found = self.resampled.recorded, Profile(Settings(attention_every=0))
-        planned = MODELS[self.tree.plan_model]
-        fields = {name: getattr(subject, name) for name in ("steps", "sigmas", "solver", "shift")}
+        sampling = Sampling(subject.steps, subject.solver, subject.shift)
         for number, prompt in enumerate(calibration_prompts(count)):
-            recorder = Recorder(
-                settings=found.settings,
-                model=planned.fingerprint,
-                branches=planned.family.branches,
-                **fields,
-            )
+            recorder = recorder_of(self.tree, found.settings, sampling)
             latent = self.run(self.inputs(prompt, SEED + number), recorder=recorder)
             run = recorder.finish(
                 latent, prompt=prompt, seed=SEED + number, guidance=self.tree.guidance
@@ -140,18 +127,17 @@ class Place:
 def main() -> int:
     args = build_parser().parse_args()
     if args.table:
-        sys.stdout.write(tables(load_rows()))
+        sys.stdout.write(tables(load_rows(NAME)))
         return 0
-    quiet_log()
     torch.set_num_threads(args.threads)
     for name in args.trees:
-        tree = BUILD[name](default_device(), fp32=True)
-        profile = Profile.load(profile_path(tree))
+        tree = load(name, fp32=True)
+        profile = profile_of(tree)
         if "settings" in args.parts:
             run_settings(tree, profile, args.prompts)
         if "prompts" in args.parts:
             run_prompt_sets(tree, profile)
-    sys.stdout.write(tables(load_rows()))
+    sys.stdout.write(tables(load_rows(NAME)))
     return 0
 
 
@@ -163,13 +149,13 @@ def run_settings(tree: Tree, profile: Profile, count: int) -> None:
         if setting.solver in (None, *tree.solvers):
             place = Place(tree, profile, setting)
             todo.append((place, list(contenders(place, plan))))
-    for number, prompt in enumerate(held_out_prompts(count)):
-        for place, ways in todo:
-            one_prompt(place, ways, prompt, HELD_OUT_SEED + number, "settings")
+    for prompt, seed in held_out(count):
+        for place, samplers in todo:
+            one_prompt(place, samplers, prompt, seed, "settings")
 
 
 @dataclass(frozen=True)
-class Way:
+class Sampler:
     """A plan, or a number of plain steps; predicted: by the resampled and the recorded profile."""
 
     policy: str
@@ -179,8 +165,8 @@ class Way:
     predicted_recorded: float | None = None
 
 
-def contenders(place: Place, plan: CachePlan) -> Iterator[Way]:
-    """The carried-over plans, those searched for the setting, and fewer steps of equal cost."""
+def contenders(place: Place, plan: CachePlan) -> Iterator[Sampler]:
+    """The regridded plans, those searched for the setting, and fewer steps of equal cost."""
     subject = place.resampled.recorded
     there = {"solver": subject.solver, "shift": subject.shift}
     recorded = PlanSearch(place.recorded())
@@ -197,9 +183,9 @@ def contenders(place: Place, plan: CachePlan) -> Iterator[Way]:
     of_its_own = recorded.plan(Budget(speedup=subject.steps / spent))
     planned[f"searched, recorded there, {spent} computed"] = of_its_own
     for policy, one in planned.items():
-        yield Way(policy, one, None, *(s.predicted(one) for s in (place.search, recorded)))
+        yield Sampler(policy, one, None, *(s.predicted(one) for s in (place.search, recorded)))
     for cost in costs:
-        yield Way(f"{cost} plain steps", None, cost)
+        yield Sampler(f"{cost} plain steps", None, cost)
 
 
 def computed(plan: CachePlan) -> int:
@@ -209,78 +195,61 @@ def computed(plan: CachePlan) -> int:
 def run_prompt_sets(tree: Tree, profile: Profile) -> None:
     """Plans from either half of the calibration prompts, and from all, on every one of them."""
     place = Place(tree, profile, Setting("prompts"))
-    ways = []
+    samplers = []
     for name, runs in HALVES.items():
         search = PlanSearch(profile.of_runs(runs))
         plan = search.plan(Budget(speedup=SPEEDUP), name=name)
-        ways.append(Way(f"plan of {name}", plan, None, search.predicted(plan)))
+        samplers.append(Sampler(f"plan of {name}", plan, None, search.predicted(plan)))
     for number, prompt in enumerate(calibration_prompts(PROMPTS)):
-        one_prompt(place, ways, prompt, SEED + number, "prompts")
+        one_prompt(place, samplers, prompt, SEED + number, "prompts")
 
 
-def one_prompt(place: Place, ways: list[Way], prompt: str, seed: int, part: str) -> None:
+def one_prompt(place: Place, samplers: list[Sampler], prompt: str, seed: int, part: str) -> None:
     """The rows of one setting and prompt that are not there yet."""
     tree, setting = place.tree, place.setting
     of_prompt = {"part": part, "tree": tree.name, "setting": setting.name, "prompt": prompt}
-    known = {key(row) for row in load_rows()}
-    missing = [way for way in ways if key({**of_prompt, "policy": way.policy}) not in known]
+    known = Rows(load_rows(NAME), OF_RUN, OF_ROW)
+    missing = [s for s in samplers if {**of_prompt, "policy": s.policy} not in known]
     if not missing:
         return
     inputs = place.inputs(prompt, seed)
     full = place.run(inputs)
     reference, found = tree.decode(full), {**environment(default_device()), "precision": "fp32"}
     ran: dict[str, dict[str, Any]] = {}  # two policies may mean the same plan
-    for way in missing:
-        same = json.dumps([way.steps, way.plan and way.plan.model_dump(mode="json")["sites"]])
+    for sampler in missing:
+        plan = sampler.plan
+        same = json.dumps([sampler.steps, plan and plan.model_dump(mode="json")["sites"]])
         if same not in ran:
-            latent = place.run(inputs, way.plan, way.steps)
+            latent = place.run(inputs, plan, sampler.steps)
             quality = compare(tree.decode(latent), reference)
             ran[same] = {
                 "latent_error": round(latent_error(latent, full), 6),
                 **{name: round(value, 4) for name, value in quality.as_row().items()},
             }
-        append_row(NAME, {**of_prompt, "seed": seed, **facts(place, way), **ran[same], **found})
-        sys.stderr.write(
-            f"{tree.name} {setting.name}, seed {seed}, {way.policy}: "
-            f"{ran[same]['psnr_frames']:.1f} dB\n"
-        )
+        append_row(NAME, {**of_prompt, "seed": seed, **facts(place, sampler), **ran[same], **found})
+        psnr = f"{ran[same]['psnr_frames']:.1f} dB"
+        log(f"{tree.name} {setting.name}, seed {seed}, {sampler.policy}: {psnr}")
 
 
-def facts(place: Place, way: Way) -> dict[str, Any]:
-    """What a row says of its way."""
-    steps, plan = place.resampled.recorded.steps, way.plan
+def facts(place: Place, sampler: Sampler) -> dict[str, Any]:
+    """What a row says of its sampler."""
+    steps, plan = place.resampled.recorded.steps, sampler.plan
     return {
-        "policy": way.policy,
+        "policy": sampler.policy,
         "steps": steps,
-        "speedup": round(steps / way.steps if plan is None else speedup_flops(plan), 4),
-        "computed": way.steps if plan is None else list(plan.prediction.compute_steps["cond"]),
+        "speedup": round(steps / sampler.steps if plan is None else speedup_flops(plan), 4),
+        "computed": sampler.steps if plan is None else list(plan.prediction.compute_steps["cond"]),
         "skip": None if plan is None else plan.prediction.skip,
-        "predicted": way.predicted,
-        "predicted_recorded": way.predicted_recorded,
+        "predicted": sampler.predicted,
+        "predicted_recorded": sampler.predicted_recorded,
     }
 
 
-def key(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("part", "tree", "setting", "prompt", "policy"))
-
-
-def load_rows() -> list[dict[str, Any]]:
-    """All rows of results/transfer.jsonl, oldest first."""
-    path = row_files.RESULTS / f"{NAME}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
+def build_parser() -> Parser:
+    parser = Parser(__doc__, prompts=4, table=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--prompts", type=int, default=4, help="held-out prompts")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--table", action="store_true", help="from the rows alone, no runs")
     return parser
 
-
-PARTS = ("settings", "prompts")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from math import log10, sqrt
-from statistics import fmean, pstdev, stdev
-from typing import Any
+from statistics import fmean, stdev
 
 import numpy as np
 
-from benchmarks.lib.rows import TREES
+from benchmarks.lib.ranks import spearman
+from benchmarks.lib.rows import TREES, Row, markdown, spread
 from profiling_core.search.step_search import QUANTILE
 
-Row = dict[str, Any]
 Groups = dict[tuple[str, str, str], list[Row]]  # by tree, setting and policy
 
 
@@ -38,7 +37,7 @@ def grouped(rows: list[Row], part: str) -> Groups:
 
 
 def quality_table(groups: Groups) -> str:
-    """Every way at every setting; errors are the quantile over prompts, as predicted ones are."""
+    """Every sampler at every setting; errors are quantiles over prompts, as predicted ones are."""
     lines = []
     for (tree, setting, policy), of in groups.items():
         psnr = [row["psnr_frames"] for row in of]
@@ -52,7 +51,7 @@ def quality_table(groups: Groups) -> str:
 
 
 def loss_table(groups: Groups) -> str:
-    """What carrying over loses against the search at equal cost: predicted and measured."""
+    """What regridding loses against the search at equal cost: predicted and measured."""
     lines = []
     for (tree, setting, policy), of in groups.items():
         cost = len(of[0]["computed"]) if of[0]["skip"] else 0
@@ -92,8 +91,8 @@ def prediction_lines(groups: Groups) -> list[str]:
         ratio = np.abs(20 * np.log10(guess / there))
         found.append(
             f"{tree}, {len(of)} plans: rank correlation with the measured error "
-            f"{_rank_correlation(guess, real):.2f} for errors predicted on the resampled profile, "
-            f"{_rank_correlation(there, real):.2f} on one recorded there; the two predictions "
+            f"{spearman(guess, real):.2f} for errors predicted on the resampled profile, "
+            f"{spearman(there, real):.2f} on one recorded there; the two predictions "
             f"differ by {np.median(ratio):.1f} dB (median; at most {ratio.max():.1f} dB)."
         )
     return found
@@ -121,25 +120,12 @@ def prompt_table(groups: Groups) -> str:
 
 def _spread(psnr: list[float]) -> str:
     """Mean, standard deviation and the worst; of one clip itself."""
-    if len(psnr) == 1:
-        return f"{psnr[0]:.1f}"
-    return f"{fmean(psnr):.1f} +-{pstdev(psnr):.1f} ({min(psnr):.1f})"
+    return spread(psnr) if len(psnr) > 1 else f"{psnr[0]:.1f}"
 
 
 def _measured(rows: list[Row]) -> float:
     return float(np.quantile([row["latent_error"] for row in rows], QUANTILE))
 
 
-def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    ranks = (values.argsort().argsort() for values in (one, other))
-    return float(np.corrcoef(*ranks)[0, 1]) if len(one) > 1 else float("nan")
-
-
 def _error(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def markdown(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    rule = ["---"] * len(header)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])

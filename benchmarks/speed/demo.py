@@ -5,13 +5,12 @@ python -m benchmarks.speed.demo --rounds 5
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from typing import Any
 
 import torch
 
+from benchmarks.lib.command_line import Parser
 from benchmarks.lib.rows import append_row, default_device, environment
 from examples import demo
 
@@ -46,13 +45,9 @@ def row(tree: str, run: demo.Run, full: demo.Run) -> dict[str, Any]:
     }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    trees = list(demo.MINIATURES)
-    parser.add_argument("--trees", nargs="+", choices=trees, default=trees)
+def build_parser() -> Parser:
+    parser = Parser(__doc__, rounds=5)
     parser.add_argument("--seed", type=int, default=42, help="of the noise, drawn on the CPU")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions; the median is kept")
-    parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
     return parser
 
 

@@ -7,8 +7,6 @@ Rows go to results/engine.jsonl.
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +15,10 @@ from statistics import median
 
 import torch
 
-from benchmarks.lib.rows import TREES, append_row, default_device, environment, has_bf16, table
+from benchmarks.lib.command_line import Parser, log
+from benchmarks.lib.rows import append_row, default_device, environment, has_bf16, table
 from benchmarks.lib.subjects import hunyuan_subject, random_model, wan_subject
-from benchmarks.lib.timing import PLANS, Subject, measure, measured_bytes
+from benchmarks.lib.timing import PLANS, Subject, cost_row
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 
@@ -55,10 +54,10 @@ def main() -> int:
             for preset in args.plans or subject.presets:
                 row = {"tree": tree, **one_row(subject, preset, args.rounds, device, args.store)}
                 append_row("engine", {**row, **environment(device)})
-                sys.stderr.write(f"{tree} {subject.name} {preset} done\n")
+                log(f"{tree} {subject.name} {preset} done")
                 lines.append(cells(row))
     header = ["tree", "model", "plan", "attached/bare", "ideal", "achieved", "achieved/ideal"]
-    sys.stdout.write(table([*header, "bytes", "formula", "attach+detach"], lines) + "\n")
+    sys.stdout.write(table([*header, "extra memory", "by formula", "attach+detach"], lines) + "\n")
     return 0
 
 
@@ -73,15 +72,15 @@ def subjects(tree: str, wanted: list[str], device: torch.device) -> Iterator[Sub
     if bf16:
         yield MID_SIZE[tree](torch.bfloat16, device)
     else:
-        sys.stderr.write(f"{tree} mid-size, bfloat16 left out: no bf16 instructions here\n")
+        log(f"{tree} mid-size, bfloat16 left out: no bf16 instructions here")
 
 
 def wan_miniature(device: torch.device, bf16: bool) -> Subject:
     """As its pipeline runs it: fp32 weights, bf16 autocast where that is not emulated."""
-    from wan.configs import CONFIGS, parse_size
+    from wan.configs import WAN_CONFIGS, parse_size
     from wan.weights import load_transformer
 
-    config = CONFIGS["t2v-mini"]
+    config = WAN_CONFIGS["t2v-mini"]
     latent = config.latent_shape(parse_size(config.default_size), config.frame_num)
     model = load_transformer(config.ckpt_dir, device, torch.float32)
     return wan_subject(miniature_name(bf16), model, latent, autocast=bf16)
@@ -136,19 +135,11 @@ MID_SIZE: dict[str, Callable[[torch.dtype, torch.device], Subject]] = {
 
 def one_row(subject: Subject, preset: str, rounds: int, device: torch.device, storage: str) -> dict:
     plan = subject.plan(preset).model_copy(update={"storage": storage})
-    costs = measure(subject, plan, rounds, device)
-    held, formula = measured_bytes(subject, plan, device)
-    return {
-        "model": subject.name,
-        "plan": preset,
-        "storage": storage,
-        "tokens": subject.planned.clip.tokens,
-        "rounds": rounds,
-        **costs.as_row(),
-        "bytes": held,
-        "bytes_formula": formula,
-        "attach_detach_seconds": round(attach_seconds(subject, plan), 6),
-    }
+    facts = {"model": subject.name, "plan": preset, "storage": storage}
+    costs = cost_row(subject, plan, rounds, device)
+    del costs["peak_bytes"]  # for full-size models
+    attaching = {"attach_detach_seconds": round(attach_seconds(subject, plan), 6)}
+    return {**facts, **costs, **attaching}
 
 
 def cells(row: dict) -> list[str]:
@@ -177,14 +168,11 @@ def attach_seconds(subject: Subject, plan: CachePlan) -> float:
     return median(taken)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
+def build_parser() -> Parser:
+    parser = Parser(__doc__, rounds=7)
     parser.add_argument("--models", nargs="+", choices=("mini", "mid"), default=["mini", "mid"])
     parser.add_argument("--plans", nargs="+", choices=PLANS, help="default: all of the model's")
     parser.add_argument("--store", choices=("stream", "bfloat16"), default="stream")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser
 
 

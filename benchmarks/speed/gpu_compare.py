@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.baselines import PEERS, MagCache, Peer, Variant
 from benchmarks.lib.rows import append_row, environment, table
-from benchmarks.lib.schedules import protected
+from benchmarks.lib.schedules import even, protected_ends
 from benchmarks.lib.timing import Subject, peak_memory, reset_peak, timed
 from benchmarks.speed.gpu_policies import Costs, FewerSteps, Planned, Policy, Ruled
 from benchmarks.speed.gpu_step import MODELS
@@ -106,15 +106,10 @@ def first_variant(tree: str, peer: Peer) -> Variant:
     return variants[-1 if isinstance(peer, MagCache) else 0]
 
 
-def whole(subject: Subject, skip: str, even: bool, budget: float) -> CachePlan:
+def whole(subject: Subject, skip: str, uniform: bool, budget: float) -> CachePlan:
     """The whole prediction reused: even steps, or a protected start and end like `balanced`."""
     count = max(1, round(STEPS / budget))
-    first, last = max(1, round(0.4 * count)), round(count / 6)
-    computed = (
-        [number * STEPS // count for number in range(count)]
-        if even
-        else protected(STEPS, first=first, last=last, between=count - first - last)
-    )
+    computed = even(STEPS, count) if uniform else protected_ends(STEPS, count)
     sites = from_steps(STEPS, computed, subject.planned.family.branches, skip)
     return _plan(subject, f"{skip} {count}", sites, f"{count} computed steps")
 
@@ -219,7 +214,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
             ]
         )
     header = ["policy", "budget", "ms full", "ms compute", "ms reuse", "ms decision", "s loop"]
-    header += ["ideal", "achieved", "achieved/ideal", "GiB held", "GiB peak over bare"]
+    header += ["ideal", "achieved", "achieved/ideal", "GiB extra", "GiB peak over bare"]
     return table(header, lines)
 
 

@@ -230,7 +230,7 @@ class Clock:
 
 
 class Forced(Branch):
-    """Asks a branch of a rule, and answers what it was told."""
+    """Asks a branch of a rule, and gives the forced answer."""
 
     reusing: ClassVar[bool] = False
 

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.lib.rows import append_row, environment, table
 from benchmarks.lib.subjects import hunyuan_subject, random_model, wan_subject
-from benchmarks.lib.timing import Subject, measure, measured_bytes, peak_memory, reset_peak, timed
+from benchmarks.lib.timing import Subject, cost_row, timed
 from hyvideo.config import CONFIGS
 from hyvideo.model import HYVideoDiffusionTransformer
 from profiling_core.engine.delta_cache import DeltaCache
@@ -80,29 +80,15 @@ def main() -> int:
         del subject
         torch.cuda.empty_cache()
     header = ["model", "plan", "s bare", "s keeping", "s reusing", "ideal", "achieved"]
-    sys.stdout.write(table([*header, "achieved/ideal", "anchors", "peak"], lines) + "\n")
+    sys.stdout.write(table([*header, "achieved/ideal", "extra memory", "peak"], lines) + "\n")
     return 0
 
 
 def one_row(
     subject: Subject, dtype: torch.dtype, preset: str, rounds: int, device: torch.device
 ) -> dict:
-    plan = subject.plan(preset)
-    reset_peak(device)
-    costs = measure(subject, plan, rounds, device)
-    peak = peak_memory(device)
-    held, formula = measured_bytes(subject, plan, device)
-    return {
-        "model": subject.name,
-        "weights": str(dtype).removeprefix("torch."),
-        "plan": preset,
-        "tokens": subject.planned.clip.tokens,
-        "rounds": rounds,
-        **costs.as_row(),
-        "bytes": held,
-        "bytes_formula": formula,
-        "peak_bytes": peak,
-    }
+    facts = {"model": subject.name, "weights": str(dtype).removeprefix("torch."), "plan": preset}
+    return {**facts, **cost_row(subject, subject.plan(preset), rounds, device)}
 
 
 def cells(row: dict) -> list[str]:

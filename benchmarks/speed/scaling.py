@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.lib.rows import load_rows, table
+from benchmarks.lib.rows import load_rows, save_figure, table
 from benchmarks.speed.gpu_step import WAN_14B as WAN_14B_SIZES
 from benchmarks.speed.scaling_model import (
     GPUS,
@@ -50,7 +50,12 @@ PREDICTED = (
     (WAN_14B, Clip(720, 1280, 81)),
     (WAN_14B, Clip(480, 832, 81)),
 )
-WAYS = (Degrees(ulysses=8), Degrees(ulysses=4, ring=2), Degrees(ring=8), Degrees(ulysses=4, cfg=2))
+DEGREES = (
+    Degrees(ulysses=8),
+    Degrees(ulysses=4, ring=2),
+    Degrees(ring=8),
+    Degrees(ulysses=4, cfg=2),
+)
 
 GB = 1e9
 RANKS = (1, 2, 4, 8)
@@ -105,8 +110,8 @@ def shown(fit: Fit, paper: PaperFit) -> Iterator[str]:
     yield table(
         [f"predicted, {SPEEDUP:g}x plan", *map(str, GPUS), "8 over 1"], list(_predicted(fit))
     )
-    yield table(["one call, MB sent by each of 8 ranks", *map(_words, WAYS)], list(_sent()))
-    yield table(["loop seconds, 8 H100", *map(_words, WAYS)], list(_loops(fit)))
+    yield table(["one call, MB sent by each of 8 ranks", *map(_words, DEGREES)], list(_sent()))
+    yield table(["loop seconds, 8 H100", *map(_words, DEGREES)], list(_loops(fit)))
     heads = [f"{n} GPUs a clip" for n in GPUS]
     yield table([f"8 H100, {SPEEDUP:g}x plan: seconds of a clip", *heads], list(_clips(fit)))
     yield table([f"8 H100, {SPEEDUP:g}x plan: clips an hour", *heads], list(_clips(fit, 8)))
@@ -130,13 +135,16 @@ def _predicted(fit: Fit) -> Iterator[list[str]]:
 
 def _sent() -> Iterator[list[str]]:
     for model, clip in PREDICTED:
-        cells = [f"{sent(model, clip, degrees) / 1e6:.0f}" for degrees in WAYS]
+        cells = [f"{sent(model, clip, degrees) / 1e6:.0f}" for degrees in DEGREES]
         yield [f"{model.name} {clip}", *cells]
 
 
 def _loops(fit: Fit) -> Iterator[list[str]]:
     for model, clip in PREDICTED:
-        yield [f"{model.name} {clip}", *(_seconds(model, clip, degrees, fit) for degrees in WAYS)]
+        yield [
+            f"{model.name} {clip}",
+            *(_seconds(model, clip, one, fit) for one in DEGREES),
+        ]
 
 
 def _seconds(model: Model, clip: Clip, degrees: Degrees, fit: Fit) -> str:
@@ -197,7 +205,7 @@ def memory_table(clip: Clip) -> str:
     return table(header, [[name, *(f"{n / GB:.2f}" for n in sizes)] for name, *sizes in lines])
 
 
-def draw(fit: Fit, paper: PaperFit, out: Path) -> Iterator[Path]:
+def draw(fit: Fit, paper: PaperFit, out: Path) -> list[Path]:
     """Left: the paper's speed-ups and the model; right: ours, predicted."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -221,11 +229,7 @@ def draw(fit: Fit, paper: PaperFit, out: Path) -> Iterator[Path]:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="lower left")
     left.set_ylabel("speed-up end to end")
-    out.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        path = out / f"scaling.{ending}"
-        figure.savefig(path, dpi=130)
-        yield path
+    return save_figure(figure, out / "scaling", dpi=130)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
 from profiling_core.search.resample import on_grid
 from profiling_core.search.search import Budget, PlanSearch, Point
 from profiling_core.trees.registry import tree_class
-from profiling_core.trees.tree_model import Asked, TreeModel
+from profiling_core.trees.tree_model import ModelRequest, TreeModel
 
 STORE_OPTIONS = {"store": "storage", "store_on": "storage_place"}  # and the plan's fields
 OWN_OPTIONS = {  # of one method alone, as fields of the parsed arguments
@@ -186,8 +186,7 @@ def _validated(
     model = _model_of(search.profile, args)
     points = search.candidates(budget, args.validate)
     plans = [search.plan_of(point, budget, f"candidate {n}") for n, point in enumerate(points)]
-    with model.at_work():
-        model.load()
+    with model.loaded():
         found = validate(search.profile, plans, model, log.info)
     width = max(len("reuse mode"), *(len(point.skip) for point in points))
     lines = [f"candidate  {'reuse mode':<{width}}  predicted  measured  worst run"]
@@ -212,8 +211,7 @@ def _refitted(
     profile = search.profile
     passes = forms(search, point, budget)[: args.refit]
     model = _model_of(profile, args)
-    with model.at_work():
-        model.load()
+    with model.loaded():
         rollouts = rollouts_of(profile, model, steps_of(passes), log.info)
         found = refit(rollouts, plan, passes, log.info)
     best, start = found[0], next(one for one in found if one.plan is plan)
@@ -231,11 +229,13 @@ def _refitted(
 
 def _model_of(profile: Profile, args: argparse.Namespace) -> TreeModel:
     """The model that the profile was recorded with, for its clips; not loaded yet."""
-    tree, asked = asked_for(profile, args.ckpt_dir, args.dit_weight)
-    return tree_class(tree)(asked, profile.runs[0].prompt)
+    tree, request = request_of(profile, args.ckpt_dir, args.dit_weight)
+    return tree_class(tree)(request, profile.runs[0].prompt)
 
 
-def asked_for(profile: Profile, ckpt_dir: str | None, dit_weight: str | None) -> tuple[str, Asked]:
+def request_of(
+    profile: Profile, ckpt_dir: str | None, dit_weight: str | None
+) -> tuple[str, ModelRequest]:
     """The tree ("wan", "hunyuan") and what its command line is asked for: the profile's run."""
     subject, guidance = profile.recorded, {run.guidance for run in profile.runs}
     if len(guidance) > 1:
@@ -247,7 +247,7 @@ def asked_for(profile: Profile, ckpt_dir: str | None, dit_weight: str | None) ->
         )
     _, frames, rows, columns = subject.latent
     tree, solver = TREES[family], subject.solver if family == "wan2.1" else None
-    return tree, Asked(
+    return tree, ModelRequest(
         model=_name_in_tree(tree, name),
         ckpt_dir=ckpt_dir,
         dit_weight=dit_weight,

@@ -1,1 +1,1 @@
-"""A plan on a model."""
+"""The engine: runs a plan on a model."""

@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Slot:
-    """Stands for a tensor in the structure of an output."""
+    """Marks the place of a tensor in the structure of an output."""
 
     shape: torch.Size
 

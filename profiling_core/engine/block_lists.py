@@ -1,4 +1,4 @@
-"""The parts of a model that a plan or a profile is about: its block lists and its width."""
+"""The block lists and the hidden width of a model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def hidden_width(model: nn.Module) -> int | None:
-    """The model's hidden width where it says it; None where it does not."""
+    """The model's hidden width, from its attributes or its config; None where it has neither."""
     for name in ("dim", "hidden_size", "inner_dim"):
         width = getattr(model, name, None)
         if isinstance(width, int):

@@ -1,4 +1,4 @@
-"""Step and branch of the model calls of a loop that is not ours, without reading the device."""
+"""Step and branch of the model calls of a foreign loop, without reading the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STEP_COUNTS = ("sampling_steps", "num_inference_steps", "infer_steps")
 _TIMESTEPS = ("t", "timestep", "timesteps")
 
 
-class Follower:
+class CallTracker:
     """Recovers the position of each model call.
 
     The step is the identity of the timestep tensor: loops make a new tensor object per step and
@@ -27,7 +27,7 @@ class Follower:
     is compared with the plan's, a call too many is an error, and everything is freed when it
     returns or raises. Without an owner it is recognised when the step count is reached, or when the
     timestep of a CPU tensor runs against the direction seen so far (device tensors are never read);
-    `strict` says that somebody else clears between runs, so that a call too many is an error.
+    with `strict` somebody else clears between runs, and a call too many is an error.
     `branches_seen`: the most calls with one timestep so far.
     """
 
@@ -159,7 +159,7 @@ class Follower:
     def _check_steps(self, original: Callable, args: tuple, kwargs: dict) -> None:
         try:
             bound = inspect.signature(original).bind(*args, **kwargs)
-        except TypeError:  # the call itself will say what is wrong with its arguments
+        except TypeError:  # the call itself raises it
             return
         bound.apply_defaults()
         for name in _STEP_COUNTS:

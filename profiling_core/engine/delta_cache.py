@@ -26,7 +26,7 @@ from torch import nn
 
 from profiling_core.engine.anchors import forecast_prediction, keep, tensors_of
 from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
-from profiling_core.engine.call_tracker import Follower
+from profiling_core.engine.call_tracker import CallTracker
 from profiling_core.engine.interval import AnchorStore, Interval
 from profiling_core.engine.run_stats import RunStats
 from profiling_core.engine.seams import (
@@ -34,7 +34,8 @@ from profiling_core.engine.seams import (
     WALK,
     BlockWalk,
     attached_class,
-    give_class_back,
+    put_on,
+    take_off,
     walked_class,
 )
 from profiling_core.errors import PlanError
@@ -66,12 +67,12 @@ class DeltaCache:
         self._prediction: AnchorStore | None = None
         self._position: tuple[int, str] | None = None
         self._last_step = -1
-        self._follower: Follower | None = None
+        self._tracker: CallTracker | None = None
         self._busy = False
 
     @property
     def steps(self) -> int:
-        """Of the plan's grid."""
+        """Steps of the plan's grid."""
         return self.plan.steps
 
     @property
@@ -102,11 +103,9 @@ class DeltaCache:
         self._build_stores(found)
         self._model = model
         try:
-            model.__dict__[CACHE] = self
-            model.__class__ = attached_class(type(model))
+            put_on(model, CACHE, self, attached_class)
             for walk in self._walks:
-                walk.blocks.__dict__[WALK] = walk
-                walk.blocks.__class__ = walked_class(type(walk.blocks))
+                put_on(walk.blocks, WALK, walk, walked_class)
         except BaseException:
             self.detach()
             raise
@@ -117,16 +116,14 @@ class DeltaCache:
         """Free every anchor and give model and lists their own classes back."""
         self.clear()
         for walk in self._walks:
-            walk.blocks.__dict__.pop(WALK, None)
-            give_class_back(walk.blocks, walked_class)
+            take_off(walk.blocks, WALK, walked_class)
         self._walks, self._prediction = [], None
         if self._model is not None:
-            self._model.__dict__.pop(CACHE, None)
-            give_class_back(self._model, attached_class)
+            take_off(self._model, CACHE, attached_class)
             self._model = None
-        if self._follower is not None:
-            self._follower.restore()
-            self._follower = None
+        if self._tracker is not None:
+            self._tracker.restore()
+            self._tracker = None
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[DeltaCache]:
@@ -144,13 +141,13 @@ class DeltaCache:
         self._position = None
         self._last_step = -1
         self.stats.bytes_held = 0
-        if self._follower is not None:
-            self._follower.forget()
+        if self._tracker is not None:
+            self._tracker.forget()
 
     # -- position
 
     def begin(self, step: int, branch: str = "cond") -> None:
-        """Say which step (0-based, of the plan's grid) and branch the next model call belongs to.
+        """Set step (0-based, of the plan's grid) and branch of the next model call.
 
         Steps past the planned count compute everything. A step below the last one starts a new
         video. ValueError for a negative step, an unknown branch, or a step that the plan jumps.
@@ -174,9 +171,9 @@ class DeltaCache:
         self._last_step = step
 
     def follow(self, owner: Any = None, call: str | None = None, **options: Any) -> DeltaCache:
-        """Derive step and branch from the model calls of a loop that is not ours; see Follower.
+        """Derive step and branch from the model calls of a loop that is not ours; see CallTracker.
 
-        `owner.call` (a pipeline's `generate`, say) is wrapped so that a run starts clean and frees
+        `owner.call` (as a pipeline's `generate`) is wrapped so that a run starts clean and frees
         everything at its end, exceptions included.
         """
         if self.plan.jumps:
@@ -184,15 +181,15 @@ class DeltaCache:
                 f"plan {self.plan.name!r} lets the solver jump, but this loop's solver visits all "
                 "of its own noise levels: take a plan that holds or forecasts ('linear')"
             )
-        if self._follower is not None:
+        if self._tracker is not None:
             raise ValueError("this cache follows a loop already: detach it first")
-        self._follower = Follower(self.plan, self.clear, owner, call, **options)
+        self._tracker = CallTracker(self.plan, self.clear, owner, call, **options)
         return self
 
     @property
     def branches_seen(self) -> int:
         """The most calls with one timestep that the followed loop made."""
-        return 1 if self._follower is None else self._follower.branches_seen
+        return 1 if self._tracker is None else self._tracker.branches_seen
 
     def is_compute(self, step: int, branch: str = "cond") -> bool:
         """Do all blocks run at this step?"""
@@ -211,8 +208,8 @@ class DeltaCache:
             return run(*args, **kwargs)
         self._busy = True
         try:
-            if self._follower is not None:
-                self.begin(*self._follower.position(args, kwargs))
+            if self._tracker is not None:
+                self.begin(*self._tracker.position(args, kwargs))
             if self._position is None:
                 raise ValueError(
                     "the model was called without a position: call begin(step, branch) before "
@@ -318,7 +315,7 @@ def _check_sizes(kept: tuple[torch.Size, ...], now: tuple[torch.Size, ...]) -> N
 
 
 def _check_apart(found: dict[str, nn.ModuleList]) -> None:
-    """Every list of the plan is a list of its own, and no other cache walks it."""
+    """Refuse lists of the plan that are one list, or that another cache walks."""
     for name, blocks in found.items():
         if WALK in blocks.__dict__:
             raise ValueError(f"another cache walks {name} already: detach it first")

@@ -1,6 +1,6 @@
 """One interval of blocks: its anchors, and the callables that keep or reuse its delta.
 
-Everything that depends on the position is decided in `prepare`, before the model's call, and booked
+Everything that depends on the position is decided in `prepare`, before the model's call, and stored
 in `finish`, after it. What runs inside the call is tensor arithmetic on attributes, so that a
 compiled model sees the same few callables step after step.
 """
@@ -20,9 +20,7 @@ from profiling_core.engine.anchors import Anchor, forecast_delta, keep
 from profiling_core.engine.block_lists import unwrapped
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Site
-from profiling_core.plan.site_schedule import (
-    SiteSchedule,
-)
+from profiling_core.plan.site_schedule import SiteSchedule
 
 
 @dataclass
@@ -54,7 +52,6 @@ class AnchorStore:
         return found
 
     def clear(self) -> None:
-        """Free everything."""
         self.anchors.clear()
 
     def drop_after(self, branch: str, step: int) -> None:
@@ -100,7 +97,7 @@ class Interval(AnchorStore):
         return 0
 
     def finish(self, step: int, branch: str) -> None:
-        """Book what the call kept."""
+        """Store what the call kept."""
         if self.kept is not None:
             self.anchors[branch, step] = self.kept
         self._forget()
@@ -119,7 +116,7 @@ class Interval(AnchorStore):
         return self.run_last(*args, **kwargs)
 
     def add_forecast(self, *args: Any, **kwargs: Any) -> Any:
-        """The first block's part in a reuse step: input + weighted deltas."""
+        """Stands for the first block at a reuse step: input + weighted deltas."""
         newest = self.reused[0][0]
         updated = tuple(
             forecast_delta(self.label, tensor, self.reused, index)
@@ -128,7 +125,7 @@ class Interval(AnchorStore):
         return updated[0] if newest.single else updated
 
     def pass_on(self, *args: Any, **kwargs: Any) -> Any:
-        """The other blocks' part: what they are given."""
+        """Stands for the other blocks at a reuse step: returns its input."""
         newest = self.reused[0][0]
         updated = self._updated(newest, args, kwargs)
         return updated[0] if newest.single else updated
@@ -139,7 +136,7 @@ class Interval(AnchorStore):
             self.versions = [_version(argument) for argument in self.inputs]
 
     def _check_not_changed(self, outputs: tuple[torch.Tensor, ...]) -> None:
-        """A block that changes its input in place leaves no input to subtract."""
+        """ValueError for a block that changes its input in place: no input is left to subtract."""
         if torch.compiler.is_compiling():
             return
         for after, before, version in zip(outputs, self.inputs, self.versions, strict=False):
@@ -177,7 +174,7 @@ class Interval(AnchorStore):
         return given[:count]
 
     def _leading(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """The call's arguments in the order of the block's parameters, whatever way given."""
+        """The call's arguments in the order of the block's parameters, by position or name."""
         named = self.names[len(args) :]
         return (*args, *(kwargs[name] for name in named if name in kwargs))
 

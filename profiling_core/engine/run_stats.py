@@ -68,7 +68,7 @@ class Run(Protocol):
 
     @property
     def steps(self) -> int:
-        """Of the grid of noise levels."""
+        """Steps of the grid of noise levels."""
 
     @property
     def solver_steps(self) -> tuple[int, ...]:
@@ -78,14 +78,14 @@ class Run(Protocol):
         """In front of the model inside a with block."""
 
     def begin(self, step: int, branch: str = "cond") -> None:
-        """Say which step and branch the next model call belongs to."""
+        """Set step and branch of the next model call."""
 
     def is_compute(self, step: int, branch: str = "cond") -> bool:
         """Do all blocks run at this step?"""
 
 
 class Bar(Protocol):
-    """Of tqdm's bar, what a run needs."""
+    """The part of tqdm's bar that a run needs."""
 
     n: float
 
@@ -111,7 +111,7 @@ def shown_steps(run: Run, bar: Bar) -> Iterator[int]:
 
 @dataclass
 class Seconds:
-    """Of a with block."""
+    """How long a with block took."""
 
     seconds: float = 0.0
 

@@ -36,7 +36,7 @@ class BlockWalk:
         self.calls = None
 
     def finish(self, step: int, branch: str) -> None:
-        """Book what the call kept; ValueError when the model did not walk the list once."""
+        """Store what the call kept; ValueError when the model did not walk the list once."""
         if self.walks != 1:
             raise ValueError(
                 f"the model walked over its {self.name} {self.walks} times in one call instead of "
@@ -47,7 +47,7 @@ class BlockWalk:
 
 
 def _plain_reduce(module: nn.Module, plain: type, key: str, protocol: int) -> Any:
-    """How copies and pickles see an attached object: as the plain one."""
+    """Copies and pickles of an attached object are plain ones."""
     function, args, *rest = plain.__reduce_ex__(module, protocol)
     if function is not copyreg.__newobj__:  # a class with a reduction of its own
         return (plain if function is type(module) else function, args, *rest)
@@ -63,13 +63,11 @@ def in_front(model: nn.Module, answerer: Any) -> Iterator[None]:
     """
     if CACHE in model.__dict__:
         raise ValueError("a cache is attached already: detach it first")
-    model.__dict__[CACHE] = answerer
-    model.__class__ = attached_class(type(model))
+    put_on(model, CACHE, answerer, attached_class)
     try:
         yield
     finally:
-        model.__dict__.pop(CACHE, None)
-        give_class_back(model, attached_class)
+        take_off(model, CACHE, attached_class)
 
 
 @cache
@@ -110,8 +108,15 @@ def walked_class(plain: type) -> type:
     return _subclass(plain, members)
 
 
-def give_class_back(module: nn.Module, changed: Callable[[type], type]) -> None:
-    """Undo the class change; a class put on top of it since then is left alone and inert."""
+def put_on(module: nn.Module, key: str, value: Any, changed: Callable[[type], type]) -> None:
+    """Give a module `value` under `key`, and the class that reads it."""
+    module.__dict__[key] = value
+    module.__class__ = changed(type(module))
+
+
+def take_off(module: nn.Module, key: str, changed: Callable[[type], type]) -> None:
+    """Undo `put_on`; below another class on top of it ours stays, inert."""
+    module.__dict__.pop(key, None)
     plain = type(module).__mro__[1]
     if type(module) is changed(plain):
         module.__class__ = plain

@@ -1,1 +1,1 @@
-"""Plans in loops that are not ours: diffusers pipelines and the official repositories."""
+"""Plans in foreign loops: diffusers pipelines and the official repositories."""

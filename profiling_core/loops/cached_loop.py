@@ -1,14 +1,13 @@
-"""LoopCache: runs a plan in a denoising loop that is not ours; upstream's and diffusers'.
+"""LoopCache: runs a plan in a foreign denoising loop, of upstream or of diffusers.
 
     cache = LoopCache(plan_for, models)
     with cache.running(scheduler):      # a scheduler, or the classes of which the loop makes one
         pipeline(...)
 
-Everything that depends on the run is settled when the loop sets its scheduler's timesteps: the plan
-is carried by sigma to the grid of that moment, a plan that jumps shortens it, and only then is a
-DeltaCache put on every model. At the end of the run, exceptions included, models and scheduler are
-as they were. Where the loop changes from one model to another (Wan2.2), every model gets the plan's
-steps on its own side of the change; nothing is reused across it.
+When the loop sets its scheduler's timesteps, the plan is regridded to those levels, a plan that
+jumps shortens them, and a DeltaCache is put on every model. At the end of the run, exceptions
+included, models and scheduler are as they were. Where the loop changes from one model to another
+(Wan2.2), every model gets the plan's steps on its own side; nothing is reused across the change.
 """
 
 from __future__ import annotations
@@ -18,26 +17,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
+from profiling_core.engine.anchors import tensors_of
 from profiling_core.engine.block_lists import block_list, unwrapped
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import PlanError
-from profiling_core.loops.loop_sizes import FirstCall
 from profiling_core.loops.scheduler_grid import Grid, grid_of, visit_only, when_set
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import block_runs_full
-from profiling_core.plan.describe import summary_lines
+from profiling_core.plan.cost import block_runs_full, bytes_held
+from profiling_core.plan.describe import format_bytes, storage_words, summary_lines
 from profiling_core.plan.regrid import regrid
 from profiling_core.plan.restrict import for_both_branches, on_steps, on_visited_steps
 
 PlanFor = Callable[[Grid], CachePlan]
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def _silent(line: str) -> None:
-    """Tell nobody."""
+    """Log nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,18 @@ class LoopModels:
     shares: Callable[[Any], Sequence[int]] | None = None
 
     def steps_of(self, scheduler: Any) -> list[int]:
-        """How many of the scheduler's steps every model takes."""
         return [len(scheduler.timesteps)] if self.shares is None else list(self.shares(scheduler))
 
 
 class LoopCache:
-    """Runs of one loop, one after the other; `plan`, `stats` and `lines` are the last run's.
+    """Runs of one loop, one after the other; `plan` and `stats` are the last run's.
 
     plan_for: the plan for a grid of noise levels, on that grid or another; PlanError when there is
-    none. tell: gets what the plan computes, before the first step, and what was done, after it.
+    none. log: gets what the plan computes, before the first step, and what was done, after it.
     """
 
-    def __init__(self, plan_for: PlanFor, found: LoopModels, tell: Tell = _silent) -> None:
-        self._plan_for, self._found, self._tell = plan_for, found, tell
+    def __init__(self, plan_for: PlanFor, found: LoopModels, log: Log = _silent) -> None:
+        self._plan_for, self._found, self._log = plan_for, found, log
         self._caches: list[DeltaCache] = []
         self._first: FirstCall | None = None
         self.plan: CachePlan | None = None
@@ -76,7 +75,7 @@ class LoopCache:
         return self._found.models
 
     def use(self, found: LoopModels) -> None:
-        """Other models from the next run on."""
+        """Take other models from the next run on."""
         self._found = found
 
     @contextmanager
@@ -89,8 +88,8 @@ class LoopCache:
         if self._caches:
             raise ValueError("this loop runs already: a second run inside it cannot be cached")
 
-        def see(scheduler: Any, told: dict[str, Any]) -> None:
-            self._start(scheduler, told | ({} if shift is None else {"shift": shift}))
+        def see(scheduler: Any, given: dict[str, Any]) -> None:
+            self._start(scheduler, given | ({} if shift is None else {"shift": shift}))
 
         self.plan, self.stats = None, RunStats()
         with ExitStack() as seams:
@@ -102,13 +101,13 @@ class LoopCache:
             finally:
                 self._detach()
 
-    def _start(self, scheduler: Any, told: dict[str, Any]) -> None:
-        """The scheduler's timesteps are set: settle the plan and attach."""
+    def _start(self, scheduler: Any, given: dict[str, Any]) -> None:
+        """Regrid the plan and attach, once the scheduler's timesteps are set."""
         self._detach()
-        grid = grid_of(scheduler, told)
+        grid = grid_of(scheduler, given)
         plan = regrid(self._plan_for(grid), grid.sigmas, solver=grid.solver, shift=grid.shift)
         for line in (*plan.notes, *summary_lines(plan)):
-            self._tell(line)
+            self._log(line)
         self.plan, visited = plan, on_visited_steps(for_both_branches(plan))
         if plan.jumps:
             visit_only(scheduler, plan.solver_steps)
@@ -132,7 +131,7 @@ class LoopCache:
     def _first_call(self, model: nn.Module, plan: CachePlan) -> FirstCall:
         last = list(plan.model.block_lists)[-1]
         blocks = block_list(unwrapped(model), last, self._found.lists)
-        return FirstCall(model, blocks, plan, self._tell)
+        return FirstCall(model, blocks, plan, self._log)
 
     def _finish(self) -> None:
         """Sum up what the run did."""
@@ -148,7 +147,7 @@ class LoopCache:
         full = block_runs_full(self.plan) * branches // len(self.plan.branches)
         self.stats.block_runs_full = full
         for line in self.stats.lines():
-            self._tell(line)
+            self._log(line)
 
     def _detach(self) -> None:
         if self._first is not None:
@@ -158,8 +157,48 @@ class LoopCache:
             self._caches.pop().detach()
 
 
+class FirstCall:
+    """Logs what the anchors will weigh, from the sizes of the first model call.
+
+    Its hooks, on the model and the first block of its last list, are gone after that call. The
+    tokens are those of all tensors that a block updates: image and text, joined or apart.
+    """
+
+    def __init__(self, model: nn.Module, blocks: nn.ModuleList, plan: CachePlan, log: Log) -> None:
+        self.plan, self._log = plan, log
+        self._stream: list[torch.Tensor] = []
+        first = next(iter(blocks._modules.values()))
+        self._handles = [
+            first.register_forward_hook(self._see_block),
+            model.register_forward_hook(self._see_model),
+        ]
+
+    def close(self) -> None:
+        self._stream = []
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _see_block(self, block: nn.Module, args: tuple, output: Any) -> None:
+        self._stream = tensors_of(output)
+
+    def _see_model(self, model: nn.Module, args: tuple, output: Any) -> None:
+        predictions, plan = tensors_of(output), self.plan
+        held = bytes_held(
+            plan,
+            tokens=sum(tensor.numel() // tensor.shape[-1] for tensor in self._stream),
+            stream_itemsize=self._stream[0].element_size(),
+            latent_numel=sum(tensor.numel() for tensor in predictions),
+            prediction_itemsize=predictions[0].element_size(),
+        )
+        self.close()
+        self._log(
+            f"holds at most {format_bytes(held // len(plan.branches))} of anchors in "
+            f"{storage_words(plan)}, for every model call of a step"
+        )
+
+
 def _summed(several: Sequence[RunStats]) -> RunStats:
-    """The counts of several models: runs and calls add up, of bytes the most counts."""
+    """The counts of several models: runs and calls add up, of bytes the largest counts."""
     total = replace(several[0]) if several else RunStats()
     for stats in several[1:]:
         for name in ("block_runs", "model_calls", "reused_calls", "reused_intervals"):

@@ -3,67 +3,71 @@
     with cache_pipeline(pipe, "balanced"):
         video = pipe(prompt, num_inference_steps=50).frames[0]
 
-Without the with block the pipeline stays cached until `.detach()`. Nothing of the pipeline changes
-but the class of the object, which is given back: between calls its models are the bare ones, and
-during a call they are attached to as any model (`DeltaCache`), once the scheduler has said which
-noise levels it will visit. A plan that jumps (`balanced` with a multistep solver) shortens them:
-the progress bar then ends at the steps that were computed.
+Without the with block the pipeline stays cached until `.detach()`. The only change to the pipeline
+is the class of the object, which is given back. Between calls its models are the bare ones; during
+a call a `DeltaCache` is attached to each, once the scheduler has its noise levels. A plan that
+jumps (`balanced` with a multistep solver) shortens them: the progress bar then ends at the steps
+that were computed.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from profiling_core.engine.block_lists import unwrapped
 from profiling_core.engine.run_stats import RunStats
+from profiling_core.engine.seams import CACHE
 from profiling_core.errors import PlanError
-from profiling_core.loops.cached_loop import LoopCache, Tell
+from profiling_core.loops.cached_loop import Log, LoopCache
 from profiling_core.loops.diffusers_models import (
     checked_name,
     fingerprint_of,
     loop_models,
     plan_for_solver,
 )
-from profiling_core.loops.refusals import refuse_intervals, refuse_other_caches
 from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.plan import CachePlan
 
 _RUNNER = "_delta_pipeline"  # key in the instance dict of a pipeline
+_GROUPS = ("group_offloading", "lazy_prefetch_group_offloading")  # diffusers' hooks
 
-log = logging.getLogger("profiling_core")
+logger = logging.getLogger("profiling_core")
 
 
 def cache_pipeline(
-    pipe: Any, plan: CachePlan | str | Path = "balanced", *, tell: Tell = log.info
+    pipe: Any, plan: CachePlan | str | Path = "balanced", *, log: Log = logger.info
 ) -> PipelineCache:
     """Let `pipe`, a diffusers pipeline with a transformer of blocks, run by `plan` from now on.
 
     plan: a CachePlan, a plan file, or a preset: quality, balanced, fast; paper and release for the
     models that have them. It is regridded to the steps, shift and solver of each call.
-    tell: gets a line at a time of what a run will compute and did; by default the log
-    "profiling_core" of the standard library.
+    log: gets what a run will compute and what it did, a line at a time; by default the logger
+    "profiling_core".
 
     Returns a context manager with `.detach()`; `.plan` and `.stats` are of the last call.
     PlanError (a ValueError) for a plan of another model, a pipeline that has another cache enabled,
     and what cannot be combined; see docs/other-models.md.
     """
-    return PipelineCache(pipe, plan, tell)
+    return PipelineCache(pipe, plan, log)
 
 
 class PipelineCache:
     """A pipeline that runs by a plan; see cache_pipeline."""
 
-    def __init__(self, pipe: Any, plan: CachePlan | str | Path, tell: Tell) -> None:
+    def __init__(self, pipe: Any, plan: CachePlan | str | Path, log: Log) -> None:
         self.pipe = pipe
         found = loop_models(pipe)
         self._model = fingerprint_of(found.models[0])
         refuse_other_caches(pipe, found.models)
         self._asked = checked_name(plan, self._model)
-        self._loop = LoopCache(self._plan_for, found, tell)
+        self._loop = LoopCache(self._plan_for, found, log)
         run_calls_through(pipe, self._call)
 
     @property
@@ -87,14 +91,13 @@ class PipelineCache:
         self.detach()
 
     def _call(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        """One call of the pipeline."""
         self._found_again()
         _refuse_strength(self.pipe, args, kwargs)
         with self._loop.running(self.pipe.scheduler):
             return call(*args, **kwargs)
 
     def _found_again(self) -> None:
-        """The models of now: a user may have compiled, wrapped or replaced them meanwhile."""
+        """Look the models up again: a user may have compiled, wrapped or replaced them."""
         found = loop_models(self.pipe)
         refuse_other_caches(self.pipe, found.models)
         self._model = fingerprint_of(found.models[0])
@@ -108,7 +111,7 @@ class PipelineCache:
 
 
 def run_calls_through(pipe: Any, runner: Callable[..., Any]) -> None:
-    """Let `runner(call, args, kwargs)` answer a pipeline's calls; PlanError where one does."""
+    """Let `runner(call, args, kwargs)` answer a pipeline's calls; PlanError beside another."""
     if _RUNNER in vars(pipe):
         raise PlanError(
             f"this {type(pipe).__name__} is cached or profiled already: detach that first"
@@ -118,7 +121,7 @@ def run_calls_through(pipe: Any, runner: Callable[..., Any]) -> None:
 
 
 def give_calls_back(pipe: Any, runner: Callable[..., Any]) -> None:
-    """Undo `run_calls_through`; nothing where another runner came since."""
+    """Undo `run_calls_through`, unless another runner came since."""
     if vars(pipe).get(_RUNNER) != runner:
         return
     del vars(pipe)[_RUNNER]
@@ -143,10 +146,10 @@ def _called_class(plain: type) -> type:
 
 
 def _refuse_strength(pipe: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-    """A loop that begins in the middle of its noise levels is not the one that was planned."""
+    """PlanError where a call begins in the middle of its noise levels."""
     try:
         given = inspect.signature(pipe.__call__).bind(*args, **kwargs)
-    except TypeError:  # the call itself will say what is wrong with its arguments
+    except TypeError:  # the call itself raises it
         return
     given.apply_defaults()
     strength = given.arguments.get("strength")
@@ -155,3 +158,57 @@ def _refuse_strength(pipe: Any, args: tuple, kwargs: dict[str, Any]) -> None:
             f"strength {strength:g}: this call begins in the middle of its noise levels, plans "
             "begin at the first; call it with strength=1 or without the cache"
         )
+
+
+def refuse_other_caches(pipe: Any, models: Iterable[nn.Module]) -> None:
+    """PlanError names a cache that is enabled already: two would skip each other's steps."""
+    for model in models:
+        inner = unwrapped(model)
+        other = _other_cache(inner)
+        if other is not None:
+            raise PlanError(
+                f"{other[0]} is enabled on this {type(inner).__name__} already: two caches would "
+                f"reuse what the other one reused; first {other[1]}"
+            )
+
+
+def refuse_intervals(plan: CachePlan, models: Iterable[nn.Module]) -> None:
+    """PlanError where blocks may not be skipped while the model runs."""
+    for model in models:
+        reason = _against_skipping_blocks(unwrapped(model))
+        if reason is not None:
+            raise PlanError(
+                f"plan {plan.name!r} skips blocks, but {reason}: take a plan that reuses the whole "
+                "prediction (quality, balanced, fast)"
+            )
+
+
+def _other_cache(model: nn.Module) -> tuple[str, str] | None:
+    """The name of the enabled cache, and how to disable it."""
+    if getattr(model, "is_cache_enabled", False):
+        return f"diffusers' {type(model._cache_config).__name__}", "call disable_cache()"
+    if getattr(model, "_is_cached", False):
+        return "cache-dit", "call cache_dit.disable_cache(pipe)"
+    if CACHE in vars(model):
+        return "a DeltaCache", "detach it"
+    return None
+
+
+def _against_skipping_blocks(model: nn.Module) -> str | None:
+    if getattr(model, "_parallel_config", None) is not None:
+        return (
+            "diffusers' context parallelism shards the tokens in a hook of the first block, which "
+            "may not be left out"
+        )
+    if type(model).__name__ == "WanVACETransformer3DModel":
+        return "diffusers' VACE adds its hints between the blocks, which a delta would add twice"
+    if any(_prefetches(module) for module in model.modules()):
+        return "group offloading with a stream fetches the next group in a fixed order"
+    return None
+
+
+def _prefetches(module: nn.Module) -> bool:
+    """Is the module offloaded in a group with a stream of its own?"""
+    registry = getattr(module, "_diffusers_hook", None)
+    hooks = [registry.get_hook(name) for name in _GROUPS] if registry is not None else []
+    return any(getattr(getattr(hook, "group", None), "stream", None) is not None for hook in hooks)

@@ -1,13 +1,12 @@
-"""What a diffusers pipeline is to a plan: its denoisers, their block lists, and named plans for it.
+"""The denoisers of a diffusers pipeline, their block lists, and named plans for them.
 
 Everything is found by structure: the components called transformer..., the ModuleLists of blocks
-that lie directly in them, the width in their config. A small table says which classes are models
-that presets are shipped for, and which lists are not part of the walk.
+that lie directly in them, the width in their config. A small table holds the classes that presets
+are shipped for, and the lists that are not part of the walk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +59,15 @@ def loop_models(pipe: Any) -> LoopModels:
             "DeltaCache to each of them instead"
         )
     shares = None if len(models) == 1 else lambda scheduler: _shares(pipe, scheduler)
-    return LoopModels(tuple(models), _paths(models[0]), shares)
+    return LoopModels(tuple(models), _named_lists(unwrapped(models[0])), shares)
 
 
 def fingerprint_of(model: nn.Module) -> ModelFingerprint:
-    """What a plan for this model says of it; a model that is known here has its shipped name."""
+    """The model as a plan names it; a model that is known here has its shipped name."""
     inner = unwrapped(model)
     kind, width = type(inner).__name__, hidden_width(inner)
     if width is None:
-        raise PlanError(f"{kind} says no hidden width: neither dim, hidden_size nor heads")
+        raise PlanError(f"{kind} has no known hidden width: neither dim, hidden_size nor heads")
     lists = {name: len(getattr(inner, path)) for name, path in _named_lists(inner).items()}
     family = _FAMILIES[kind][0] if kind in _FAMILIES else kind
     return known_model(family, lists, width)
@@ -99,8 +98,8 @@ def presets_for(model: ModelFingerprint) -> list[str]:
 def named_plan(preset: str, model: ModelFingerprint, solver: str) -> CachePlan:
     """The preset for a model and solver, on the grid that it was made on.
 
-    A shipped model's own; for another size of its family, or a model without presets, the steps of
-    an official one, which the plan's provenance and notes say.
+    A shipped model has its own. Another size of its family, or a model without presets, gets the
+    steps of an official one; provenance and notes name it.
     """
     if model.name in MODELS:
         plan = load_preset(model.name, preset)
@@ -108,7 +107,7 @@ def named_plan(preset: str, model: ModelFingerprint, solver: str) -> CachePlan:
         plan = build_preset(PlannedModel(_family(model.family), model, MINI), preset)
     else:
         plan = _borrowed(preset, model, solver)
-    return _skipping_as(plan, solver)
+    return _with_solver(plan, solver)
 
 
 def plan_for_solver(plan: CachePlan | str, model: ModelFingerprint, solver: str) -> CachePlan:
@@ -121,42 +120,26 @@ def _borrowed(preset: str, model: ModelFingerprint, solver: str) -> CachePlan:
     family = WAN if solver in ("unipc", "dpm++") else HUNYUAN
     official = next(m for m in MODELS.values() if m.family is family)
     plan = load_preset(official.fingerprint.name, preset)
-    site = plan.prediction.model_dump(mode="json", exclude_none=True)
     source = (
         f"the steps of {plan.model.name}, not searched for {model.name}: for a better plan profile "
         "it (profile_pipeline) and search on the profile"
     )
-    borrowed = _rebuilt(plan, [site], plan.solver, model, source)
-    return borrowed.model_copy(update={"notes": (f"plan {preset!r} has {source}",)})
+    return plan.replace(
+        model=model,
+        sites=[plan.prediction],
+        provenance=plan.provenance.model_copy(update={"source": source}),
+        notes=(f"plan {preset!r} has {source}",),
+    )
 
 
-def _skipping_as(plan: CachePlan, solver: str) -> CachePlan:
-    """A preset with the way to skip that is this solver's own."""
+def _with_solver(plan: CachePlan, solver: str) -> CachePlan:
+    """A preset with the solver's own reuse mode."""
     site = plan.prediction
     own = skips_of(solver)[-1] if solver in SOLVERS else "linear"
     if site is None or (site.skip == own and plan.solver == solver):
         return plan
-    changed = site.model_dump(mode="json", exclude_none=True) | {"skip": own}
-    sites = [changed, *(s.model_dump(mode="json", exclude_none=True) for s in plan.interval_sites)]
-    made = _rebuilt(plan, sites, solver, plan.model, plan.provenance.source)
-    return made.model_copy(update={"notes": plan.notes})
-
-
-def _rebuilt(
-    plan: CachePlan, sites: Sequence[dict], solver: str, model: ModelFingerprint, source: str
-) -> CachePlan:
-    return CachePlan.build(
-        name=plan.name,
-        model=model,
-        steps=plan.steps,
-        sigmas=plan.sigmas,
-        solver=solver,
-        shift=plan.shift,
-        storage=plan.storage,
-        storage_place=plan.storage_place,
-        sites=list(sites),
-        provenance=plan.provenance.model_copy(update={"source": source}),
-    )
+    sites = [site.model_copy(update={"skip": own}), *plan.interval_sites]
+    return plan.replace(solver=solver, sites=sites)
 
 
 def _family(name: str) -> Family:
@@ -164,7 +147,7 @@ def _family(name: str) -> Family:
 
 
 def _own_lists(model: nn.Module) -> list[str]:
-    """Attributes of the ModuleLists of blocks that lie directly in a model."""
+    """Attribute names of the ModuleLists of blocks that lie directly in a model."""
     return [
         name
         for name, child in unwrapped(model).named_children()
@@ -174,17 +157,13 @@ def _own_lists(model: nn.Module) -> list[str]:
 
 
 def _named_lists(inner: nn.Module) -> dict[str, str]:
-    """The plan's names of the block lists and their attributes."""
+    """The block lists: the plan's names and the model's attributes."""
     kind = type(inner).__name__
     return _FAMILIES[kind][2] if kind in _FAMILIES else {name: name for name in _own_lists(inner)}
 
 
-def _paths(model: nn.Module) -> dict[str, str]:
-    return _named_lists(unwrapped(model))
-
-
 def _shares(pipe: Any, scheduler: Any) -> list[int]:
-    """Steps of the high-noise and of the low-noise model (Wan2.2): `boundary_ratio` parts them."""
+    """Steps of the high-noise and of the low-noise model (Wan2.2): split by `boundary_ratio`."""
     total, ratio = len(scheduler.timesteps), pipe.config.boundary_ratio
     if ratio is None:
         return [total, 0]

@@ -3,10 +3,10 @@
     profile = profile_pipeline(pipe, ["a cat", "a dog"], steps=50, path="my.profile")
     plan = PlanSearch(profile).plan(Budget(speedup=2.0))
 
-What is recorded as the prediction is what the solver is given, the guided one, whatever way the
-pipeline makes it (two calls, one doubled batch, no guidance at all), and as the latent what the
-solver has, not what the model sees beside it (an image's latents, say). Blocks and attention are
-those of the first call of every step. A plan that is searched on it serves all guidance branches.
+The recorded prediction is the one that the solver gets: the guided one, however the pipeline makes
+it (two calls, one doubled batch, no guidance). The recorded latent is the solver's, without what
+the model sees beside it (an image's latents). Blocks and attention are those of the first call of
+every step. A plan that is searched on it serves all guidance branches.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from torch import nn
 
 from profiling_core.engine.block_lists import unwrapped
 from profiling_core.errors import ProfileError
-from profiling_core.loops.cached_loop import Tell
-from profiling_core.loops.diffusers_cache import give_calls_back, log, run_calls_through
+from profiling_core.loops.cached_loop import Log
+from profiling_core.loops.diffusers_cache import (
+    give_calls_back,
+    logger,
+    refuse_other_caches,
+    run_calls_through,
+)
 from profiling_core.loops.diffusers_models import fingerprint_of, loop_models
 from profiling_core.loops.recorded_loop import GuidedRecorder, LoopProfile
-from profiling_core.loops.refusals import refuse_other_caches
 from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.recording.attention_hooks import functions_of
@@ -40,7 +44,7 @@ def profile_pipeline(
     path: str | Path | None = None,
     settings: Settings | None = None,
     seed: int = 0,
-    tell: Tell = log.info,
+    log: Log = logger.info,
     **arguments: Any,
 ) -> Profile:
     """Run `pipe` once for every prompt and record it; several runs make a better profile.
@@ -61,7 +65,7 @@ def profile_pipeline(
         )
     found = loop_models(pipe)
     refuse_other_caches(pipe, found.models)
-    settings = settings or _usual_settings(unwrapped(found.models[0]))
+    settings = settings or _default_settings(unwrapped(found.models[0]))
     profile: Profile | None = None
     for number, prompt in enumerate(prompts):
         recorder_of = partial(_recorder, found.models[0], found.lists, path, settings)
@@ -71,7 +75,7 @@ def profile_pipeline(
         label = given.get("prompt") or f"prompt {number + 1}"
         recorded = run.finish(prompt=str(label), seed=seed + number)
         profile = recorded if profile is None else profile.plus(recorded)
-        tell(f"recorded run {number + 1} of {len(prompts)}: {label}")
+        log(f"recorded run {number + 1} of {len(prompts)}: {label}")
     if profile is None:
         raise ProfileError("no prompts: give at least one")
     return profile if path is None else Profile.load(path)
@@ -79,7 +83,7 @@ def profile_pipeline(
 
 def _call(pipe: Any, run: LoopProfile, given: dict[str, Any], steps: int, seed: int) -> None:
     generator = torch.Generator("cpu").manual_seed(seed)
-    usual = {"generator": generator, "output_type": "latent", "num_inference_steps": steps}
+    defaults = {"generator": generator, "output_type": "latent", "num_inference_steps": steps}
 
     def answer(call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         with run.running(pipe.scheduler):
@@ -87,13 +91,13 @@ def _call(pipe: Any, run: LoopProfile, given: dict[str, Any], steps: int, seed: 
 
     run_calls_through(pipe, answer)
     try:
-        pipe(**usual | given)
+        pipe(**defaults | given)
     finally:
         give_calls_back(pipe, answer)
 
 
-def _usual_settings(model: nn.Module) -> Settings:
-    """Attention where it can be seen."""
+def _default_settings(model: nn.Module) -> Settings:
+    """Attention is recorded where hooks can see it."""
     return Settings() if functions_of(model.modules()) else Settings(attention_every=0)
 
 

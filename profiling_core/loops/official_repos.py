@@ -4,9 +4,9 @@
     wan_run(pipeline, args)          # in generate.py, behind the construction of each pipeline
     hunyuan_run(sampler)             # in sample_video.py, behind the construction of the sampler
 
-Both runs leave modules, classes and models as they are but for the length of one `generate` or
-`predict`: the object that runs the loop gets a call of its own, which attaches to the model that is
-there by then (parallel, sharded, offloaded), runs upstream's, and detaches, exceptions included.
+The object that runs the loop gets a call of its own, in place of `generate` or `predict`: it
+attaches to the model that is there by then (parallel, sharded, offloaded), runs upstream's call and
+detaches, exceptions included. Modules, classes and models stay as they are between calls.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import nn
 
 from profiling_core.engine.block_lists import hidden_width, unwrapped
 from profiling_core.errors import ProfileError
-from profiling_core.loops.cached_loop import LoopCache, LoopModels, Tell
-from profiling_core.loops.diffusers_models import checked_name, named_plan
+from profiling_core.loops.cached_loop import Log, LoopCache, LoopModels
+from profiling_core.loops.diffusers_models import checked_name, plan_for_solver
 from profiling_core.loops.recorded_loop import GuidedRecorder, LoopProfile
 from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.plan import CachePlan
@@ -39,7 +39,7 @@ from profiling_core.runtime.options import check_profile_target
 
 @dataclass(frozen=True)
 class Loop:
-    """How one upstream runs its loop. Functions get the object that runs it."""
+    """How one upstream runs its loop. The functions take the object that runs it."""
 
     family: str
     lists: tuple[str, ...]
@@ -53,7 +53,6 @@ class Loop:
     recorder: type[Recorder] = Recorder
 
     def fingerprint(self, owner: Any) -> ModelFingerprint:
-        """Of the model that is there now."""
         model = unwrapped(self.model(owner))
         lists = {name: len(getattr(model, name)) for name in self.lists}
         return known_model(self.family, lists, hidden_width(model))
@@ -78,7 +77,7 @@ def check_options(args: argparse.Namespace) -> None:
         CachePlan.load(args.delta_cache)
 
 
-def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, tell: Tell) -> None:
+def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, log: Log) -> None:
     """Let `owner`'s loop run by the plan that the options name, or record it."""
     check_options(args)  # these lines are also written by hand, where nothing checked before
     original, signature = getattr(owner, loop.call), inspect.signature(getattr(owner, loop.call))
@@ -89,9 +88,9 @@ def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, tell: Tell) -> Non
         arguments.apply_defaults()
         run = partial(original, *given, **named)
         if args.delta_cache is not None:
-            return _cached(owner, args.delta_cache, loop, tell, arguments.arguments, run)
+            return _cached(owner, args.delta_cache, loop, log, arguments.arguments, run)
         if args.delta_profile is not None:
-            return _recorded(owner, args.delta_profile, loop, tell, arguments.arguments, run)
+            return _recorded(owner, args.delta_profile, loop, log, arguments.arguments, run)
         return run()
 
     setattr(owner, loop.call, call)
@@ -101,7 +100,7 @@ def _cached(
     owner: Any,
     asked: str,
     loop: Loop,
-    tell: Tell,
+    log: Log,
     arguments: dict[str, Any],
     run: Callable[[], Any],
 ) -> Any:
@@ -109,11 +108,11 @@ def _cached(
     plan = checked_name(asked, model)
 
     def plan_for(grid: Grid) -> CachePlan:
-        return plan if isinstance(plan, CachePlan) else named_plan(plan, model, grid.solver)
+        return plan_for_solver(plan, model, grid.solver)
 
     found = LoopModels((loop.model(owner),), {name: name for name in loop.lists})
     shift = arguments.get(loop.shift) if loop.shift else None
-    with LoopCache(plan_for, found, tell).running(*loop.schedulers(owner), shift=shift):
+    with LoopCache(plan_for, found, log).running(*loop.schedulers(owner), shift=shift):
         return run()
 
 
@@ -121,7 +120,7 @@ def _recorded(
     owner: Any,
     path: str,
     loop: Loop,
-    tell: Tell,
+    log: Log,
     arguments: dict[str, Any],
     run: Callable[[], Any],
 ) -> Any:
@@ -151,7 +150,7 @@ def _recorded(
     with profile.running(*loop.schedulers(owner), shift=shift):
         result = run()
     recorded = profile.finish(**loop.facts(arguments, result))
-    tell(f"recorded a run of {recorded.recorded.steps} steps into {path}")
+    log(f"recorded a run of {recorded.recorded.steps} steps into {path}")
     return result
 
 

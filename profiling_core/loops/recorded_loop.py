@@ -1,12 +1,12 @@
-"""LoopProfile: records a full run of a denoising loop that is not ours into a profile.
+"""LoopProfile: records a full run of a foreign denoising loop into a profile.
 
     profile = LoopProfile(recorder_of, models)
     with profile.running(scheduler):
         video = pipeline(...)
     profile.finish(prompt=..., seed=..., guidance=...)
 
-The recorder is made when the loop sets its scheduler's timesteps, told its position from the
-model's calls, and given the final latent by the scheduler's last step.
+The recorder is made when the loop sets its scheduler's timesteps. It gets its position from the
+model's calls and the final latent from the scheduler's last step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from profiling_core.engine.anchors import keep
 from profiling_core.engine.block_lists import unwrapped
-from profiling_core.engine.call_tracker import Follower
+from profiling_core.engine.call_tracker import CallTracker
 from profiling_core.errors import ProfileError
 from profiling_core.loops.cached_loop import LoopModels
 from profiling_core.loops.scheduler_grid import Grid, grid_of, when_set
@@ -52,10 +52,10 @@ class LoopProfile:
         """The run inside the with block; targets and shift as for LoopCache."""
         with ExitStack() as attached, ExitStack() as seams:
 
-            def see(scheduler: Any, told: dict[str, Any]) -> None:
+            def see(scheduler: Any, given: dict[str, Any]) -> None:
                 attached.close()
-                given = told | ({} if shift is None else {"shift": shift})
-                self._recorder = self._recorder_of(grid_of(scheduler, given))
+                facts = given | ({} if shift is None else {"shift": shift})
+                self._recorder = self._recorder_of(grid_of(scheduler, facts))
                 attached.enter_context(_positions(self._recorder, self._found.models[0]))
                 attached.enter_context(self._recorder.attached(self._found.models[0]))
 
@@ -78,7 +78,7 @@ class LoopProfile:
 
 
 class GuidedRecorder(Recorder):
-    """Records what the solver is given; of several model calls per step the first.
+    """Records what the solver is given, and the first of several model calls per step.
 
     grid: of the run; what is recorded are the latents and predictions of its levels.
     """
@@ -105,7 +105,7 @@ class GuidedRecorder(Recorder):
         return super().finish(self._scaled(self._clip(latent), self.steps), **facts)
 
     def see_step(self, given: Tensor, latent: Tensor) -> None:
-        """What the solver is given and has, at the step of the last call."""
+        """Record the solver's input and its latent, at the step of the last call."""
         step = len(self.recording.latents)
         self.recording.see_latent(step, [self._scaled(self._clip(latent), step)])
         prediction = self._factor * self._clip(given)
@@ -122,10 +122,10 @@ class GuidedRecorder(Recorder):
             super()._after_call(model, args, kwargs, output)
 
     def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
-        """The solver's are taken instead."""
+        """Do nothing: the solver's latents are recorded instead."""
 
     def _see_output(self, step: int, branch: Branch, output: Any) -> None:
-        """What the solver is given is taken instead."""
+        """Do nothing: the solver's input is recorded instead."""
 
     def _sizes(
         self, latents: list[Tensor], kwargs: dict[str, Any]
@@ -153,7 +153,7 @@ class GuidedRecorder(Recorder):
 
 @contextmanager
 def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
-    """Tell the recorder step and branch before its own hooks run."""
+    """Give the recorder step and branch before its own hooks run."""
     every = CachePlan.build(
         name="full",
         model=recorder.model,
@@ -162,14 +162,17 @@ def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
         solver=recorder.sampling["solver"],
         shift=recorder.sampling["shift"],
         sites=[],
-        provenance={"made_by": "profiling_core.loop_profile", "source": "every step computes"},
+        provenance={
+            "made_by": "profiling_core.loops.recorded_loop",
+            "source": "every step computes",
+        },
     )
-    follower = Follower(every, lambda: None, strict=True)
+    tracker = CallTracker(every, lambda: None, strict=True)
 
-    def tell(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.begin(*follower.position(args, kwargs))
+    def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder.begin(*tracker.position(args, kwargs))
 
-    handle = model.register_forward_pre_hook(tell, with_kwargs=True)
+    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     try:
         yield
     finally:

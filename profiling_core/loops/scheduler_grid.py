@@ -1,4 +1,4 @@
-"""The noise levels of a loop that is not ours, read from its scheduler when the loop sets it up.
+"""The noise levels of a foreign loop, read from its scheduler when the loop sets it up.
 
 Works on the schedulers of diffusers and on those of upstream Wan2.1 and HunyuanVideo, which follow
 the same contract: `set_timesteps(...)` leaves `timesteps`, one per step, and for flow matching
@@ -31,7 +31,7 @@ import torch
 
 from profiling_core.errors import PlanError
 
-# solvers of `flow_solvers` by the classes that implement them
+# names of the flow solvers by the classes that implement them
 _SOLVERS = {
     "FlowMatchEulerDiscreteScheduler": "euler",
     "FlowMatchDiscreteScheduler": "euler",
@@ -47,7 +47,7 @@ _SHIFTS = ("flow_shift", "shift")  # of a scheduler's config
 class Grid:
     """Falling noise levels of all steps, the solver's name and the shift they were made with.
 
-    rising: the scheduler's own sigmas rise; the levels are what they lack to 1. In these levels
+    rising: the scheduler's own sigmas rise; the levels are 1 minus them. In these levels
     the solver moves latents over `scales` (before every step, and the final one) by predictions
     times `factor`.
     """
@@ -64,10 +64,10 @@ class Grid:
         return len(self.sigmas)
 
 
-def grid_of(scheduler: Any, told: dict[str, Any] | None = None) -> Grid:
+def grid_of(scheduler: Any, arguments: dict[str, Any] | None = None) -> Grid:
     """The grid of a scheduler whose timesteps are set.
 
-    told: what `set_timesteps` was given, where a shift may be. PlanError for levels that do not
+    arguments: of `set_timesteps`, where a shift may be. PlanError for levels that do not
     fall step by step, as those of solvers with several model calls per step.
     """
     if _is_rotation(scheduler):
@@ -82,7 +82,7 @@ def grid_of(scheduler: Any, told: dict[str, Any] | None = None) -> Grid:
                 f"{before:.6g}: plans need levels that fall at every step; take a scheduler with "
                 "one model call per step"
             )
-    shift, factor = _shift(scheduler, told or {}), -1.0 if rising else 1.0
+    shift, factor = _shift(scheduler, arguments or {}), -1.0 if rising else 1.0
     return Grid(tuple(levels), _solver(scheduler), shift, rising, factor)
 
 
@@ -169,7 +169,7 @@ def _share_levels(scheduler: Any) -> list[float]:
     products = getattr(scheduler, "alphas_cumprod", None)
     if products is None:
         raise PlanError(
-            f"{type(scheduler).__name__} says neither sigmas of a flow nor alphas_cumprod: its "
+            f"{type(scheduler).__name__} has neither sigmas of a flow nor alphas_cumprod: its "
             "noise levels are not known"
         )
     steps = scheduler.timesteps.to(device="cpu", dtype=torch.long)
@@ -182,11 +182,11 @@ def _solver(scheduler: Any) -> str:
     return known[0] if known and _is_flow(scheduler) else names[0].removesuffix("Scheduler")
 
 
-def _shift(scheduler: Any, told: dict[str, Any]) -> float:
-    if told.get("shift"):
-        return float(told["shift"])
-    if told.get("mu") is not None:
-        return math.exp(told["mu"])
+def _shift(scheduler: Any, arguments: dict[str, Any]) -> float:
+    if arguments.get("shift"):
+        return float(arguments["shift"])
+    if arguments.get("mu") is not None:
+        return math.exp(arguments["mu"])
     config = getattr(scheduler, "config", None)
     found = (getattr(config, name, None) for name in _SHIFTS)
     return float(next((shift for shift in found if shift), 1.0))

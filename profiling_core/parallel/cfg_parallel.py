@@ -1,9 +1,9 @@
 """Guidance-parallel: the conditional and the unconditional branch on groups of ranks of their own.
 
 Every rank runs its group's branch, one all-gather of a latent gives all of them both predictions,
-and solver and cache go on alike everywhere. To a cache the two are one prediction of one call, as
-where guidance is batched: a reuse step is forecast from both branches' anchors without a word to
-the other group, and blocks keep deltas of one branch alone, half of what one group would hold.
+and solver and cache continue alike on every rank. To a cache the two are one prediction of one
+call, as with batched guidance: a reuse step is forecast from both branches' anchors without
+communication, and blocks keep deltas of one branch alone, half of what one group would hold.
 """
 
 from __future__ import annotations

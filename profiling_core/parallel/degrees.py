@@ -11,7 +11,7 @@ from profiling_core.errors import ParallelError
 
 @dataclass(frozen=True)
 class Degrees:
-    """Processes along every axis."""
+    """The number of processes along every axis."""
 
     ulysses: int = 1
     ring: int = 1
@@ -28,7 +28,7 @@ class Degrees:
 
 
 def degrees_from(ulysses: str, ring: str, cfg: str, values: Sequence[int]) -> Degrees:
-    """The degrees that were given by options of these names.
+    """The degrees of options with these names.
 
     ParallelError for a number below 1, or when they do not account for every process of this run.
     """

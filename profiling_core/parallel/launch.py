@@ -1,4 +1,4 @@
-"""How the processes of a run come together: groups, and one mind about what is to be made."""
+"""How the processes of a run come together: groups, and agreement on the arguments."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def from_first(value: Any) -> Any:
 
 
 def fingerprint(*paths: Path) -> str:
-    """Of files that every rank reads: their names, sizes and, below a megabyte, their content.
+    """A hash of the files that every rank reads: names, sizes and the first megabyte.
 
-    Large weight files are told apart by their size and first bytes, which hold their header.
+    Large weight files differ in their size or in their header, which lies in the first bytes.
     """
     found = hashlib.sha256()
     for path in paths:

@@ -1,6 +1,6 @@
-"""Processes that share one clip: how many, what each does, and the groups they talk in.
+"""Processes that share one clip: how many, what each does, and their groups.
 
-Of world = cfg x ring x ulysses processes the rank is
+The rank of one of world = cfg x ring x ulysses processes is
 
     rank = (cfg_rank ring + ring_rank) ulysses + ulysses_rank
 
@@ -65,7 +65,7 @@ class Ranks:
 
     @property
     def sequence_rank(self) -> int:
-        """Of the tokens' shards, in their order."""
+        """The position of this rank's shard among the tokens' shards."""
         return self.rank % self.degrees.sequence
 
     @property
@@ -134,5 +134,5 @@ def one_noise(noise: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 def finish() -> None:
     """Leave the process group, if one is up, once all have come to their end."""
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()  # gloo may abort where one rank leaves while another still talks
+        dist.barrier()  # gloo may abort where one rank leaves while another still sends
         dist.destroy_process_group()

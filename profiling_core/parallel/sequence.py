@@ -163,7 +163,7 @@ class SequenceShare:
 
 
 class _Merged:
-    """(1) for every sample; fp32 whatever the blocks come in."""
+    """Equation (1) for every sample, in fp32."""
 
     def __init__(self, q: Tensor) -> None:
         self.output = torch.zeros(q.shape, dtype=torch.float32, device=q.device)

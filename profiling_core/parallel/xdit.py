@@ -6,7 +6,7 @@
 `yunchang` is LongContextAttention under it, which knows no text that all ranks hold and so serves
 Wan alone; it runs on CPUs as well. Both want equal shards. They send q, k, v and the output in four
 all-to-alls where `SequenceShare` needs two, and with torch's kernels a ring rounds its log-sum-exp
-to bf16; that is why they are not the usual choice. Before the first clip a layer is set against
+to bf16; that is why they are not the default. Before the first clip a layer is set against
 ours on random numbers: releases of the two packages exist that import and then fail.
 """
 

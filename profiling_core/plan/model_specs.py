@@ -1,4 +1,4 @@
-"""The models that plans are shipped for, and what the released code says of their blocks."""
+"""The models that plans are shipped for, and the facts of the released code about their blocks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as the model is usually asked for, in one process."""
+    """A clip with the model's default sizes, in one process."""
 
     size: str
     tokens: int  # of the residual stream, text included where it is a part

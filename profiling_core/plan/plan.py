@@ -38,7 +38,7 @@ class CachePlan(PlanDocument):
 
     @property
     def label(self) -> str:
-        """Its name and a hash of all that it says."""
+        """Its name and a hash of its content."""
         return f"{self.name} (sha256 {hashlib.sha256(self.dumps().encode()).hexdigest()[:12]})"
 
     @classmethod

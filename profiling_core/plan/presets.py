@@ -14,7 +14,7 @@ quality, balanced, fast
             that a search finds. The others are stepped over by Wan's multistep solver; for
             HunyuanVideo's Euler solver they are forecast linearly in sigma and corrected at the
             next computed step. The miniatures' are searched on their own profiles, the official
-            models' on published figures (`published`), which their provenance says.
+            models' on published figures (`published`); their provenance names them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def regrid(
     shift: float,
     keep_speed: bool | None = None,
 ) -> CachePlan:
-    """The plan on the noise levels `sigmas` of a solver; None for keep_speed: as its name says.
+    """The plan on the noise levels `sigmas` of a solver; None for keep_speed: as its name asks.
 
     Steps are matched by sigma, never by index: a plan that computes at sigma 0.83 computes at the
     level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
@@ -87,7 +87,7 @@ def on_grid(plan: CachePlan, sigmas: Sequence[float], *, solver: str) -> bool:
 
 
 def _cost_note(plan: CachePlan, there: CachePlan) -> list[str]:
-    """The same noise levels on another grid are another share of its steps: say so."""
+    """The same noise levels on another grid are another share of its steps: a note."""
     before, after = speedup_flops(plan), speedup_flops(there)
     if isclose(before, after, rel_tol=0.02):
         return []

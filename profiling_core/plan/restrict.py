@@ -83,7 +83,7 @@ def _restricted(plan: CachePlan, site: Site, steps: Sequence[int]) -> dict[str, 
 def _weights(
     plan: CachePlan, site: Site, branch: str, steps: Sequence[int], computed: Sequence[int]
 ) -> dict[str, list[float]]:
-    """Of every reuse step, newest anchor first."""
+    """The weights of every reuse step, newest anchor first."""
     own, found = sorted(computes(plan, site, branch)), {}
     for place, step in enumerate(steps):
         if place in computed:

@@ -8,7 +8,7 @@ here as the linear law
 
     T_s = Tmax - (Tmax - Tmin) (s - s0) / (S - s0)
 
-and equation 12 says that a step is computed when it lies a whole interval after the last one. Two
+and by equation 12 a step is computed when it lies a whole interval after the last one. Two
 readings of that pair exist:
 
 - "walk" (the default here): from a compute step s the next one is s + round(T_s);

@@ -123,7 +123,7 @@ class Provenance(Checked):
 
 
 class Expected(Checked):
-    """What a plan file says of its cost; recomputed and compared on load."""
+    """The cost that a plan file states; recomputed and compared on load."""
 
     block_runs: int
     block_runs_full: int
@@ -147,7 +147,9 @@ class PlanDocument(Checked):
     sites: tuple[Annotated[PredictionSite | IntervalSite, Field(discriminator="kind")], ...]
     provenance: Provenance
     expected: Expected | None = None
-    notes: Annotated[tuple[str, ...], Field(exclude=True)] = ()  # what a carry-over has to say
+    notes: Annotated[
+        tuple[str, ...], Field(exclude=True)
+    ] = ()  # for the log: what regridding changed
 
     @cached_property
     def branches(self) -> tuple[Branch, ...]:

@@ -74,12 +74,12 @@ def line(plan: PlanDocument, step: int, anchors: Sequence[int]) -> Forecast:
 def corrections(plan: PlanDocument, branch: str) -> dict[int, Forecast]:
     """Where skip is "corrected": what the solver is given at a compute step n after a skip.
 
-    A site with `given` says it itself; otherwise:
-    The forecasts f_s of the skipped steps were drawn from the anchors before; now that v_n is
-    known, the line from v_j to v_n says better what they stood for. The difference, c = sum of
-    (sigma_s+1 - sigma_s) (line_s - f_s), is put into the prediction, v_n + c / (sigma_n+1 -
-    sigma_n), so that Euler's own step adds it to the latent: a trapezium where there was an
-    extrapolation. The step itself comes first, then its anchors with their weights.
+    A site with `given` holds its own weights. For all others: the forecasts f_s of the skipped
+    steps were drawn from the anchors before; now that v_n is known, the line from v_j to v_n is the
+    better estimate of them. The difference, c = sum of (sigma_s+1 - sigma_s) (line_s - f_s), is put
+    into the prediction, v_n + c / (sigma_n+1 - sigma_n), so that Euler's own step adds it to the
+    latent: a trapezium where there was an extrapolation. The step itself comes first, then its
+    anchors with their weights.
     """
     site = plan.prediction
     if site is not None and site.given is not None:

@@ -12,7 +12,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from profiling_core import __version__
 from profiling_core.profile.profile import (
     FLOAT16,
     FLOAT64,
@@ -25,6 +24,7 @@ from profiling_core.profile.profile import (
 from profiling_core.recording.attention_share import foreground_share, high_attention
 from profiling_core.recording.foreground import foreground_mask
 from profiling_core.recording.run_data import Recording, summed
+from profiling_core.version import installed_version
 
 COLUMNS = 1 << 16  # of the vectors whose products are summed in fp64 at a time
 Arrays = dict[str, np.ndarray]
@@ -62,7 +62,7 @@ def profile_of(
         torch=torch.__version__,
         seconds=recording.seconds,
         model_seconds=float(np.mean(seconds)) if seconds else None,
-        made_by=f"profiling-dit {__version__}",
+        made_by=f"profiling-dit {installed_version()}",
     )
     typed = {name: _typed(name, array) for name, array in arrays.items()}
     return Profile(settings, subject, (run,), typed)

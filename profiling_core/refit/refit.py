@@ -158,7 +158,7 @@ def rollouts_of(
     """The profile's prompts, each recorded once in full; `steps`: where latents are kept."""
     rollouts, steps = [], set(steps)
     for run, inputs in zip(profile.runs, _inputs(profile, model), strict=True):
-        rollout = Rollout(model, inputs, run.guidance)
+        rollout = Rollout(model, inputs, run.guidance, profile.recorded.steps)
         _check_size(profile, rollout.record(steps))
         rollouts.append(rollout)
         log(f"full run {len(rollouts)} of {len(profile.runs)}: {run.prompt}")

@@ -5,7 +5,7 @@ loops run one prompt from start to end, so a `Rollout` starts its loop again for
 earlier predictions come from memory, only the solver works again, and the loop is left where the
 stretch ends. The model runs once at every compute step.
 
-    rollout = Rollout(model, inputs, guidance)
+    rollout = Rollout(model, inputs, guidance, steps)
     rollout.record(steps)                       the full run: the target latents
     latent = rollout.run(weights, until=12)     as the model would see it at step 12
 """
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from profiling_core.engine.anchors import Anchor, forecast_prediction, keep, tensors_of
+from profiling_core.engine.full_run import FullRun
 from profiling_core.engine.seams import in_front
 from profiling_core.errors import ProfileError
 from profiling_core.plan import CachePlan
@@ -57,8 +58,10 @@ class Rollout:
     everything is kept on the host.
     """
 
-    def __init__(self, model: LoadedModel, inputs: tuple[Any, ...], guidance: float | None) -> None:
-        self.model, self.inputs, self.guidance = model, inputs, guidance
+    def __init__(
+        self, model: LoadedModel, inputs: tuple[Any, ...], guidance: float | None, steps: int
+    ) -> None:
+        self.model, self.inputs, self.guidance, self.steps = model, inputs, guidance, steps
         self.wanted: dict[int, Tensor] = {}
         self.final = torch.zeros(0)
         self._predictions: dict[tuple[Branch, int], Anchor] = {}
@@ -125,12 +128,13 @@ class _Stop(Exception):
         self.latent = latent
 
 
-class _Watch:
+class _Watch(FullRun):
     """In front of the model's call; attaches and takes the position like a cache."""
 
     def __init__(
         self, rollout: Rollout, weights: Weights, until: int | None, recording: bool = False
     ) -> None:
+        super().__init__(rollout.steps, blocks=0)
         self.rollout, self.weights, self.until, self.recording = rollout, weights, until, recording
         self.latents: dict[int, Tensor] = {}
 

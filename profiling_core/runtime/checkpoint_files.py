@@ -32,5 +32,5 @@ def check_counts(path: Path, sizes: dict[str, Any], least: int = 0) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, short enough for one line."""
+    """The message of another library's error, short enough for one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

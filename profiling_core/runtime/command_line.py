@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 def defaults_text(values: Iterable[tuple[str, Any]]) -> str:
     """'default 81, 1 for t2i-14B': help for an option whose default depends on the model.
 
-    values: model and value, the usual model first.
+    values: model and value, the default model first.
     """
     (_, first), *others = values
     return ", ".join(
@@ -34,9 +34,9 @@ def defaults_text(values: Iterable[tuple[str, Any]]) -> str:
 
 
 def check_prompt(prompt: str) -> None:
-    """InputError for a prompt that says nothing or cannot be encoded."""
+    """InputError for a prompt that is empty or cannot be encoded."""
     if not prompt.strip():
-        raise InputError("the prompt is empty: say in --prompt what is to be seen")
+        raise InputError("the prompt is empty: describe in --prompt what is to be seen")
     check_text(prompt)
 
 

@@ -1,7 +1,7 @@
 """How the trees' commands end, alone or as several processes; no torch.
 
-torchrun ends all processes when one has failed. What is left to do here: whoever fails first says
-why, the others stay quiet, and nobody is left waiting in a collective.
+torchrun ends all processes when one has failed. What is left to do here: the rank that fails
+first reports why, the others stay quiet, and no rank is left waiting in a collective.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from profiling_core.errors import DisagreementError
 
 PATIENCE = 3.0  # seconds for an orderly end after SIGTERM; a blocked collective never sees it
-TURN = 2.0  # seconds that a rank leaves to rank 0, which mostly has the same to say
-ECHO = 10.0  # seconds before the loss of another rank is told: torchrun ends this one sooner
+TURN = 2.0  # seconds that a rank leaves to rank 0, which mostly has the same error
+ECHO = 10.0  # seconds before the loss of another rank is reported: torchrun ends this one sooner
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
 EXIT_LOST = 1  # another process of the run
 EXIT_USER_ERROR = 2
@@ -46,17 +46,17 @@ def exit_code(run: Callable[[], None], user_errors: tuple[type[Exception], ...])
 
 
 def _complain(line: str) -> None:
-    """Of several processes with the rank, on a line of its own below a progress bar."""
+    """Write to stderr; where several processes run, with the rank and below a progress bar."""
     if sys.stderr is not None:  # closed by the caller
-        told = f"\n{line} (rank {os.getenv('RANK', '?')})" if _several() else line
-        sys.stderr.write(f"{told}\n")
+        text = f"\n{line} (rank {os.getenv('RANK', '?')})" if _several() else line
+        sys.stderr.write(f"{text}\n")
 
 
 def wait_for_turn(error: BaseException) -> None:
-    """Before an error is told: let the rank speak first that knows more.
+    """Wait before an error is reported: the rank that knows more goes first.
 
-    Rank 0 speaks at once. Others wait, since an error that all have is told once that way: torchrun
-    ends them meanwhile. A lost connection is the echo of another rank's failure and waits longest.
+    Rank 0 reports at once. Others wait, so that an error of all ranks appears once: torchrun ends
+    them meanwhile. A lost connection is the echo of another rank's failure and waits longest.
     """
     if not _several():
         return
@@ -68,7 +68,7 @@ def wait_for_turn(error: BaseException) -> None:
 
 
 def is_echo(error: BaseException) -> bool:
-    """Does this error say that another rank is gone?"""
+    """Does this error mean that another rank is gone?"""
     if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)

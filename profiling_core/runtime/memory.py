@@ -1,4 +1,4 @@
-"""Is there room? Asked before anything large is loaded."""
+"""Checks that memory suffices, before anything large is loaded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -13,7 +13,7 @@ from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.profile.profile import Profile
 
 DEFAULT_PRESET = "paper"
-OURS = ("balanced", *(name for name in SPEEDUPS if name != "balanced"))  # the usual one first
+OURS = ("balanced", *(name for name in SPEEDUPS if name != "balanced"))  # the default first
 
 
 def add_delta_options(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def pointer_to_ours() -> str:
 
 
 def resolve_plan(value: str | None, model: str) -> CachePlan | None:
-    """The plan that `--delta_cache value` names for `model`; PlanError says what is wrong.
+    """The plan that `--delta_cache value` names for `model`; PlanError names what is wrong.
 
     A preset's name wins over a file of the same name in the working directory; write ./name for
     the file.

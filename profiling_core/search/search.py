@@ -24,7 +24,6 @@ from math import floor, prod
 
 import numpy as np
 
-from profiling_core import __version__
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
@@ -43,6 +42,7 @@ from profiling_core.search.step_search import (
     StepSearch,
 )
 from profiling_core.search.trajectories import Trajectories, trajectories_of
+from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
 EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
@@ -262,7 +262,7 @@ class PlanSearch:
             **self._stored,
             sites=sites,
             provenance={
-                "made_by": f"profiling-dit {__version__}",
+                "made_by": f"profiling-dit {installed_version()}",
                 "source": f"searched on {self.profile.origin}",
                 "profile_sha256": self._profile_sha256,
                 "settings": settings,

@@ -1,13 +1,14 @@
-"""HunyuanVideo behind the face that a comparison needs."""
+"""HunyuanVideo as commands and benchmarks run it."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import Asked, TreeModel, draws_progress, parse_size
+from profiling_core.trees.tree_model import ModelRequest, Sampling, TreeModel, parse_size
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 class HunyuanModel(TreeModel):
     """HunyuanVideo, through the options of sample_video.py."""
 
-    folder, script, code = "HunyuanVideo", "sample_video", "hyvideo"
+    name, folder, miniature = "hunyuan", "HunyuanVideo", "HYVideo-mini"
     marks = ("sample_video.py", "hyvideo/pipeline.py", "hyvideo/sigmas.py")
+    solvers = ("euler",)
     not_settings = TreeModel.not_settings | {
         "seed",
         "seed_type",
@@ -27,37 +29,49 @@ class HunyuanModel(TreeModel):
         "name_suffix",
     }
 
-    def _argv(self, asked: Asked, given: Any) -> list[str]:
-        name = asked.model or given.model
-        config = self._module("config").CONFIGS.get(name)
+    def _script(self) -> ModuleType:
+        import sample_video
+
+        return sample_video
+
+    def _argv(self, request: ModelRequest, given: Any) -> list[str]:
+        from hyvideo.config import CONFIGS
+
+        name = request.model or given.model
+        config = CONFIGS.get(name)
         embeds = config is None or config.transformer["guidance_embed"]
         options = {
             "--model": name,
-            "--model-base": asked.ckpt_dir,
-            "--dit-weight": asked.dit_weight,
-            "--video-length": asked.frame_num,
-            "--infer-steps": asked.steps,
-            "--flow-solver": asked.solver,
-            "--flow-shift": asked.shift,
-            "--embedded-cfg-scale" if embeds else "--cfg-scale": asked.guidance,
+            "--model-base": request.ckpt_dir,
+            "--dit-weight": request.dit_weight,
+            "--video-length": request.frame_num,
+            "--infer-steps": request.steps,
+            "--flow-solver": request.solver,
+            "--flow-shift": request.shift,
+            "--embedded-cfg-scale" if embeds else "--cfg-scale": request.guidance,
             "--num-videos": 1,
             "--save-path": tempfile.gettempdir(),  # checked, nothing is written there
         }
         argv = [f"{name}={value}" for name, value in options.items() if value is not None]
-        if asked.size is not None:
-            width, height = parse_size(asked.size)
+        if request.size is not None:
+            width, height = parse_size(request.size)
             argv += ["--video-size", str(height), str(width)]
         return [*argv, "--flow-reverse"]
 
-    def _check(self, script: Any, asked: Asked) -> None:
+    def _check(self, script: Any, request: ModelRequest) -> None:
+        from hyvideo.config import CONFIGS
+        from hyvideo.inference import settings_of
+
         args = self.args
         args.seed, args.seed_type = 0, "auto"
         script.check_supported(args)
-        known = self._module("config").CONFIGS[args.model]
+        known = CONFIGS[args.model]
         script.fill_defaults(args, known)
-        if asked.ckpt_dir is not None:  # said here, so the environment's MODEL_BASE does not win
-            args.model_base = asked.ckpt_dir
-        self.config = self._module("inference").settings_of(args, known)
+        if (
+            request.ckpt_dir is not None
+        ):  # given here, so that the environment's MODEL_BASE does not win
+            args.model_base = request.ckpt_dir
+        self.config = settings_of(args, known)
         script.check_values(args, self.config)
         script.warn(args, self.config)
         args.model_base = Path(args.model_base).resolve()
@@ -74,59 +88,82 @@ class HunyuanModel(TreeModel):
 
     def describe(self) -> str:
         args, (frames, height, width) = self.args, self.clip_shape
-        guidance = args.cfg_scale if args.cfg_scale > 1 else args.embedded_cfg_scale
         return (
             f"{args.model}, {width}x{height}, {frames} frames, {args.infer_steps} "
-            f"{args.flow_solver} steps, shift {args.flow_shift:g}, guidance {guidance:g}"
+            f"{args.flow_solver} steps, shift {args.flow_shift:g}, guidance {self.guidance:g}"
         )
 
+    @property
+    def sampling(self) -> Sampling:
+        args = self.args
+        return Sampling(args.infer_steps, args.flow_solver, args.flow_shift)
+
+    @property
+    def guidance(self) -> float:
+        args = self.args
+        return args.cfg_scale if args.cfg_scale > 1 else args.embedded_cfg_scale
+
+    def sigmas(self, run: Sampling) -> tuple[float, ...]:
+        from hyvideo.sigmas import sigmas_fp32
+
+        return sigmas_fp32(run.steps, run.shift)
+
     def check_plan(self, plan: CachePlan) -> CachePlan:
-        check = self._module("checks").check_plan
-        with self.one_line():
-            return check(plan, self.config, self.args.infer_steps, self.args.flow_shift)
+        from hyvideo.checks import check_plan
+
+        run = self.sampling
+        with self.as_user_error():
+            return check_plan(plan, self.config, run.steps, run.shift)
+
+    def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:
+        from hyvideo.checks import plan_for_run
+
+        return plan_for_run(plan, run.steps, run.shift)
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.args.model_base
 
     @property
     def checkpoint(self) -> list[Path]:
-        args, find_files = self.args, self._module("checkpoint").find_files
+        from hyvideo.checkpoint import find_files
+
+        args = self.args
         return find_files(args.model_base, args.dit_weight, use_fp8=args.use_fp8).weights
 
-    def load(self, ranks: Ranks | None = None) -> None:
+    def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
+        from hyvideo.pipeline import HunyuanVideo
+
         args = self.args
-        self.pipeline = self._module("pipeline").HunyuanVideo(
+        self.pipeline = HunyuanVideo(
             self.config,
             args.model_base,
             self.device,
             dit_weight=args.dit_weight,
             use_cpu_offload=args.use_cpu_offload,
+            fp32=fp32,
             ranks=ranks,
         )
 
     def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
+        from hyvideo.config import NEGATIVE_PROMPT
+
         args, negative = self.args, None
         if args.cfg_scale > 1:
-            negative = args.neg_prompt or self._module("config").NEGATIVE_PROMPT
+            negative = args.neg_prompt or NEGATIVE_PROMPT
         conditioning = self.pipeline.encode(prompt, negative, video_length=args.video_length)
         shape = self.config.latent_shape(tuple(args.video_size), args.video_length)
-        return conditioning, self.pipeline.noise(shape, seed)
+        return conditioning, self.pipeline.noise(shape, seed, self.noise_device)
 
-    def denoise(
-        self,
-        inputs: tuple[Any, ...],
-        plan: CachePlan | None = None,
-        *,
-        steps: int | None = None,
-        recorder: Any = None,
-    ) -> Any:
+    def _denoise(self, inputs: tuple[Any, ...], run: Sampling, options: dict[str, Any]) -> Any:
         args = self.args
         return self.pipeline.denoise(
             *inputs,
-            infer_steps=args.infer_steps if steps is None else steps,
-            flow_shift=args.flow_shift,
+            infer_steps=run.steps,
+            flow_shift=run.shift,
             embedded_guidance=args.embedded_cfg_scale,
             cfg_scale=args.cfg_scale,
-            plan=plan,
-            recorder=recorder,
-            progress=draws_progress(),
+            **options,
         )
 
     def decode(self, latent: Any) -> Any:
@@ -134,4 +171,6 @@ class HunyuanModel(TreeModel):
         return None if video is None else video.float() * 2 - 1
 
     def save(self, video: Any, path: Path) -> None:
-        self._module("video").save_video((video + 1) / 2, path, self.fps)
+        from hyvideo.video import save_video
+
+        save_video((video + 1) / 2, path, self.fps)

@@ -6,9 +6,9 @@ from profiling_core.trees.hunyuan import HunyuanModel
 from profiling_core.trees.tree_model import TreeModel
 from profiling_core.trees.wan import WanModel
 
-TREES: dict[str, type[TreeModel]] = {"wan": WanModel, "hunyuan": HunyuanModel}
+TREES: dict[str, type[TreeModel]] = {tree.name: tree for tree in (WanModel, HunyuanModel)}
 
 
 def tree_class(name: str) -> type[TreeModel]:
-    """The tree's model behind the face that both trees have."""
+    """The adapter of the tree of this name: "wan" or "hunyuan"."""
     return TREES[name]

@@ -7,15 +7,15 @@ gives the defaults and its checks the errors; this module only says which option
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from profiling_core.errors import CompareError, InputError
@@ -30,8 +30,8 @@ PACKAGE = Path(__file__).resolve().parents[2]  # the folder that holds profiling
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line says of the model and of a clip; None: the tree's own default."""
+class ModelRequest:
+    """A model and the clips that it shall make; None: the tree's own default."""
 
     model: str | None = None
     ckpt_dir: str | None = None
@@ -45,42 +45,52 @@ class Asked:
     tree_options: tuple[str, ...] = ()  # further options of the tree's command line
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What fixes the noise levels of a run."""
+
+    steps: int
+    solver: str
+    shift: float
+
+
 class TreeModel(ABC):
     """A model that was asked for and checked; `load` reads its weights."""
 
+    name: ClassVar[str]  # of the tree
     folder: ClassVar[str]
     marks: ClassVar[tuple[str, ...]]  # files that this tree has and the official repository lacks
-    script: ClassVar[str]
-    code: ClassVar[str]  # the tree's package
+    solvers: ClassVar[tuple[str, ...]]  # the default first
+    miniature: ClassVar[str]  # the bundled model
     # of the tree's options: they shape no clip, or are the comparison's own
     not_settings: ClassVar[frozenset[str]] = frozenset({"delta_cache", "delta_profile", "prompt"})
-    pipeline: Any
+    noise_device: str | None = None  # where noise is drawn; None: on the model's device
+    progress: bool | None = None  # draw the steps of a run; None: where somebody looks
+    pipeline: Any = None
+    config: Any
 
-    def __init__(self, asked: Asked, prompt: str) -> None:
+    def __init__(self, request: ModelRequest, prompt: str) -> None:
         """CompareError for what cannot work; `prompt` is one of those to come, checked for all."""
-        put_on_path(self)
-        script = self._script()
-        with self.one_line():
+        import_tree(self)
+        script = self._checked_script()
+        with self.as_user_error():
             parser = script.build_parser()
-            given = parser.parse_args(list(asked.tree_options))
-            argv = [*asked.tree_options, *self._argv(asked, given), f"--prompt={prompt}"]
+            given = parser.parse_args(list(request.tree_options))
+            argv = [*request.tree_options, *self._argv(request, given), f"--prompt={prompt}"]
             self.args = parser.parse_args(argv)
             if (self.args.delta_cache or self.args.delta_profile) is not None:
                 raise CompareError("--tree-options: plans are named in --plans, not there")
-            self._check(script, asked)
+            self._check(script, request)
 
-    def _script(self) -> Any:
+    def _checked_script(self) -> Any:
         """The module of the tree's command line; CompareError when a package is not installed."""
         try:
             _log_warnings_once()
-            return importlib.import_module(self.script)
+            return self._script()
         except ModuleNotFoundError as error:
             raise CompareError(
                 f"{self.folder} needs the package {error.name}: pip install -r requirements.txt"
             ) from None
-
-    def _module(self, name: str) -> Any:
-        return importlib.import_module(f"{self.code}.{name}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -93,6 +103,10 @@ class TreeModel(ABC):
         return self.config.plan_model
 
     @property
+    def steps(self) -> int:
+        return self.sampling.steps
+
+    @property
     def last_run(self) -> RunStats:
         return self.pipeline.last_run
 
@@ -102,36 +116,72 @@ class TreeModel(ABC):
         frames, height, width = self.clip_shape
         return 3 * frames * height * width * 4
 
-    @contextmanager
-    def one_line(self) -> Iterator[None]:
-        """The tree's errors for what a user can put right, as this command's."""
-        try:
-            yield
-        except InputError as error:
-            raise CompareError(" ".join(str(error).split())) from error
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """`one_line`, and a failed allocation as such a line."""
-        from profiling_core.runtime.memory import out_of_memory_as_input_error
-
-        way_out = "take a smaller clip or a smaller model"
-        memory = out_of_memory_as_input_error(self.device, self.describe(), way_out)
-        with self.one_line(), memory:
-            yield
-
     @property
     def device(self) -> Any:
         import torch
 
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    @contextmanager
+    def as_user_error(self) -> Iterator[None]:
+        """The tree's errors for what a user can put right, as this command's, in one line."""
+        try:
+            yield
+        except InputError as error:
+            raise CompareError(" ".join(str(error).split())) from error
+
+    @contextmanager
+    def loaded(self, ranks: Ranks | None = None) -> Iterator[None]:
+        """Inside, the weights are there, and a failed allocation is a user's error as well.
+
+        A pipeline that the model has already is kept.
+        """
+        from profiling_core.runtime.memory import out_of_memory_as_input_error
+
+        way_out = "take a smaller clip or a smaller model"
+        memory = out_of_memory_as_input_error(self.device, self.describe(), way_out)
+        with self.as_user_error(), memory:
+            if self.pipeline is None:
+                self.load(ranks)
+            yield
+
+    def plan(self, value: str | None) -> CachePlan | None:
+        """The plan that `--delta_cache value` takes."""
+        from profiling_core.runtime.options import resolve_plan  # here: it reads safetensors
+
+        return resolve_plan(value, self.plan_model)
+
+    def denoise(
+        self,
+        inputs: tuple[Any, ...],
+        plan: CachePlan | None = None,
+        *,
+        steps: int | None = None,
+        solver: str | None = None,
+        shift: float | None = None,
+        recorder: Any = None,
+    ) -> Any:
+        """A latent; `last_run` says what it took. recorder: gets the position of every call."""
+        asked = {"steps": steps, "solver": solver, "shift": shift}
+        run = replace(self.sampling, **{k: v for k, v in asked.items() if v is not None})
+        if run.solver not in self.solvers:
+            known = ", ".join(self.solvers)
+            raise CompareError(f"{self.folder} has no solver {run.solver}, it has {known}")
+        fitted = None if plan is None else self._on_grid(plan, run)
+        progress = draws_progress() if self.progress is None else self.progress
+        options = {"plan": fitted, "recorder": recorder, "progress": progress}
+        return self._denoise(inputs, run, options)
+
     @abstractmethod
-    def _argv(self, asked: Asked, given: Any) -> list[str]:
+    def _script(self) -> ModuleType:
+        """The module of the tree's command line."""
+
+    @abstractmethod
+    def _argv(self, request: ModelRequest, given: Any) -> list[str]:
         """The tree's options for what was asked; `given`: its parsed further options."""
 
     @abstractmethod
-    def _check(self, script: Any, asked: Asked) -> None:
+    def _check(self, script: Any, request: ModelRequest) -> None:
         """The tree's own checks of `self.args`, and `self.config`."""
 
     @property
@@ -143,6 +193,19 @@ class TreeModel(ABC):
     @abstractmethod
     def fps(self) -> int: ...
 
+    @property
+    @abstractmethod
+    def sampling(self) -> Sampling:
+        """Steps, solver and shift of this model's runs."""
+
+    @property
+    @abstractmethod
+    def guidance(self) -> float: ...
+
+    @abstractmethod
+    def sigmas(self, run: Sampling) -> tuple[float, ...]:
+        """The noise levels of a run, as plans and profiles name them."""
+
     @abstractmethod
     def describe(self) -> str:
         """Model, size, steps and so on in one line."""
@@ -151,13 +214,22 @@ class TreeModel(ABC):
     def check_plan(self, plan: CachePlan) -> CachePlan:
         """The plan on this run's noise levels; PlanError when it is another model's."""
 
+    @abstractmethod
+    def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:
+        """The plan on the noise levels of a run; PlanError when it cannot be put on them."""
+
+    @property
+    @abstractmethod
+    def checkpoint_dir(self) -> Path:
+        """The folder of the weights."""
+
     @property
     @abstractmethod
     def checkpoint(self) -> list[Path]:
         """The files that the weights are read from."""
 
     @abstractmethod
-    def load(self, ranks: Ranks | None = None) -> None:
+    def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
         """Read the weights; ranks: the processes that share a clip, all of them load."""
 
     @abstractmethod
@@ -165,15 +237,8 @@ class TreeModel(ABC):
         """The encoded prompt and the noise, drawn as the tree's command line draws it."""
 
     @abstractmethod
-    def denoise(
-        self,
-        inputs: tuple[Any, ...],
-        plan: CachePlan | None = None,
-        *,
-        steps: int | None = None,
-        recorder: Any = None,
-    ) -> Any:
-        """A latent; `last_run` says what it took. recorder: told the position, as by the tree."""
+    def _denoise(self, inputs: tuple[Any, ...], run: Sampling, options: dict[str, Any]) -> Any:
+        """The pipeline's loop; options: plan, recorder and progress, by its names."""
 
     @abstractmethod
     def decode(self, latent: Any) -> Any:
@@ -198,7 +263,7 @@ def find_tree(tree: type[TreeModel] | TreeModel) -> Path:
     )
 
 
-def put_on_path(tree: type[TreeModel] | TreeModel) -> None:
+def import_tree(tree: type[TreeModel] | TreeModel) -> None:
     """Make the tree importable, before anything else of its name."""
     place = str(find_tree(tree))
     if place not in sys.path:

@@ -1,14 +1,15 @@
-"""Wan2.1 behind the face that a comparison needs."""
+"""Wan2.1 as commands and benchmarks run it."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.errors import CompareError
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import Asked, TreeModel, draws_progress, parse_size
+from profiling_core.trees.tree_model import ModelRequest, Sampling, TreeModel, parse_size
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -17,34 +18,42 @@ if TYPE_CHECKING:
 class WanModel(TreeModel):
     """Wan2.1, through the options of generate.py."""
 
-    folder, script, code = "Wan2.1", "generate", "wan"
+    name, folder, miniature = "wan", "Wan2.1", "t2v-mini"
     marks = ("generate.py", "wan/text2video.py", "wan/sigmas.py")
+    solvers = ("unipc", "dpm++")
     not_settings = TreeModel.not_settings | {"base_seed", "save_file"}
 
-    def _argv(self, asked: Asked, given: Any) -> list[str]:
-        if asked.dit_weight is not None:
+    def _script(self) -> ModuleType:
+        import generate
+
+        return generate
+
+    def _argv(self, request: ModelRequest, given: Any) -> list[str]:
+        if request.dit_weight is not None:
             raise CompareError(
-                f"--dit-weight {asked.dit_weight}: Wan2.1 has its weights in --ckpt-dir"
+                f"--dit-weight {request.dit_weight}: Wan2.1 has its weights in --ckpt-dir"
             )
-        size = None if asked.size is None else "*".join(map(str, parse_size(asked.size)))
+        size = None if request.size is None else "*".join(map(str, parse_size(request.size)))
         options = {
-            "--task": asked.model,
-            "--ckpt_dir": asked.ckpt_dir,
+            "--task": request.model,
+            "--ckpt_dir": request.ckpt_dir,
             "--size": size,
-            "--frame_num": asked.frame_num,
-            "--sample_steps": asked.steps,
-            "--sample_solver": asked.solver,
-            "--sample_shift": asked.shift,
-            "--sample_guide_scale": asked.guidance,
+            "--frame_num": request.frame_num,
+            "--sample_steps": request.steps,
+            "--sample_solver": request.solver,
+            "--sample_shift": request.shift,
+            "--sample_guide_scale": request.guidance,
             "--base_seed": 0,
             "--save_file": Path(tempfile.gettempdir()) / "clip.mp4",  # checked there, never made
         }
         return [f"{name}={value}" for name, value in options.items() if value is not None]
 
-    def _check(self, script: Any, asked: Asked) -> None:
+    def _check(self, script: Any, request: ModelRequest) -> None:
+        from wan.configs import WAN_CONFIGS
+
         args = self.args
         script.check_supported(args)
-        self.config = self._module("configs").CONFIGS[args.task]
+        self.config = WAN_CONFIGS[args.task]
         if self.config.still:
             raise CompareError(f"--model {args.task} makes images: take one that makes videos")
         script.fill_defaults(args, self.config)
@@ -68,25 +77,53 @@ class WanModel(TreeModel):
             f"guidance {args.sample_guide_scale:g}"
         )
 
+    @property
+    def sampling(self) -> Sampling:
+        args = self.args
+        return Sampling(args.sample_steps, args.sample_solver, args.sample_shift)
+
+    @property
+    def guidance(self) -> float:
+        return self.args.sample_guide_scale
+
+    def sigmas(self, run: Sampling) -> tuple[float, ...]:
+        from wan.sigmas import sigmas_fp32
+
+        return sigmas_fp32(run.solver, run.steps, run.shift)
+
     def check_plan(self, plan: CachePlan) -> CachePlan:
-        args, check = self.args, self._module("checks").check_plan
-        with self.one_line():
-            return check(
-                plan, args.ckpt_dir, args.sample_solver, args.sample_steps, args.sample_shift
-            )
+        from wan.checks import check_plan
+
+        run = self.sampling
+        with self.as_user_error():
+            return check_plan(plan, self.checkpoint_dir, run.solver, run.steps, run.shift)
+
+    def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:
+        from wan.checks import plan_for_run
+
+        return plan_for_run(plan, run.solver, run.steps, run.shift)
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.args.ckpt_dir
 
     @property
     def checkpoint(self) -> list[Path]:
-        return self._module("checkpoint").checkpoint_files(self.args.ckpt_dir, self.config)
+        from wan.checkpoint import checkpoint_files
 
-    def load(self, ranks: Ranks | None = None) -> None:
+        return checkpoint_files(self.checkpoint_dir, self.config)
+
+    def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
+        from wan.text2video import WanT2V
+
         args = self.args
-        self.pipeline = self._module("text2video").WanT2V(
+        self.pipeline = WanT2V(
             self.config,
             args.ckpt_dir,
             self.device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
+            fp32=fp32,
             ranks=ranks,
         )
 
@@ -97,28 +134,19 @@ class WanModel(TreeModel):
         prompts = [prompt, self.config.sample_neg_prompt]
         context, context_null = self.pipeline.encode(prompts, offload_model=offload)
         shape = self.config.latent_shape(parse_size(self.args.size), self.args.frame_num)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        noise = torch.randn(shape, generator=generator, device=self.device)
+        device = self.noise_device or self.device
+        generator = torch.Generator(device).manual_seed(seed)
+        noise = torch.randn(shape, generator=generator, device=device)
         return context, context_null, noise
 
-    def denoise(
-        self,
-        inputs: tuple[Any, ...],
-        plan: CachePlan | None = None,
-        *,
-        steps: int | None = None,
-        recorder: Any = None,
-    ) -> Any:
-        args = self.args
+    def _denoise(self, inputs: tuple[Any, ...], run: Sampling, options: dict[str, Any]) -> Any:
         return self.pipeline.denoise(
             *inputs,
-            shift=args.sample_shift,
-            sample_solver=args.sample_solver,
-            sampling_steps=args.sample_steps if steps is None else steps,
-            guide_scale=args.sample_guide_scale,
-            plan=plan,
-            recorder=recorder,
-            progress=draws_progress(),
+            shift=run.shift,
+            sample_solver=run.solver,
+            sampling_steps=run.steps,
+            guide_scale=self.guidance,
+            **options,
         )
 
     def decode(self, latent: Any) -> Any:
@@ -131,4 +159,6 @@ class WanModel(TreeModel):
         return None if video is None else video.float().cpu()
 
     def save(self, video: Any, path: Path) -> None:
-        self._module("video").save_video(video, path, self.fps)
+        from wan.video import save_video
+
+        save_video(video, path, self.fps)

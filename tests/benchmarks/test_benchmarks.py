@@ -18,12 +18,15 @@ from benchmarks.speed import engine, gpu_step
 from examples import demo
 from gpu_toys import TOY_HUNYUAN, TOY_WAN, TOYS
 from hunyuan_toys import TINY as TINY_HUNYUAN
+from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import HUNYUAN, MODELS, WAN, Clip, PlannedModel
 from profiling_core.plan.presets import ORDER, build_preset, load_preset, presets_of
 from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
+from profiling_core.runtime import options
 from tiny_trees import tiny_configs
+from wan.configs import WAN_CONFIGS
 
 CPU = torch.device("cpu")
 PRESETS = {TOY_WAN: ["release", "paper", "balanced"], TOY_HUNYUAN: list(timing.PLANS)}
@@ -187,7 +190,7 @@ def test_engine_benchmark_measures_the_hunyuan_miniature_as_its_pipeline_runs_it
     hunyuan_checkpoint, monkeypatch
 ):
     config = replace(TINY_HUNYUAN, model_base=hunyuan_checkpoint)
-    monkeypatch.setitem(clips.HUNYUAN_CONFIGS, "HYVideo-mini", config)
+    monkeypatch.setitem(HUNYUAN_CONFIGS, "HYVideo-mini", config)
     subject = engine.hunyuan_miniature(CPU, bf16=False)
     assert {p.dtype for p in subject.model.parameters()} == {torch.float32}
     assert subject.planned.clip.tokens == 2 * 2 * 2 + 12
@@ -204,11 +207,11 @@ def tiny_trees(checkpoint, hunyuan_checkpoint, monkeypatch):
             HUNYUAN, "hunyuan-video", {"double_blocks": 2, "single_blocks": 3}
         ),
     }
-    monkeypatch.setitem(clips.WAN_CONFIGS, "t2v-mini", wan)
-    monkeypatch.setitem(clips.HUNYUAN_CONFIGS, "HYVideo-mini", hunyuan)
-    monkeypatch.setattr(clips, "available", lambda model: presets_of(planned[model]))
+    monkeypatch.setitem(WAN_CONFIGS, "t2v-mini", wan)
+    monkeypatch.setitem(HUNYUAN_CONFIGS, "HYVideo-mini", hunyuan)
+    monkeypatch.setattr(shipped_plans, "available", lambda model: presets_of(planned[model]))
     monkeypatch.setattr(
-        clips,
+        options,
         "resolve_plan",
         lambda value, model: build_preset(planned[model], value) if value else None,
     )
@@ -220,13 +223,7 @@ def _planned(family, name, lists):
     return PlannedModel(family, fingerprint, Clip("tiny", 8, 512))
 
 
-@pytest.fixture
-def tiny_demo(tiny_trees, monkeypatch):
-    build = lambda value, model: build_preset(tiny_trees[model], value) if value else None  # noqa: E731
-    monkeypatch.setattr(demo, "resolve_plan", build)
-
-
-def test_demo_writes_clips_and_a_sheet_of_both_trees(tiny_demo, tmp_path, run, capsys):
+def test_demo_writes_clips_and_a_sheet_of_both_trees(tiny_trees, tmp_path, run, capsys):
     out = tmp_path / "demo"
     assert run(demo, "--out", out) == 0
     names = [f"{tree}_{what}.mp4" for tree in row_files.TREES for what in demo.RUNS]
@@ -239,7 +236,7 @@ def test_demo_writes_clips_and_a_sheet_of_both_trees(tiny_demo, tmp_path, run, c
     assert sum(line.startswith("hunyuan paper, 1/1: ") for line in lines) == 1
 
 
-def test_demo_runs_one_tree_with_a_prompt_of_the_users(tiny_demo, tmp_path, run, capsys):
+def test_demo_runs_one_tree_with_a_prompt_of_the_users(tiny_trees, tmp_path, run, capsys):
     prompt = "green square moving up over noise"
     assert run(demo, "--trees", "hunyuan", "--prompt", prompt, "--out", tmp_path / "demo") == 0
     text = capsys.readouterr().out
@@ -274,7 +271,7 @@ def made_runs():
     return make
 
 
-def test_rows_of_the_demo_are_recorded_by_a_benchmark(tiny_demo, rows, run):
+def test_rows_of_the_demo_are_recorded_by_a_benchmark(tiny_trees, rows, run):
     assert run(demo_rows, "--rounds", 1) == 0
     found = rows("demo")
     assert [(row["tree"], row["run"]) for row in found] == [
@@ -286,13 +283,12 @@ def test_rows_of_the_demo_are_recorded_by_a_benchmark(tiny_demo, rows, run):
 
 
 def test_videos_of_both_trees_have_one_range(tiny_trees, tmp_path):
-    for build in clips.BUILD.values():
-        tree = build(CPU)
-        latent = tree.denoise(tree.inputs(tree.prompt, 0), steps=2)
+    for name in row_files.TREES:
+        tree = clips.load(name)
+        latent = tree.denoise(tree.inputs(clips.EXAMPLES[name], 0), steps=2)
         video = tree.decode(latent)
         assert video.shape == (3, 5, 32, 32) and video.device == CPU
         assert -1 <= video.min() < 0 and video.max() <= 1
-        assert clips.to_frames(video).shape == (5, 32, 32, 3)
 
 
 def test_policies_put_as_many_plain_steps_beside_each_plan(tiny_trees, rows, run, capsys):
@@ -326,9 +322,10 @@ def test_parts_of_a_calibration_make_one_profile(tiny_trees, tmp_path, run, monk
 
 
 def test_hunyuan_has_one_solver(tiny_trees):
-    tree = clips.HunyuanTree(CPU)
-    with pytest.raises(ValueError, match="HunyuanVideo has the solver euler alone, not unipc"):
-        tree.denoise(tree.inputs(tree.prompt, 0), steps=2, solver="unipc")
+    tree = clips.load("hunyuan")
+    inputs = tree.inputs(clips.EXAMPLES["hunyuan"], 0)
+    with pytest.raises(ValueError, match="HunyuanVideo has no solver unipc, it has euler"):
+        tree.denoise(inputs, steps=2, solver="unipc")
 
 
 def test_alternating_rounds_turn_their_order_and_drop_the_first():

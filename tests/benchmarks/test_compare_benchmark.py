@@ -28,14 +28,14 @@ def ready(tiny_trees, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(clips, "MODELS", tiny_trees)
     monkeypatch.setattr(calibrate, "PROMPTS", 2)
     monkeypatch.setattr(calibrate, "SETTINGS", Settings(sensitivity=(30,)))
-    monkeypatch.setattr(compare, "profile_path", lambda tree: tmp_path / f"{tree.name}.profile")
+    monkeypatch.setattr(calibrate, "profile_path", lambda tree: tmp_path / f"{tree.name}.profile")
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     return tmp_path
 
 
 def prepare(name, folder):
     """The tiny tree, its profile in `folder`."""
-    tree, path = clips.BUILD[name](CPU), folder / f"{name}.profile"
+    tree, path = clips.load(name), folder / f"{name}.profile"
     if name not in RECORDED:
         calibrate.record(tree, path)
         RECORDED[name] = path.read_bytes()
@@ -142,7 +142,7 @@ def test_missing_package_is_skipped_and_named(ready, capsys, monkeypatch):
 def test_other_weights_are_other_rows(ready):
     tree = prepare("wan", ready)
     before = samplers.weights_hash(tree)
-    assert before == samplers.weights_hash(clips.BUILD["wan"](CPU))
+    assert before == samplers.weights_hash(clips.load("wan"))
     with torch.no_grad():
         next(tree.pipeline.model.parameters()).add_(1)
     assert samplers.weights_hash(tree) != before

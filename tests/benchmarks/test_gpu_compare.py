@@ -95,7 +95,7 @@ def test_a_correcting_call_is_a_kind_of_its_own() -> None:
     assert {"run", "keep", "reuse", "correct"} <= costs.seconds.keys()
 
 
-def test_a_forced_rule_reuses_when_it_is_told(subject) -> None:
+def test_a_forced_rule_gives_the_forced_answer(subject) -> None:
     """On a reused call the blocks behind the decision do not run."""
     runs = []
     hooks = [

@@ -25,8 +25,8 @@ from benchmarks.baselines.diffusers_hooks import (
 )
 from benchmarks.baselines.diffusers_models import LISTS, PARTS, convert
 from benchmarks.baselines.package_run import BatchedGuidance, PackagePeer, PackageRule
-from benchmarks.lib.clips import HunyuanTree, Inputs, Tree, WanTree
-from tiny_trees import tiny_configs
+from benchmarks.lib.clips import Inputs, Tree, load
+from tiny_trees import tiny_trees_fp32
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # diffusers' FasterCache
 CPU = torch.device("cpu")
@@ -51,8 +51,7 @@ class Bench(NamedTuple):
 
 @pytest.fixture(scope="module")
 def benches(checkpoint: Path, hunyuan_checkpoint: Path) -> dict[str, Bench]:
-    wan, hunyuan = tiny_configs(checkpoint, hunyuan_checkpoint, STEPS)
-    trees = (WanTree(CPU, wan, fp32=True), HunyuanTree(CPU, hunyuan, fp32=True))
+    trees = tiny_trees_fp32(checkpoint, hunyuan_checkpoint, STEPS)
     inputs = [tree.inputs(PROMPT, 3) for tree in trees]
     return {t.name: Bench(t, i, t.denoise(i)) for t, i in zip(trees, inputs, strict=True)}
 
@@ -157,7 +156,7 @@ def test_the_converted_model_predicts_what_ours_does(benches, name):
 def test_without_a_cache_the_loop_gives_the_full_run(benches, name, kind, in_parts):
     bench = benches[name]
     rule = kind(bench.tree, in_parts)
-    with intercepted(bench.tree, rule), rule.told_of(bench.tree):
+    with intercepted(bench.tree, rule), rule.watching(bench.tree):
         latent = bench.tree.denoise(bench.inputs)
     assert close(latent, bench.full)
     assert rule.meter.runs == pytest.approx(bench.all_runs)
@@ -165,14 +164,13 @@ def test_without_a_cache_the_loop_gives_the_full_run(benches, name, kind, in_par
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [WanTree, HunyuanTree])
-def test_miniatures_run_on_diffusers_as_on_ours(build):
-    tree = build(CPU, fp32=True)
-    tree.steps = 4
+@pytest.mark.parametrize("name", TREES)
+def test_miniatures_run_on_diffusers_as_on_ours(name):
+    tree = load(name, fp32=True, steps=4)
     inputs = tree.inputs(PROMPT, 3)
-    full = tree.denoise(inputs, steps=tree.steps)
+    full = tree.denoise(inputs)
     with intercepted(tree, PackageRule(tree)):
-        assert close(tree.denoise(inputs, steps=tree.steps), full)
+        assert close(tree.denoise(inputs), full)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -337,7 +335,7 @@ def test_faster_cache_cannot_skip_in_the_first_call_of_a_distilled_model(benches
 
 
 @torch.no_grad()
-def test_sea_cache_computes_everything_unless_it_is_told_the_step(benches):
+def test_sea_cache_computes_everything_without_the_step(benches):
     rule, call = one_call(benches["wan"])
     rule.transformer.enable_cache(SeaCacheConfig(threshold=100.0, max_consecutive_cached=0))
     for _ in range(4):

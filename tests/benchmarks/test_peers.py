@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from benchmarks.baselines import (
 )
 from benchmarks.baselines.base import BRANCHES
 from benchmarks.baselines.magcache import MagBranch, MagVariant
-from benchmarks.lib.clips import HunyuanTree, Inputs, Tree, WanTree
-from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
+from benchmarks.lib.clips import EXAMPLES, Inputs, Tree, load
 from profiling_core.metrics import latent_error
 from profiling_core.plan.importers import from_magnitude_ratios
-from tiny_trees import tiny_configs
+from tiny_trees import tiny_trees_fp32
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -74,8 +73,7 @@ def bench_of(tree: Tree) -> Bench:
 
 @pytest.fixture(scope="module")
 def benches(checkpoint: Path, hunyuan_checkpoint: Path) -> dict[str, Bench]:
-    wan, hunyuan = tiny_configs(checkpoint, hunyuan_checkpoint, STEPS)
-    trees = (WanTree(CPU, wan, fp32=True), HunyuanTree(CPU, hunyuan, fp32=True))
+    trees = tiny_trees_fp32(checkpoint, hunyuan_checkpoint, STEPS)
     return {tree.name: bench_of(tree) for tree in trees}
 
 
@@ -288,7 +286,7 @@ def test_easycache_decides_as_its_rule_says_from_the_latents_it_saw(benches, nam
 def test_wan_signals_are_the_time_embeddings(benches):
     bench = benches["wan"]
     peer, model = bench.peers[TeaCache], bench.tree.pipeline.model
-    sigmas = torch.tensor(bench.tree._sampling()["sigmas"])
+    sigmas = torch.tensor(bench.tree.sigmas(bench.tree.sampling))
     with torch.no_grad():
         times = [model.embed_time(t[None]) for t in (1000 * sigmas).to(torch.int64)]
     for variant, kind in zip(peer.variants(bench.tree), (0, 1), strict=True):
@@ -462,9 +460,9 @@ def test_loop_of_another_length_is_refused(benches):
 
 @pytest.mark.slow
 def test_reused_steps_stay_near_the_full_run_of_the_trained_miniature():
-    """On a short grid; random weights cannot tell a useful reuse from a wrong one."""
-    tree = HunyuanTree(CPU, replace(HUNYUAN_CONFIGS["HYVideo-mini"], infer_steps=16), fp32=True)
-    inputs = tree.inputs(tree.prompt, 100)
+    """On a short grid; with random weights a useful reuse looks like a wrong one."""
+    tree = load("hunyuan", fp32=True, steps=16)
+    inputs = tree.inputs(EXAMPLES["hunyuan"], 100)
     full = tree.denoise(inputs)
     thresholds = {TeaCache: 0.15, MagCache: 0.035, EasyCache: 0.3, DiCache: 0.2}
     for build, threshold in thresholds.items():

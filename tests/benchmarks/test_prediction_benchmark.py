@@ -1,4 +1,4 @@
-"""Predicted against measured: the benchmark on a made profile and a tree told its errors."""
+"""Predicted against measured: the benchmark on a made profile and a made tree."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks.lib import rows as row_files
+from benchmarks.lib.schedules import protected_ends
 from benchmarks.search import prediction
-from benchmarks.search.prediction import MOST_MOVED, exchanged, hand, plans_of
+from benchmarks.search.prediction import MOST_MOVED, exchanged, plans_of
 from made_profiles import made_profile
 from profiling_core.plan import CachePlan
 from profiling_core.search.search import Budget, PlanSearch
@@ -29,12 +30,11 @@ def search() -> PlanSearch:
 
 
 @dataclass
-class ToldTree:
-    """A tree whose final latent is off by twice the predicted error, in the seconds it is told."""
+class MadeTree:
+    """A tree whose final latent is off by twice the predicted error; seconds go by steps."""
 
     search: PlanSearch
     name: str = "hunyuan"
-    prompt: str = "a prompt"
     steps: int = STEPS
     calls: int = 0
     last_run: SimpleNamespace = field(default_factory=SimpleNamespace)
@@ -62,12 +62,13 @@ class ToldTree:
 
 
 @pytest.fixture
-def told(search, monkeypatch, tmp_path) -> ToldTree:
-    tree = ToldTree(search)
+def made(search, monkeypatch, tmp_path) -> MadeTree:
+    tree = MadeTree(search)
     weights = iter(lambda: "same", None)
     monkeypatch.setattr(prediction, "weights_hash", lambda tree: next(weights))
     monkeypatch.setattr(row_files, "RESULTS", tmp_path)
-    monkeypatch.setattr(prediction, "load", lambda name: (tree, search))
+    monkeypatch.setattr(prediction, "load", lambda name, fp32: tree)
+    monkeypatch.setattr(prediction, "profile_of", lambda tree: search.profile)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     run = search.profile.runs[0]
     monkeypatch.setattr(prediction, "calibration_prompts", lambda count: [run.prompt])
@@ -80,7 +81,7 @@ def rows(path: Path, what: str) -> list[dict]:
     return [row for row in found if row["what"] == what]
 
 
-def test_plans_are_of_every_kind_and_way_to_skip(search: PlanSearch) -> None:
+def test_plans_are_of_every_kind_and_reuse_mode(search: PlanSearch) -> None:
     plans = plans_of(search)
     assert len(plans) == 10 * len(search.skips)
     assert {kind.kind for kind in plans} == {"searched", "exchanged", "hand", "uniform"}
@@ -100,7 +101,7 @@ def test_an_exchange_moves_a_few_steps_and_never_the_first() -> None:
 
 
 def test_a_plan_by_hand_protects_start_and_end() -> None:
-    steps = hand(50, 25)
+    steps = protected_ends(50, 25)
     assert len(steps) == 25
     assert steps[:10] == tuple(range(10)) and steps[-4:] == (46, 47, 48, 49)
 
@@ -114,25 +115,25 @@ def test_rank_correlation_is_spearmans() -> None:
     assert tied == pytest.approx(np.sqrt(3) / 2)
 
 
-def test_errors_are_measured_once_and_ranked(told, tmp_path, capsys) -> None:
+def test_errors_are_measured_once_and_ranked(made, tmp_path, capsys) -> None:
     few = ("--calibration-prompts", "1", "--held-out-prompts", "1", "--trees", "hunyuan")
     arguments = ["--parts", "errors", "--out", str(tmp_path / "out"), *few]
     assert prediction.main(arguments) == 0
     distinct = {row["plan"] for row in rows(tmp_path, "error")}
-    assert told.calls == 2 * len(distinct) + 2
+    assert made.calls == 2 * len(distinct) + 2
     everything = rows(tmp_path, "ranks")[0]
     assert everything["group"] == "all" and everything["overall"] == pytest.approx(1)
     assert everything["ratio"] == pytest.approx(2, rel=1e-3)
     assert everything["held_out"] == pytest.approx(1)
     for name in ("prediction_hunyuan.png", "prediction_hunyuan.svg"):
         assert (tmp_path / "out" / name).stat().st_size > 10_000
-    calls = told.calls
+    calls = made.calls
     assert prediction.main([*arguments, "--table"]) == 0
-    assert told.calls == calls
+    assert made.calls == calls
     assert "measured / predicted" in capsys.readouterr().out
 
 
-def test_errors_without_rows_are_refused(told, tmp_path, capsys) -> None:
+def test_errors_without_rows_are_refused(made, tmp_path, capsys) -> None:
     arguments = ["--parts", "errors", "--trees", "hunyuan", "--table", "--held-out-prompts", "1"]
     assert prediction.main([*arguments, "--calibration-prompts", "1"]) == 2
     assert capsys.readouterr().err == (
@@ -149,7 +150,7 @@ def test_a_prompt_that_the_profile_lacks_is_refused(search) -> None:
 def test_speed_is_predicted_with_what_steps_cost_beside_the_model(model) -> None:
     search = PlanSearch(made_profile(model=model, runs=1, steps=STEPS))
     plans = {"2x": search.plan(Budget(speedup=2.0))}
-    (row,) = prediction.speeds(ToldTree(search), plans, 2)
+    (row,) = prediction.speeds(MadeTree(search), plans, 2)
     assert row["by_flops"] == 2.0
     assert row["beside_seconds"] == pytest.approx(BESIDE)
     assert row["with_loop"] == pytest.approx(row["measured"], rel=1e-4)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.search.transfer_table import grouped, loss_table, markdown, quality_table, tables
+from benchmarks.lib.rows import markdown
+from benchmarks.search.transfer_table import grouped, loss_table, quality_table, tables
 from made_profiles import made_profile
 
 
@@ -42,7 +43,7 @@ def test_loss_is_the_paired_difference_from_the_search_at_equal_cost():
     assert line == "| wan | 30 steps | carried, speed kept | 6.0 | 4.0 +-1.0 | 2 |"
 
 
-def test_every_way_has_a_row_and_the_newest_counts():
+def test_every_sampler_has_a_row_and_the_newest_counts():
     text = tables([*ROWS, row("3 plain steps", "a", 36.0, skip=None, computed=3, predicted=None)])
     assert "| 3 plain steps | 2.00x | - | 36.0 | 0.9900 | 0.0200 | - | 0.0200 | 1 |" in text
     assert "| searched, 3 computed | 2.00x | jump | 45.0 +-2.0 (43.0) |" in text

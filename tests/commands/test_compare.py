@@ -43,14 +43,14 @@ BRANCHES = {"wan": ("cond", "uncond"), "hunyuan": ("cond",)}
 def tiny_trees(checkpoint: Path, hunyuan_checkpoint: Path) -> Iterator[None]:
     """Both miniatures' names stand for tiny random checkpoints."""
     tiny_wan = replace(
-        wan.configs.CONFIGS["t2v-mini"],
+        wan.configs.WAN_CONFIGS["t2v-mini"],
         sizes=("32*32",),
         default_size="32*32",
         frame_num=5,
         ckpt_dir=checkpoint,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(wan.configs.CONFIGS, "t2v-mini", tiny_wan)
+        patch.setitem(wan.configs.WAN_CONFIGS, "t2v-mini", tiny_wan)
         tiny_hunyuan = replace(TINY_HUNYUAN, model_base=hunyuan_checkpoint)
         patch.setitem(hyvideo.config.CONFIGS, "HYVideo-mini", tiny_hunyuan)
         patch.delenv("MODEL_BASE", raising=False)
@@ -117,7 +117,7 @@ def direct_clip(tree: str, prompt: str, plan: CachePlan | None) -> tuple[torch.T
     """Clip and latent from the pipeline's own generate."""
     latents = []
     if tree == "wan":
-        config = wan.configs.CONFIGS["t2v-mini"]
+        config = wan.configs.WAN_CONFIGS["t2v-mini"]
         pipeline = WanT2V(config, config.ckpt_dir, "cpu")
         call = {"size": (32, 32), "frame_num": 5, "sampling_steps": STEPS, "guide_scale": 3.0}
     else:
@@ -230,7 +230,7 @@ def test_a_missing_package_is_named_before_any_run(given, tmp_path, monkeypatch,
 def test_the_same_command_runs_nothing_again(finished, monkeypatch, capsys):
     tree, out, line = finished
     before = (out / "rows.jsonl").read_bytes()
-    monkeypatch.setattr(compare_model.TreeModel, "at_work", None)  # what loads the weights
+    monkeypatch.setattr(compare_model.TreeModel, "loaded", None)  # what loads the weights
     capsys.readouterr()
     assert main(line) == 0
     assert (out / "rows.jsonl").read_bytes() == before

@@ -24,7 +24,7 @@ SEED_COMMAND = (
 
 
 def test_a_missing_prompt_is_named(outcome: Callable[..., str], nothing_loads: None) -> None:
-    assert outcome("--flow-reverse") == "error: --prompt is missing: say what is to be seen"
+    assert outcome("--flow-reverse") == "error: --prompt is missing: describe what is to be seen"
 
 
 def test_the_issues_command_ends_at_the_missing_checkpoint(

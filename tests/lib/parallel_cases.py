@@ -35,7 +35,7 @@ from profiling_core.parallel.xdit import LayerShare  # noqa: E402
 from profiling_core.plan import CachePlan  # noqa: E402
 from profiling_core.runtime.options import resolve_plan  # noqa: E402
 from wan.attention import attention  # noqa: E402
-from wan.configs import CONFIGS as WAN  # noqa: E402
+from wan.configs import WAN_CONFIGS as WAN  # noqa: E402
 from wan.configs import parse_size  # noqa: E402
 from wan.sigmas import sigmas_fp32 as wan_sigmas  # noqa: E402
 from wan.text2video import WanT2V  # noqa: E402

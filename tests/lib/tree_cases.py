@@ -30,7 +30,7 @@ import wan_toys
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from profiling_core.plan import CachePlan
 from tree_paths import ROOT
-from wan.configs import CONFIGS as WAN_CONFIGS
+from wan.configs import WAN_CONFIGS
 
 STEPS = 6
 PROMPT = "a red circle moving right over blue stripes"

@@ -112,7 +112,7 @@ def test_a_jump_is_refused_where_the_scheduler_steps_by_number() -> None:
 def test_presets_named_by_speed_keep_it_on_every_pipeline(name: str, preset: str) -> None:
     tiny, lines = build(name), []
     speedup = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}[preset]
-    with cache_pipeline(tiny.pipe, preset, tell=lines.append) as cache:
+    with cache_pipeline(tiny.pipe, preset, log=lines.append) as cache:
         tiny.latents(num_inference_steps=24)
     share = cache.stats.block_runs / cache.stats.block_runs_full
     assert 1 / share == pytest.approx(speedup, rel=0.12)
@@ -207,7 +207,7 @@ def test_nothing_is_held_when_the_vae_decodes() -> None:
 def test_what_is_told_before_the_run_is_what_is_counted_after_it() -> None:
     tiny, lines = build("hunyuan"), []
     plan = made_plan(tiny, intervals(tiny))
-    with cache_pipeline(tiny.pipe, plan, tell=lines.append) as cache:
+    with cache_pipeline(tiny.pipe, plan, log=lines.append) as cache:
         tiny.latents()
     assert cache.plan.expected.block_runs == 2 * cache.stats.block_runs  # of both branches
     assert any(line.startswith("ran ") for line in lines)
@@ -218,7 +218,7 @@ def test_what_is_told_before_the_run_is_what_is_counted_after_it() -> None:
 def test_the_bytes_told_in_the_first_call_are_those_that_are_held(name, sites) -> None:
     tiny, lines = build(name), []
     plan = made_plan(tiny, sites(tiny))
-    with cache_pipeline(tiny.pipe, plan, tell=lines.append) as cache:
+    with cache_pipeline(tiny.pipe, plan, log=lines.append) as cache:
         tiny.latents()
     told = next(line for line in lines if line.endswith("for every model call of a step"))
     calls = 2 if name in TWO_CALLS else 1

@@ -13,7 +13,7 @@ from torch import nn
 from diffusers_plans import intervals, made_plan, prediction
 from profiling_core import cache_pipeline
 from profiling_core.errors import PlanError
-from profiling_core.loops.refusals import refuse_intervals
+from profiling_core.loops.diffusers_cache import refuse_intervals
 from tiny_pipelines import Tiny, build
 
 PLANS = {"intervals": lambda tiny: intervals(tiny, "linear"), "jump": lambda _: prediction("jump")}

@@ -29,7 +29,7 @@ from profiling_core.refit.refit import (
 )
 from profiling_core.refit.rollout import Rollout, Weights
 from profiling_core.search.search import Budget, PlanSearch, Point
-from profiling_core.trees.tree_model import Asked
+from profiling_core.trees.tree_model import ModelRequest
 
 HUNYUAN, WAN = "hunyuan-video-t2v-mini", "wan2.1-t2v-mini"
 GUIDANCE, SPREAD = 5.0, 0.5
@@ -250,14 +250,11 @@ def test_the_command_measures_before_and_after_and_says_so_in_the_plan(
     profile.save(tmp_path / "a.profile")
 
     class Loaded(MadeModel):
-        def __init__(self, asked: Asked, prompt: str) -> None:
+        def __init__(self, request: ModelRequest, prompt: str) -> None:
             super().__init__(profile)
-            assert (asked.model, asked.steps, prompt) == ("HYVideo-mini", 16, "prompt 0 of 0")
+            assert (request.model, request.steps, prompt) == ("HYVideo-mini", 16, "prompt 0 of 0")
 
-        at_work = staticmethod(nullcontext)
-
-        def load(self) -> None:
-            pass
+        loaded = staticmethod(nullcontext)
 
     monkeypatch.setattr("profiling_core.commands.plan.tree_class", lambda tree: Loaded)
     command = ["plan", "--profile", str(tmp_path / "a.profile"), "-o", str(out), "--speedup", "2"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from made_profiles import made_profile
-from profiling_core.commands.plan import asked_for
+from profiling_core.commands.plan import request_of
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.profile.profile import Profile
@@ -99,7 +99,7 @@ def test_another_size_of_clip_is_refused(search: PlanSearch) -> None:
     [(HUNYUAN, "hunyuan", "HYVideo-mini", None), ("wan2.1-t2v-mini", "wan", "t2v-mini", "unipc")],
 )
 def test_the_tree_is_asked_for_what_was_recorded(name, tree, model, solver) -> None:
-    found, asked = asked_for(made_profile(model=name, runs=2), "ckpts", None)
+    found, asked = request_of(made_profile(model=name, runs=2), "ckpts", None)
     assert (found, asked.model, asked.solver, asked.ckpt_dir) == (tree, model, solver, "ckpts")
     assert (asked.size, asked.frame_num, asked.steps) == ("128*128", 33, 50)
     assert asked.guidance == 5.0
@@ -107,7 +107,7 @@ def test_the_tree_is_asked_for_what_was_recorded(name, tree, model, solver) -> N
 
 def test_runs_of_several_guidance_scales_are_refused() -> None:
     with pytest.raises(ProfileError, match=r"several guidance scales: \[3\.0, 5\.0\]"):
-        asked_for(with_run(made_profile(runs=2), guidance=3.0), None, None)
+        request_of(with_run(made_profile(runs=2), guidance=3.0), None, None)
 
 
 def test_a_model_of_no_tree_is_refused() -> None:
@@ -115,4 +115,4 @@ def test_a_model_of_no_tree_is_refused() -> None:
     model = profile.subject.model.model_copy(update={"family": "flux"})
     other = replace(profile, subject=profile.subject.model_copy(update={"model": model}))
     with pytest.raises(PlanError, match="'flux' is no tree of this project"):
-        asked_for(other, None, None)
+        request_of(other, None, None)

@@ -13,8 +13,7 @@ from hyvideo.pipeline import HunyuanVideo
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.presets import load_preset
-from wan.configs import CONFIGS as WAN_CONFIGS
-from wan.configs import parse_size
+from wan.configs import WAN_CONFIGS, parse_size
 from wan.text2video import WanT2V
 
 PLANS = (None, "paper", "balanced")

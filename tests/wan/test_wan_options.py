@@ -1,17 +1,21 @@
 """What the options of Wan2.1/generate.py mean; tests/trees holds what both trees share."""
 
 import argparse
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import generate
-from wan.configs import CONFIGS
+import wan
+from wan.configs import WAN_CONFIGS
 
 
 def resolved(*argv: str) -> argparse.Namespace:
     """Arguments with the task's defaults filled in."""
     args = generate.build_parser().parse_args(argv)
-    generate.fill_defaults(args, CONFIGS[args.task])
+    generate.fill_defaults(args, WAN_CONFIGS[args.task])
     return args
 
 
@@ -28,8 +32,8 @@ def test_task_defaults(task: str, size: str, frames: int, negative: str) -> None
     args = resolved("--task", task)
     assert (args.size, args.frame_num) == (size, frames)
     assert args.sample_steps == 50
-    assert args.prompt == CONFIGS[task].example_prompt
-    assert CONFIGS[task].sample_neg_prompt.startswith(negative)
+    assert args.prompt == WAN_CONFIGS[task].example_prompt
+    assert WAN_CONFIGS[task].sample_neg_prompt.startswith(negative)
     assert 0 <= args.base_seed
     assert args.offload_model is True
     assert args.save_file.endswith(".png" if task == "t2i-14B" else ".mp4")
@@ -52,3 +56,20 @@ def test_given_values_are_kept() -> None:
 )
 def test_offload_model_takes_words(text: str, value: bool) -> None:
     assert generate.build_parser().parse_args(["--offload_model", text]).offload_model is value
+
+
+def test_official_names_exist() -> None:
+    assert wan.configs.WAN_CONFIGS["t2v-1.3B"].sample_fps == 16
+    assert wan.configs.SIZE_CONFIGS["832*480"] == (832, 480)
+    assert wan.configs.MAX_AREA_CONFIGS["832*480"] == 832 * 480
+    assert wan.configs.SUPPORTED_SIZES["t2v-1.3B"] == ("480*832", "832*480")
+    with pytest.raises(AttributeError, match="no attribute 'WanX'"):
+        wan.WanX  # noqa: B018
+
+
+def test_import_wan_loads_no_torch_before_the_pipeline_is_asked_for() -> None:
+    code = (
+        "import sys, wan; assert 'torch' not in sys.modules; pipeline = wan.WanT2V; "
+        "assert pipeline is sys.modules['wan.text2video'].WanT2V"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(generate.__file__).parent, check=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from profiling_core.errors import InputError
 from tree_cases import TreeCase, wan_case
 from wan.checks import check_memory
-from wan.configs import CONFIGS
+from wan.configs import WAN_CONFIGS
 from wan.sigmas import sigmas_fp32
 from wan.text2video import WanT2V
 from wan_toys import TINY_DIT
@@ -66,7 +66,7 @@ def test_the_host_needs_room_for_what_is_offloaded(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the host is short here: a GPU with room for everything is taken for granted."""
-    config, cuda = CONFIGS["t2v-mini"], torch.device("cuda")
+    config, cuda = WAN_CONFIGS["t2v-mini"], torch.device("cuda")
     encoder = (checkpoint / config.t5_checkpoint).stat().st_size
     free = {"cuda": 10**12, "cpu": encoder + 1000}
     monkeypatch.setattr(

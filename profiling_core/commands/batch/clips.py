@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from profiling_core.commands.batch.jobs import Job
 from profiling_core.runtime.options import resolve_plan
 from profiling_core.trees.registry import tree_class
-from profiling_core.trees.tree_model import Asked, TreeModel
+from profiling_core.trees.tree_model import ModelRequest, TreeModel
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -75,25 +75,25 @@ class Checker:
 
     def clip(self, job: Job) -> Clip:
         """PlanError for what cannot work: sizes, a plan that is not there or another model's."""
-        _, facts, weights = self._models(job.tree, job.asked)
-        text, label = self._plans(job.tree, job.asked, job.plan)
+        _, facts, weights = self._models(job.tree, job.request)
+        text, label = self._plans(job.tree, job.request, job.plan)
         pair = _sha256({**facts, "prompt": job.prompt, "seed": job.seed})
         loaded = _sha256([job.tree, job.task, job.ckpt_dir, job.dit_weight, weights])
         return Clip(job, _sha256([pair, text]), pair, loaded, label)
 
-    def _model(self, tree: str, asked: Asked) -> tuple[TreeModel, dict[str, Any], str]:
+    def _model(self, tree: str, request: ModelRequest) -> tuple[TreeModel, dict[str, Any], str]:
         """The model, what shapes its clips, and the fingerprint of its weights."""
-        model = tree_class(tree)(asked, "a clip")
+        model = tree_class(tree)(request, "a clip")
         settings = {k: v for k, v in model.settings.items() if k not in PATHS}
         weights = self._fingerprint(model.checkpoint)
         facts = {"version": VERSION, "tree": tree, "settings": settings, "weights": weights}
         return model, facts, weights
 
-    def _plan(self, tree: str, asked: Asked, value: str | None) -> tuple[str | None, str]:
+    def _plan(self, tree: str, request: ModelRequest, value: str | None) -> tuple[str | None, str]:
         """Text and name of a plan that fits the model."""
         if value is None:
             return None, FULL
-        model = self._models(tree, asked)[0]
+        model = self._models(tree, request)[0]
         plan = resolve_plan(value, model.plan_model)
         model.check_plan(plan)
         return plan.dumps(), plan.name
@@ -119,13 +119,12 @@ class TreeMaker:
     ) -> Made | None:
         """Make it and hand it to `write`; None on ranks after the first of a shared clip."""
         job = clip.job
-        model = tree_class(job.tree)(job.asked, job.prompt)
+        model = tree_class(job.tree)(job.request, job.prompt)
         plan = None if job.plan is None else resolve_plan(job.plan, model.plan_model)
-        if plan is not None:
-            plan = model.check_plan(plan)
-        with model.at_work():
-            start = time.perf_counter()
-            self._load(clip, model, say)
+        start = time.perf_counter()
+        self._take_over(clip, model, say)
+        with model.loaded(self.ranks):
+            self._loaded = clip.model, model.pipeline
             say(f"denoising {job.prompt[:40]!r}")
             latent = model.denoise(model.inputs(job.prompt, job.seed), plan)
             run = model.last_run
@@ -146,14 +145,13 @@ class TreeMaker:
             model.describe(),
         )
 
-    def _load(self, clip: Clip, model: TreeModel, say: Callable[[str], None]) -> None:
+    def _take_over(self, clip: Clip, model: TreeModel, say: Callable[[str], None]) -> None:
+        """The pipeline of the clip before where its weights are the same."""
         if self._loaded is not None and self._loaded[0] == clip.model:
             model.pipeline = self._loaded[1]
             return
         self._loaded = None  # the old weights make room first
         say(f"loading {clip.job.task or clip.job.tree}")
-        model.load(self.ranks)
-        self._loaded = clip.model, model.pipeline
 
 
 def row_of(clip: Clip, made: Made, **facts: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from profiling_core.commands.compare.prompts import LARGEST_SEED
 from profiling_core.errors import BatchError
 from profiling_core.plan.schema import Checked, first_mistake
-from profiling_core.trees.tree_model import Asked
+from profiling_core.trees.tree_model import ModelRequest
 
 MOST_BYTES = 64 * 2**20
 NAME = r"[\w][\w .,()+=-]{0,119}"
@@ -59,9 +59,9 @@ class Job(Checked):
         return name
 
     @property
-    def asked(self) -> Asked:
+    def request(self) -> ModelRequest:
         """Model and clip, as the trees understand it."""
-        return Asked(
+        return ModelRequest(
             model=self.task,
             ckpt_dir=self.ckpt_dir,
             dit_weight=self.dit_weight,

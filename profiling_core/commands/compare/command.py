@@ -13,7 +13,7 @@ from profiling_core.commands.compare.prompts import pairs_of, read_prompts, read
 from profiling_core.commands.report.drawing import check_packages
 from profiling_core.errors import CompareError
 from profiling_core.trees.registry import TREES, tree_class
-from profiling_core.trees.tree_model import Asked, TreeModel
+from profiling_core.trees.tree_model import ModelRequest, TreeModel
 
 if TYPE_CHECKING:
     from profiling_core.commands.compare.runs import Comparison
@@ -52,7 +52,7 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     """Everything that can be checked before weights are read; nothing is written."""
     prompts, seeds = read_prompts(Path(args.prompts)), read_seeds(args.seeds)
     pairs = pairs_of(prompts, seeds)
-    model = tree_class(args.tree)(_asked(args), prompts[0])
+    model = tree_class(args.tree)(_request(args), prompts[0])
 
     # torch takes seconds to import; a wrong argument is refused at once
     from profiling_core.commands.compare.exports import Exports
@@ -81,7 +81,7 @@ def run(work: Comparison, settings: dict[str, Any]) -> list[str]:
     log.info(f"{work.model.describe()}: {total - left} of {total} runs are done")
     try:
         if left:
-            with work.model.at_work():
+            with work.model.loaded():
                 work.run(lambda: write_results(work, settings))
         write_results(work, settings)
     except KeyboardInterrupt:
@@ -93,12 +93,12 @@ def run(work: Comparison, settings: dict[str, Any]) -> list[str]:
     return closing_lines(work)
 
 
-def _asked(args: argparse.Namespace) -> Asked:
+def _request(args: argparse.Namespace) -> ModelRequest:
     try:
         further = tuple(shlex.split(args.tree_options))
     except ValueError as error:
         raise CompareError(f"--tree-options {args.tree_options!r}: {error}") from None
-    return Asked(
+    return ModelRequest(
         model=args.model,
         ckpt_dir=args.ckpt_dir,
         dit_weight=args.dit_weight,

@@ -61,8 +61,7 @@ class Comparison:
         return sum(len(self.missing(p)) + (not self.is_full_done(p)) for p in self.pairs)
 
     def run(self, after_each_clip: Callable[[], None]) -> None:
-        """Every run that is missing; rows are kept as they come, so it may end at any moment."""
-        self.model.load()
+        """Every run that is missing, with the model loaded; rows are kept as they come."""
         for pair in self.pairs:
             missing = self.missing(pair)
             if missing or not self.is_full_done(pair):

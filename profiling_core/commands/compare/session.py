@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from profiling_core import __version__
+from profiling_core.version import installed_version
 
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def facts_of(device: torch.device) -> dict[str, str]:
     """Device, torch and package, as every row names them."""
-    made_by = f"profiling-dit {__version__}"
+    made_by = f"profiling-dit {installed_version()}"
     return {"device": device_name(device), "torch": torch.__version__, "made_by": made_by}
 
 
