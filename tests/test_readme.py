@@ -317,6 +317,13 @@ def test_every_picture_is_shown():
         assert picture.name in shown, picture
 
 
+def test_a_reuse_step_is_read_in_six_modules():
+    section = text_of("docs/structure.md").split("## One reuse step")[1].split("## ")[0]
+    modules = re.findall(r"^\| `(\S+\.py)`", section, flags=re.M)
+    assert 0 < len(modules) <= 6
+    assert sum(len(text_of(module).splitlines()) for module in modules) <= 1200
+
+
 def test_readme_is_one_page():
     lines = text_of("README.md").splitlines()
     assert len(lines) <= 150

@@ -11,7 +11,7 @@ speed   the denoising loop with searched plans and without, in alternation. By b
         Wants a quiet machine.
 search  a fresh process that loads the profile and plans for 2x, with one and with two threads.
 
-Rows go to results/prediction.jsonl; the figures in docs/prediction.md are made of them:
+Rows go to results/prediction.jsonl; the figures in docs/research/prediction.md are made of them:
 
     python -m benchmarks.search.prediction --threads 1
     python -m benchmarks.search.prediction --parts errors --table    # from the rows alone, no runs

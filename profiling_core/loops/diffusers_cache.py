@@ -53,7 +53,7 @@ def cache_pipeline(
 
     Returns a context manager with `.detach()`; `.plan` and `.stats` are of the last call.
     PlanError (a ValueError) for a plan of another model, a pipeline that has another cache enabled,
-    and what cannot be combined; see docs/other-models.md.
+    and what cannot be combined; see docs/models.md.
     """
     return PipelineCache(pipe, plan, log)
 

@@ -61,7 +61,7 @@ def pointer_to_ours() -> str:
     ours = ", ".join(f"--delta_cache {name} {SPEEDUPS[name]:g}x" for name in OURS)
     return (
         f"this is the paper's plan; ours, by block FLOPs: {ours}; on the bundled miniatures they "
-        "stay nearer to the full run (docs/presets.md)"
+        "stay nearer to the full run (docs/research/shipped-plans.md)"
     )
 
 

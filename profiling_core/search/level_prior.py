@@ -10,7 +10,7 @@ A Gram matrix holds more in two ways. The ratio has no direction: a residual tha
 growing has the ratio 1. And it is no ratio of predictions: the head normalises the stream before it
 projects, and the product of the ratios, up to 3.6 on HunyuanVideo, is not the prediction's norm.
 The rest is assumed. The assumptions were chosen and checked on the miniatures, where both the
-ratios and the Gram matrices are known (docs/presets.md):
+ratios and the Gram matrices are known (docs/research/presets.md):
 
 The residual turns with the noise level, by an angle in proportion to the logarithm of the share
 alpha = 1 - sigma of the clean clip in the latent. At sigma = 1 the share is 0; the first alpha

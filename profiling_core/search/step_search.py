@@ -28,10 +28,10 @@ run they cancel less, since the model turns an error on its way to the end. So
     (9)  E_r^2 = sum over pairs of segments, ending at n and m, of
                  exp(-((n - m) / (ALIGNED S))^2 / 2)  S_n,r^a d_r(n) . S_m,r^a d_r(m)
 
-which ranks measured errors better (docs/prediction.md). The steps are still chosen by (6): those
-that minimise (9) were no better in runs. Searched plans err more than (9) predicts, since the
-skipped steps lie on a trajectory that has left the recorded one, and by how much depends on the
-reuse mode:
+which ranks measured errors better (docs/research/prediction.md). The steps are still chosen by
+(6): those that minimise (9) were no better in runs. Searched plans err more than (9) predicts,
+since the skipped steps lie on a trajectory that has left the recorded one, and by how much depends
+on the reuse mode:
 
     (10) calibrated error = CALIBRATION x E_r
 
@@ -50,9 +50,9 @@ from profiling_core.search.segments import Table
 
 QUANTILE = 0.8  # over the runs, of the calibrated error
 POWER = 4.0
-SENSITIVITY_EXPONENT, WORST_QUANTILE = 0.75, 1.0  # docs/prediction.md
+SENSITIVITY_EXPONENT, WORST_QUANTILE = 0.75, 1.0  # docs/research/prediction.md
 ALIGNED = 0.2  # of the run
-# by reuse mode, on the calibration prompts of both miniatures (docs/prediction.md)
+# by reuse mode, on the calibration prompts of both miniatures (docs/research/prediction.md)
 CALIBRATION = {"hold": 1.5, "linear": 1.2, "weights": 1.6, "corrected": 0.9, "jump": 1.7}
 STARTS = (1.0, 0.5)  # powers of the weights in (8)
 MOST_EXCHANGES = 60
