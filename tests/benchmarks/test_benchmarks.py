@@ -25,6 +25,7 @@ from profiling_core.plan.presets import ORDER, build_preset, load_preset, preset
 from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.runtime import options
+from profiling_core.trees.tree_model import ModelRequest
 from tiny_trees import tiny_configs
 from wan.configs import CONFIGS as WAN_CONFIGS
 
@@ -348,3 +349,25 @@ def test_random_weights_are_the_same_for_every_type():
     build = lambda: torch.nn.Linear(4, 4)  # noqa: E731
     one, other = (random_model(build, dtype, CPU) for dtype in (torch.float32, torch.bfloat16))
     assert torch.equal(one.weight.to(torch.bfloat16), other.weight)
+
+
+@pytest.mark.parametrize("name", row_files.TREES)
+def test_a_plan_is_put_on_the_grid_of_the_run(tiny_trees, name):
+    tree = clips.load(name)
+    inputs, plan = tree.inputs(clips.EXAMPLES[name], 0), tree.plan("balanced")
+    tree.denoise(inputs, plan, steps=6, shift=2.0)
+    assert plan.steps == 50 and tree.last_run.steps == 6
+    assert 0 < tree.last_run.block_runs < tree.last_run.block_runs_full
+
+
+def test_a_loaded_pipeline_is_kept(tiny_trees, monkeypatch):
+    first = clips.load("wan")
+    kind = type(first)
+    second = kind(ModelRequest(model=kind.miniature), "a prompt")
+    assert second.pipeline is None
+    with second.loaded():
+        made = second.pipeline
+    assert made is not None and made is not first.pipeline
+    monkeypatch.setattr(kind, "load", None)
+    with second.loaded():
+        assert second.pipeline is made
