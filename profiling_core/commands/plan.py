@@ -236,7 +236,7 @@ def _model_of(profile: Profile, args: argparse.Namespace) -> TreeModel:
 def request_of(
     profile: Profile, ckpt_dir: str | None, dit_weight: str | None
 ) -> tuple[str, ModelRequest]:
-    """The tree ("wan", "hunyuan") and what its command line is asked for: the profile's run."""
+    """The tree ("wan", "hunyuan") and  the request that repeats the profile's run."""
     subject, guidance = profile.recorded, {run.guidance for run in profile.runs}
     if len(guidance) > 1:
         raise ProfileError(
