@@ -6,7 +6,7 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -138,6 +138,18 @@ def read_lines(path: Path, what: str, error: type[UserError]) -> list[str]:
     except UnicodeDecodeError as problem:
         number = content[: problem.start].count(b"\n") + 1
         raise error(f"{what} {path}: line {number} is not UTF-8: save it as that") from None
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number from `least` on."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"found {text}, expected at least {least}")
+        return int(text)
+
+    number.__name__ = "int"  # for argparse's own message
+    return number
 
 
 def words_of(text: str | None) -> tuple[str, ...] | None:
