@@ -23,7 +23,7 @@ test: $(INSTALLED)
 
 test-browser: $(INSTALLED)
 	command -v chromium || (apt-get update && apt-get install -y chromium fonts-dejavu-core)
-	$(VENV)/bin/python -m pytest tests/test_report_browser.py
+	$(VENV)/bin/python -m pytest tests/commands/test_report_browser.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -1,10 +1,20 @@
-"""The README's commands are real: files exist, options parse, plans resolve."""
+"""Commands in the documents: each runs, or is listed with what it needs and is real all the same.
 
+A document's `sh` blocks are run literally, in order, in a copy of the repository; so are commands
+within sentences. Lines that NEEDS lists are left out of the run and checked instead: files exist,
+options parse, plans resolve.
+"""
+
+import ast
 import importlib
 import importlib.util
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,29 +27,150 @@ from profiling_core.runtime.options import resolve_plan
 from tree_paths import ROOT
 from wan.configs import WAN_CONFIGS
 
-DOCUMENTS = (
-    "README.md",
-    "benchmarks/README.md",
-    "docs/batch.md",
-    "docs/multi-gpu.md",
-    "patches/README.md",
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "patches/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"
 )
 ENTRIES = {"generate.py": "Wan2.1", "sample_video.py": "HunyuanVideo"}
 
+NEEDS = {  # the first pattern that a command holds says what it needs
+    "the network": r"^make |pip install|^git clone|huggingface-cli|^source \.venv",
+    "weights": r"--(task|model) t2v-14B|--video-size|VBench_full_info",
+    "GPUs": r"benchmarks\.speed\.gpu|--device cuda|--nproc_per_node=8",
+    "a cluster": r"^ray ",
+    "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
+    "clips of a run before it": r"examples/vbench\.py layout|batch out/vbench",
+    "minutes to hours": r"benchmarks\.(compare|search|lib|speed\.(engine|demo))(?!.*--table)|"
+    r"search\.prediction|miniatures\.(train|check)|tests/parallel/|pytest tests/plan|"
+    r"examples/jobs\.jsonl|--refit|--validate",
+}
+MINIATURE = r"generate\.py|sample_video\.py|profiling-dit compare"
 
-def commands() -> list[str]:
-    """Command lines of all code blocks, continuation lines joined, comments left out."""
+
+def need(command: str) -> str | None:
+    """What a command needs that a test has not; None: it is run."""
+    found = (what for what, pattern in NEEDS.items() if re.search(pattern, command))
+    return next(found, None)
+
+
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+MENTION = re.compile(r"profiling-dit( \w+( \.\.\. .*)?)?|python [-\w.]+|python -m [\w.]+_core")
+
+
+def blocks(document: str) -> list[list[str]]:
+    """The commands of every code block, and of every sentence as a block of its own."""
+    text = text_of(document)
     found = []
+    for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.M | re.S):
+        lines = (line.strip() for line in block.replace("\\\n", " ").splitlines())
+        found.append([line for line in lines if line and line[0] != "#"])
+    within = re.findall(r"`((?:python3?|make|torchrun|profiling-dit) [^`]+)`", text)
+    within = (" ".join(command.split()) for command in within)
+    return found + [[command] for command in within if not MENTION.fullmatch(command)]
+
+
+def commands(document: str) -> list[str]:
+    return [line for block in blocks(document) for line in block]
+
+
+def runnable() -> dict[str, list[str]]:
+    """The blocks of each document without the lines that need something, each block once."""
+    found, seen = {}, set()
     for document in DOCUMENTS:
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.M | re.S):
-            lines = block.replace("\\\n", " ").splitlines()
-            found += [line.strip() for line in lines if line.strip() and line[0] != "#"]
-        found += re.findall(r"`((?:python3?|make|torchrun) [^`]+)`", text)
+        for block in blocks(document):
+            lines = [line for line in block if need(line) is None]
+            script = "\n".join(line.split("  #")[0].rstrip() for line in lines)
+            if script not in seen and any(not line.startswith("cd ") for line in lines):
+                found.setdefault(document, []).append(script)
+            seen.add(script)
     return found
 
 
-def script(path: Path):
+SCRIPTS = runnable()
+ALL = [(document, command) for document in DOCUMENTS for command in commands(document)]
+RUN = [
+    pytest.param(document, marks=pytest.mark.slow)
+    if any(re.search(MINIATURE, script) for script in scripts)
+    else document
+    for document, scripts in SCRIPTS.items()
+]
+
+
+# -- running them
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository, without what git ignores in it."""
+    left_out = (".git", ".venv", "out", "__pycache__", ".*_cache", "*.egg-info", "shared")
+    target = tmp_path_factory.mktemp("readme") / "repository"
+    return shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*left_out))
+
+
+@pytest.fixture
+def shell(copied: Path) -> Iterator[Callable[[str], subprocess.CompletedProcess]]:
+    """Runs a script at the copy's root as with the environment activated; out/ starts empty."""
+    shutil.rmtree(copied / "out", ignore_errors=True)
+    (copied / "out").mkdir()  # as after `make demo`
+    programs = copied.parent / "bin"
+    programs.mkdir(exist_ok=True)
+    for name, line in {
+        "python": "",
+        "profiling-dit": "-m profiling_core",
+        "torchrun": "-m torch.distributed.run",
+    }.items():
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {line} "$@"\n')
+        (programs / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(copied),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def run(script: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=copied,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    yield run
+
+
+@pytest.mark.parametrize("document", RUN)
+def test_commands_of_a_document_run_from_the_root(document, shell):
+    for script in SCRIPTS[document]:
+        done = shell(script)
+        assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+def test_a_command_that_fails_is_found(shell):
+    assert shell("profiling-dit show no-such-preset").returncode == 2
+    assert shell("cd Wan2.1\npython absent.py\ncd ..").returncode != 0
+
+
+def test_both_trees_are_run():
+    run = "\n".join(script for scripts in SCRIPTS.values() for script in scripts)
+    assert re.search(r"python generate\.py .*--delta_cache", run)
+    assert re.search(r"python sample_video\.py .*--delta_cache", run)
+
+
+@pytest.mark.parametrize("what", NEEDS)
+def test_every_need_is_that_of_a_command(what):
+    assert what in {need(command) for _, command in ALL}
+
+
+# -- those that need something
+
+
+def script(path: Path) -> ModuleType:
     """A script as a module; its own folder is on the path meanwhile, as when it is run."""
     spec = importlib.util.spec_from_file_location(f"readme_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -79,7 +210,8 @@ def check(command: str) -> None:
     python = program in ("python", "python3")
     if program == "make":
         makefile = (ROOT / "Makefile").read_text()
-        assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in rest)
+        targets = [word for word in rest if "=" not in word]
+        assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in targets)
     elif program == "torchrun":
         if not any(word in ENTRIES for word in rest):
             assert (ROOT / rest[1]).is_file()
@@ -91,37 +223,43 @@ def check(command: str) -> None:
         check_entry(entry, rest[rest.index(entry) + 1 :], processes)
     elif python and rest and rest[0] in ENTRIES:
         check_entry(rest[0], rest[1:])
-    elif python and rest[:2] == ["-m", "profiling_core"]:
-        build_parser().parse_args(rest[2:])
+    elif program == "profiling-dit":
+        build_parser().parse_args(rest)
+    elif python and rest[:2] == ["-m", "pytest"]:
+        assert all((ROOT / word).exists() for word in rest[2:] if not word.startswith("-"))
     elif python and rest[:1] == ["-m"] and rest[1].startswith("benchmarks."):
         benchmark(rest[1]).build_parser().parse_args(rest[2:])
+    elif python and rest[:1] == ["-m"] and rest[1].startswith("miniatures."):
+        assert (ROOT / (rest[1].replace(".", "/") + ".py")).is_file()
     elif python and rest and rest[0].endswith(".py"):
         assert (ROOT / rest[0]).is_file()
-    elif "-m" in rest and rest[rest.index("-m") + 1].startswith("miniatures"):
-        module = rest[rest.index("-m") + 1]
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
     elif program == "pip":
-        files = [word for word, before in zip(rest[1:], rest, strict=False) if before == "-r"]
-        assert rest in (["install", "-e", "."], ["install", "-e", ".[batch]"]) or files
-        assert all((ROOT / file).is_file() for file in files)
+        check_install(rest)
     else:
-        assert program in ("cd", "git", "python3", "source", "."), f"unchecked command {command}"
+        assert program in ("cd", "git", "ray", "source", "huggingface-cli"), f"unchecked {command}"
 
 
-@pytest.mark.parametrize("command", commands())
-def test_command_is_real(command):
+def check_install(words: list[str]) -> None:
+    """pip's files exist, and extras of this package are extras of it."""
+    assert words[0] == "install"
+    files = [word for word, before in zip(words[1:], words, strict=False) if before == "-r"]
+    assert all((ROOT / file).is_file() for file in files)
+    project = (ROOT / "pyproject.toml").read_text()
+    for word in words[1:]:
+        if match := re.fullmatch(r"\.\[(.+)\]", word):
+            assert all(re.search(rf"^{x} = \[", project, flags=re.M) for x in match[1].split(","))
+
+
+@pytest.mark.parametrize("command", sorted({c for _, c in ALL if need(c) is not None}))
+def test_command_that_needs_something_is_real(command):
     check(command)
-
-
-def test_documents_have_commands_at_all():
-    assert len(commands()) > 8
 
 
 @pytest.mark.parametrize("plan", ["", "--delta_cache", "--delta_cache release"])
 def test_commands_of_both_trees_are_checked(plan):
     check(f"python generate.py --task t2v-mini {plan}")
     check(
-        'python3 sample_video.py --model HYVideo-mini --prompt "blue star moving left over red '
+        'python sample_video.py --model HYVideo-mini --prompt "blue star moving left over red '
         f'checks" --flow-reverse --seed 42 --save-path ./results {plan}'
     )
 
@@ -135,7 +273,9 @@ def test_commands_of_both_trees_are_checked(plan):
         "python sample_video.py --task t2v-mini",
         "python -m benchmarks.speed.engine --trees wan2.1",
         "python -m benchmarks.absent",
+        "profiling-dit plan --skips hold",
         "torchrun --nproc_per_node=4 generate.py --task t2v-mini --ulysses_size 2",
+        "pip install -e .[coffee]",
         "make coffee",
         "ffmpeg -i clip.mp4",
     ],
@@ -143,3 +283,40 @@ def test_commands_of_both_trees_are_checked(plan):
 def test_commands_that_are_not_real_are_found(command):
     with pytest.raises((AssertionError, ImportError, PlanError, SystemExit, ValueError)):
         check(command)
+
+
+# -- the rest of the documents
+
+
+def test_python_blocks_parse_and_their_imports_exist():
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```python\n(.*?)^```", text_of(document), flags=re.M | re.S):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom):
+                    module = importlib.import_module(node.module)
+                    assert all(hasattr(module, alias.name) for alias in node.names), document
+
+
+def test_links_lead_to_files_and_headings():
+    for document in DOCUMENTS:
+        folder = (ROOT / document).parent
+        text = re.sub(r"```.*?```", "", text_of(document), flags=re.S)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith(("http://", "https://")):
+                continue
+            path, _, anchor = target.partition("#")
+            file = folder / path if path else ROOT / document
+            assert file.exists(), f"{document}: {target}"
+            if anchor:
+                assert f'<a name="{anchor}">' in file.read_text(encoding="utf-8"), target
+
+
+def test_every_picture_is_shown():
+    shown = "\n".join(text_of(document) for document in DOCUMENTS)
+    for picture in (ROOT / "docs").rglob("*.png"):
+        assert picture.name in shown, picture
+
+
+def test_readme_is_one_page():
+    lines = text_of("README.md").splitlines()
+    assert len(lines) <= 150

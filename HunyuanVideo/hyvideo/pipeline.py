@@ -310,6 +310,8 @@ class HunyuanVideo:
         noise: Tensor,
     ) -> Run:
         """What stands in front of the model during a loop."""
+        if plan is not None and recorder is not None:
+            raise InputError(f"plan {plan.name!r}: a recorded run is a full run, leave one out")
         if recorder is not None:
             return recorder
         if plan is None:

@@ -27,7 +27,7 @@ from profiling_core.profile.profile import Profile, Settings
 from profiling_core.runtime import options
 from profiling_core.trees.tree_model import ModelRequest
 from tiny_trees import tiny_configs
-from wan.configs import CONFIGS as WAN_CONFIGS
+from wan.configs import WAN_CONFIGS
 
 CPU = torch.device("cpu")
 PRESETS = {TOY_WAN: ["release", "paper", "balanced"], TOY_HUNYUAN: list(timing.PLANS)}

@@ -92,9 +92,7 @@ def test_followed_clip_equals_the_told_one():
     told = DeltaCache(PLAN)
     with told.attached(model):
         expected = run_clip(
-            model,
-            PLAN,
-            lambda step, branch, x, t, c: told.begin(step, branch) or model(x, t, c),
+            model, PLAN, lambda step, branch, x, t, c: told.begin(step, branch) or model(x, t, c)
         )
     with DeltaCache(PLAN).attached(model) as cache:
         cache.follow()

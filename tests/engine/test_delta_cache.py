@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from torch import nn
 
 from made_plans import plans
+from naive_walk import naive
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.site_schedule import forecasts
 from toys import (
     PLANS,
-    NaiveWalk,
     ToyHunyuan,
     ToyWan,
     bare,
@@ -29,6 +29,7 @@ from toys import (
     cached_call,
     equal,
     intervals,
+    naively,
     prediction,
     run_clip,
     toy_plan,
@@ -45,7 +46,7 @@ def model():
 def test_plan_equals_the_naive_walk_bit_for_bit(model, name):
     plan = toy_plan(PLANS[name])
     outputs, cache = cached(model, plan)
-    assert equal(outputs, run_clip(model, plan, NaiveWalk(model, plan)))
+    assert equal(outputs, naively(model, plan))
     assert not equal(outputs, bare(model, plan))
     assert cache.stats.block_runs == plan.expected.block_runs
 
@@ -56,7 +57,7 @@ def test_random_plan_equals_the_naive_walk_bit_for_bit(plan):
     torch.manual_seed(2)
     model = ToyWan(depth=plan.model.block_lists["blocks"])
     outputs, cache = cached(model, plan)
-    assert equal(outputs, run_clip(model, plan, NaiveWalk(model, plan)))
+    assert equal(outputs, naively(model, plan))
     assert cache.stats.block_runs == plan.expected.block_runs
     held = bytes_held(plan, tokens=5, stream_itemsize=4, latent_numel=5 * 8)
     assert cache.stats.peak_bytes == held and cache.bytes_held == 0
@@ -322,7 +323,7 @@ def run_hunyuan(model, plan, call):
 HUNYUAN = {"double_blocks": 4, "single_blocks": 5}
 
 
-def test_double_and_single_blocks_equal_a_walk_written_out():
+def test_double_and_single_blocks_equal_the_naive_walk():
     torch.manual_seed(4)
     model = ToyHunyuan()
     plan = toy_plan(
@@ -332,41 +333,15 @@ def test_double_and_single_blocks_equal_a_walk_written_out():
         ],
         lists=HUNYUAN,
     )
-    kept = {}
-
-    def run(step, runs, computed, blocks, state, name, *rest):
-        index = 0
-        while index < len(blocks):
-            last = next((b for a, b in runs if a == index), index)
-            interval = any(a == index for a, _ in runs)
-            if interval and step not in computed:
-                state = tuple(s + d for s, d in zip(state, kept[name, index], strict=True))
-            else:
-                before = state
-                for block in list(blocks)[index : last + 1]:
-                    out = block(*state, *rest)
-                    state = out if isinstance(out, tuple) else (out,)
-                kept[name, index] = tuple(a - b for a, b in zip(state, before, strict=True))
-            index = last + 1
-        return state
-
-    def naive(step, x, t, txt):
-        vec = t.float().cos()
-        doubles = ([(1, 3)], (0, 1, 4, 8), model.double_blocks, (x, txt), "d", vec)
-        img, txt = run(step, *doubles)
-        joined = torch.cat([img, txt], 1)
-        runs = [(0, 1), (3, 3)]
-        singles = (runs, (0, 1, 6), model.single_blocks, (joined,), "s", vec, txt.shape[1])
-        (joined,) = run(step, *singles)
-        return {"x": joined[:, : img.shape[1]]}
-
+    with naive(plan, model, {name: name for name in HUNYUAN}, branches=1):
+        expected = run_hunyuan(model, plan, lambda step, *args: model(*args))
     cache = DeltaCache(plan).attach(model)
 
     def told(step, *args):
         cache.begin(step)
         return model(*args)
 
-    assert equal(run_hunyuan(model, plan, told), run_hunyuan(model, plan, naive))
+    assert equal(run_hunyuan(model, plan, told), expected)
     assert cache.stats.block_runs == plan.expected.block_runs
     assert all(block.marked for block in [*model.double_blocks, *model.single_blocks])
 

@@ -13,13 +13,13 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.describe import summary_lines
 from toys import (
     PLANS,
-    NaiveWalk,
     ToyWan,
     both,
     cached,
     cached_call,
     equal,
     intervals,
+    naively,
     prediction,
     run_clip,
     toy_plan,
@@ -134,7 +134,7 @@ def test_attach_that_fails_half_way_leaves_the_model_as_it_was(where):
     assert (type(model), type(model.blocks)) == kept
     assert not {"_delta_cache", "_delta_walk"} & {*vars(model), *vars(model.blocks)}
     target.__class__ = base
-    assert equal(cached(model, plan)[0], run_clip(model, plan, NaiveWalk(model, plan)))
+    assert equal(cached(model, plan)[0], naively(model, plan))
 
 
 def test_second_cache_on_the_same_block_list_is_refused(model):
@@ -171,9 +171,9 @@ def test_position_of_a_refused_begin_is_not_used(model):
 
 def test_class_put_on_top_of_the_attached_one_does_not_ask_twice(model):
     plan = toy_plan(PLANS["release shape"])
+    expected = naively(model, plan)
     cache = DeltaCache(plan).attach(model)
     model.__class__ = type("Sharded", (type(model),), {})  # as fully_shard does
-    expected = run_clip(model, plan, NaiveWalk(model, plan))
     assert equal(run_clip(model, plan, cached_call(cache, model)), expected)
     cache.detach()
     assert equal(cached(model, plan)[0], expected)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from naive_walk import naive
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 from profiling_core.plan.site_schedule import forecasts
-from toys import both, intervals, prediction, toy_plan
+from toys import both, equal, intervals, prediction, toy_plan
 from wan_toys import tiny_dit
 
 LATENT, TOKENS, DEPTH = (16, 3, 4, 4), 12, 5
@@ -52,47 +53,16 @@ def cached(model, plan):
         return clip(model, plan, call), cache.stats
 
 
-def naive(model, plan):
-    """Blocks replaced one by one by hand: what the plan says, from inside the model's own list."""
-    (site,) = plan.model_dump()["sites"]
-    kept = {}
-
-    def call(step, branch, x, t, text):
-        computes = step in site["compute_steps"][branch]
-        blocks = list(model.blocks)
-        before = {}
-        for first, last in site["intervals"]:
-            for index in range(first, last + 1):
-
-                def forward(hidden, *, e, index=index, first=first, last=last, **kwargs):
-                    if not computes:
-                        return hidden + kept[branch, first] if index == last else hidden
-                    if index == first:
-                        before[first] = hidden
-                    out = type(blocks[index]).forward(blocks[index], hidden, e=e, **kwargs)
-                    if index == last:
-                        kept[branch, first] = out - before[first]
-                    return out
-
-                blocks[index].forward = forward
-        try:
-            return model([x], t, [text], TOKENS)[0]
-        finally:
-            for block in blocks:
-                block.__dict__.pop("forward", None)
-
-    return clip(model, plan, call)
-
-
-def equal(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def naively(model, plan):
+    with naive(plan, model, {"blocks": "blocks"}, branches=2):
+        return bare(model, plan)
 
 
 @pytest.mark.parametrize("runs", [[[0, 0], [2, 3]], [[0, 4]], [[1, 1], [4, 4]]])
-def test_interval_plan_equals_the_hand_made_one_bit_for_bit(model, runs):
+def test_interval_plan_equals_the_naive_walk_bit_for_bit(model, runs):
     plan = wan_plan([intervals(both(0, 1, 2, 5), runs)])
     outputs, report = cached(model, plan)
-    assert equal(outputs, naive(model, plan))
+    assert equal(outputs, naively(model, plan))
     assert not equal(outputs, bare(model, plan))
     assert report.block_runs == plan.expected.block_runs
     assert report.peak_bytes == 2 * len(runs) * TOKENS * 48 * 4  # fp32 stream, both branches

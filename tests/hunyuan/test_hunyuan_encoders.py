@@ -226,13 +226,9 @@ def test_missing_and_misshapen_weights_are_named(new_hunyuan_checkpoint: Path) -
     ("file", "content", "says"),
     [
         ("tokenizer.json", "{}", "the tokenizer cannot be used"),
-        ("tokenizer.json", "[]", "the tokenizer cannot be used"),
         ("tokenizer_config.json", "{}", "tokenizer"),
         ("config.json", "{}", "the configuration cannot be used"),
-        ("config.json", "[]", "the configuration cannot be used"),
-        ("config.json", "{", "the configuration cannot be used"),
         ("config.json", '{"model_type": "resnet"}', "holds a 'resnet' model, no"),
-        ("config.json", '{"model_type": "llava"}', "holds a 'llava' model, no"),
     ],
 )
 def test_unusable_folders_are_named(
@@ -261,10 +257,7 @@ def test_code_in_a_folder_is_not_run(new_hunyuan_checkpoint: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (
-            {"hidden_state_skip_layer": 5},
-            "skip-layer 5: the text encoder has 4 layers",
-        ),
+        ({"hidden_state_skip_layer": 5}, "skip-layer 5: the text encoder has 4 layers"),
         ({"hidden_state_skip_layer": -1}, "hidden-state-skip-layer -1: .*take 0 to 4"),
         ({"text_len": 200}, "295 tokens with template and padding are more than its 256 positions"),
     ],

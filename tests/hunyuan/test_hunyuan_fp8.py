@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_hunyuan_weights import predict
 
+from hunyuan_shapes import predict
 from hunyuan_toys import TINY_DIT, dit_file, tiny_config, tiny_dit, write_fp8
 from hyvideo.checkpoint import find_files
 from hyvideo.config import CONFIGS

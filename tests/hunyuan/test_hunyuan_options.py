@@ -1,4 +1,4 @@
-"""The command line of HunyuanVideo/sample_video.py: the official one and our two."""
+"""What the options of sample_video.py mean; tests/trees holds what both trees share."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 import sample_video
 from hyvideo.config import CONFIGS, TREE
 from hyvideo.inference import SETTINGS, settings_of
-from profiling_core.errors import InputError
 
 PER_MODEL = {  # None on the command line, these values for the official models
     "--text-states-dim": 4096,
@@ -21,74 +20,6 @@ PER_MODEL = {  # None on the command line, these values for the official models
     "--video-length": 129,
     "--embedded-cfg-scale": 6.0,
 }
-OFFICIAL = {
-    **dict.fromkeys(PER_MODEL),
-    "--model": "HYVideo-T/2-cfgdistill",
-    "--latent-channels": 16,
-    "--precision": "bf16",
-    "--rope-theta": 256,
-    "--vae": "884-16c-hy",
-    "--vae-precision": "fp16",
-    "--vae-tiling": True,
-    "--text-encoder": "llm",
-    "--text-encoder-precision": "fp16",
-    "--tokenizer": "llm",
-    "--prompt-template": "dit-llm-encode",
-    "--prompt-template-video": "dit-llm-encode-video",
-    "--hidden-state-skip-layer": 2,
-    "--apply-final-norm": False,
-    "--text-encoder-2": "clipL",
-    "--text-encoder-precision-2": "fp16",
-    "--tokenizer-2": "clipL",
-    "--text-len-2": 77,
-    "--denoise-type": "flow",
-    "--flow-reverse": False,
-    "--flow-solver": "euler",
-    "--use-linear-quadratic-schedule": False,
-    "--linear-schedule-end": 25,
-    "--dit-weight": None,  # officially the official file in ckpts; here that in --model-base
-    "--model-resolution": "540p",
-    "--load-key": "module",
-    "--use-cpu-offload": False,
-    "--batch-size": 1,
-    "--disable-autocast": False,
-    "--save-path": "./results",
-    "--save-path-suffix": "",
-    "--name-suffix": "",
-    "--num-videos": 1,
-    "--prompt": None,
-    "--seed-type": "auto",
-    "--seed": None,
-    "--neg-prompt": None,
-    "--cfg-scale": 1.0,
-    "--use-fp8": False,
-    "--reproduce": False,
-    "--ulysses-degree": 1,
-    "--ring-degree": 1,
-}
-PRECISIONS = {"fp32", "fp16", "bf16"}
-TEMPLATES = {"dit-llm-encode", "dit-llm-encode-video"}
-CHOICES = {
-    "--model": {"HYVideo-T/2", "HYVideo-T/2-cfgdistill", "HYVideo-mini"},
-    "--precision": PRECISIONS,
-    "--vae": {"884-16c-hy"},
-    "--vae-precision": PRECISIONS,
-    "--text-encoder": {"clipL", "llm"},
-    "--text-encoder-precision": PRECISIONS,
-    "--tokenizer": {"clipL", "llm"},
-    "--prompt-template": TEMPLATES,
-    "--prompt-template-video": TEMPLATES,
-    "--text-encoder-2": {"clipL", "llm"},
-    "--text-encoder-precision-2": PRECISIONS,
-    "--tokenizer-2": {"clipL", "llm"},
-    "--model-resolution": {"540p", "720p"},
-    "--seed-type": {"file", "random", "fixed", "auto"},
-}
-
-
-def options() -> dict[str, argparse.Action]:
-    actions = sample_video.build_parser()._actions
-    return {name: action for action in actions for name in action.option_strings}
 
 
 def resolved(*argv: str) -> argparse.Namespace:
@@ -102,24 +33,6 @@ def resolved(*argv: str) -> argparse.Namespace:
 @pytest.fixture(autouse=True)
 def no_model_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODEL_BASE", raising=False)
-
-
-def test_hunyuan_options_are_closed() -> None:
-    assert len(OFFICIAL) == 51
-    ours = {"--delta_cache", "--delta_profile", "--cfg-size", "--cfg_size"}
-    assert set(options()) == {*OFFICIAL, *ours, "-h", "--help"}
-
-
-def test_hunyuan_defaults_are_official() -> None:
-    found = options()
-    assert {name: found[name].default for name in OFFICIAL} == OFFICIAL
-    assert found["--delta_cache"].default is None
-    assert found["--delta_cache"].const == "paper"
-
-
-def test_hunyuan_choices_are_official() -> None:
-    found = options()
-    assert {n: set(a.choices) for n, a in found.items() if a.choices} == CHOICES
 
 
 @pytest.mark.parametrize("model", ["HYVideo-T/2", "HYVideo-T/2-cfgdistill"])
@@ -198,43 +111,3 @@ def test_the_environment_says_where_the_model_lies(monkeypatch: pytest.MonkeyPat
 
 def test_options_may_be_abbreviated_as_officially() -> None:
     assert resolved("--infer", "30").infer_steps == 30
-
-
-def test_delta_cache_alone_means_the_paper() -> None:
-    parse = sample_video.build_parser().parse_args
-    assert parse(["--delta_cache"]).delta_cache == "paper"
-    assert parse(["--delta_cache", "--prompt", "x"]).delta_cache == "paper"
-    assert parse(["--delta_cache", "balanced"]).delta_cache == "balanced"
-    assert parse([]).delta_cache is None
-
-
-@pytest.mark.parametrize(
-    ("value", "told"), [((), True), (("paper",), True), (("balanced",), False), (None, False)]
-)
-def test_the_paper_plan_points_to_ours(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    tmp_path: Path,
-    value: tuple[str, ...] | None,
-    told: bool,
-) -> None:
-    monkeypatch.setattr(sample_video, "run", lambda args, config, plan, asked: None)
-    monkeypatch.setattr(sample_video, "find_files", lambda *args, **options: None)
-    monkeypatch.setattr(sample_video, "resolve_plan", lambda value, model: None)
-    monkeypatch.chdir(tmp_path)
-    option = () if value is None else ("--delta_cache", *value)
-    assert sample_video.main(["--prompt", "a cat", "--flow-reverse", *option]) == 0
-    assert ("--delta_cache balanced 2x" in capsys.readouterr().out) is told
-    assert not list(tmp_path.iterdir())  # the folder is made when a clip is saved
-
-
-def test_help_names_each_models_defaults() -> None:
-    text = " ".join(sample_video.build_parser().format_help().split())
-    text = text.replace("HYVideo- mini", "HYVideo-mini")  # where a line was broken
-    assert "height width; default 720 1280, 128 128 for HYVideo-mini" in text
-    assert "frames, 4n+1; default 129, 33 for HYVideo-mini" in text
-
-
-def test_a_wrong_option_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"unrecognized arguments: --cache 1 \(see --help\)"):
-        sample_video.build_parser().parse_args(["--cache", "1"])

@@ -5,48 +5,41 @@ from typing import Any
 
 import pytest
 import torch
+from loguru import logger
 from torch import Tensor
 
 import hunyuan_runs
 import hyvideo.checks
 import hyvideo.pipeline
 import sample_video
-from hunyuan_runs import CLIP, PLANS, PROMPT, STEPS, TEXT, calls_of, tiny_plan
+from hunyuan_runs import (
+    BLOCKS,
+    CLIP,
+    IMAGE,
+    PLANS,
+    PROMPT,
+    STEPS,
+    TEXT,
+    calls_of,
+    intervals,
+    prediction,
+    tiny_plan,
+)
 from hunyuan_toys import TINY, TINY_DIT, dit_file, tiny_config, tiny_dit, write_fp8
 from hyvideo.checkpoint import find_files
-from hyvideo.checks import check_memory, clip_seeds
+from hyvideo.checks import check_memory, check_plan, clip_seeds
 from hyvideo.config import CONFIGS, NEGATIVE_PROMPT
 from hyvideo.inference import HunyuanVideoSampler
 from hyvideo.pipeline import Conditioning, HunyuanVideo
 from hyvideo.sigmas import sigmas_fp32
 from hyvideo.vae import vae_bytes
 from hyvideo.weights import transformer_bytes
-from profiling_core.errors import InputError
+from profiling_core.errors import InputError, PlanError
+from profiling_core.plan.cost import bytes_held
+from profiling_core.plan.presets import available, load_preset
 
 official_types = hunyuan_runs.official_types  # fixtures
 pipeline, full = hunyuan_runs.pipeline, hunyuan_runs.full
-
-
-def test_a_clip_has_its_shape_and_range(full: Tensor) -> None:
-    assert full.shape == (1, 3, 5, 32, 32) and full.dtype == torch.float32
-    assert full.min() >= 0 and full.max() <= 1 and full.std() > 0.01
-
-
-def test_the_second_clip_equals_the_first(pipeline: HunyuanVideo, full: Tensor) -> None:
-    assert torch.equal(pipeline.generate(PROMPT, **CLIP), full)
-    assert not torch.equal(pipeline.generate(PROMPT, **{**CLIP, "seed": 4}), full)
-
-
-def test_prompt_guidance_and_schedule_matter(pipeline: HunyuanVideo, full: Tensor) -> None:
-    for change in (
-        {"prompt": "a green square"},
-        {"embedded_guidance": 1.0},
-        {"flow_shift": 5.0},
-        {"cfg_scale": 2.0},
-        {"flow_reverse": False},
-    ):
-        clip = pipeline.generate(**{"prompt": PROMPT, **CLIP, **change})
-        assert not torch.equal(clip, full), change
 
 
 def test_defaults_are_the_models_own(pipeline: HunyuanVideo, full: Tensor) -> None:
@@ -226,17 +219,6 @@ def test_seeds_that_are_not_given_are_drawn() -> None:
     assert len(drawn) == 3 and all(0 <= seed <= 1_000_000 for seed in drawn)
 
 
-def test_numbers_that_are_not_finite_are_no_clip(
-    pipeline: HunyuanVideo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(InputError, match=r"cfg-scale 1e\+38, flow-shift 7\.0 and precision bf16 g"):
-        pipeline.generate(PROMPT, **CLIP, cfg_scale=1e38)
-    nan = torch.full((3, 5, 32, 32), float("nan"))
-    monkeypatch.setattr(pipeline.vae, "decode", lambda latent: nan)
-    with pytest.raises(InputError, match=r"decoding gave .* download .*pytorch_model\.pt again"):
-        pipeline.generate(PROMPT, **CLIP)
-
-
 def test_half_precision_without_autocast_is_refused(hunyuan_checkpoint: Path) -> None:
     with pytest.raises(InputError, match=r"disable-autocast with precision bf16: .* fp32 with it"):
         HunyuanVideo(tiny_config(disable_autocast=True), hunyuan_checkpoint, "cpu")
@@ -362,30 +344,67 @@ def test_the_command_line_makes_the_files(
     assert found == [file.format(words) for file in files]
 
 
-def test_the_command_line_runs_a_plan(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
+def test_an_all_compute_plan_is_bit_identical_to_no_plan(
+    pipeline: HunyuanVideo, cfg_scale: float
 ) -> None:
-    for kind, sites in PLANS.items():
-        file = tmp_path / f"{kind}.json"
-        tiny_plan(*sites, name=kind).save(file)
-        assert sample_video.main([*command, "--delta_cache", str(file)]) == 0
-        assert f"plan '{kind}' for hunyuan-video-tiny" in capsys.readouterr().out
-    folder = [*command, "--save-path-suffix", "b"]
-    assert sample_video.main(folder) == 0
-    assert len(list((tmp_path / "results_b").iterdir())) == 1
+    bare = pipeline.generate(PROMPT, **CLIP, cfg_scale=cfg_scale)
+    every = range(STEPS)
+    for sites in (
+        (intervals(*every), intervals(*every, kind="double", runs=((0, 1),))),
+        (prediction(*every, skip="jump"),),
+    ):
+        planned = pipeline.generate(PROMPT, **CLIP, cfg_scale=cfg_scale, plan=tiny_plan(*sites))
+        assert torch.equal(planned, bare)
+        assert pipeline.last_run.block_runs == STEPS * BLOCKS
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("offload", [False, True])
-def test_a_gpu_samples_the_same_clip(hunyuan_checkpoint: Path, offload: bool) -> None:
-    clip = {**CLIP, "noise_device": "cpu", "plan": tiny_plan(*PLANS["both"])}
-    expected = HunyuanVideo(TINY, hunyuan_checkpoint, "cpu").generate(PROMPT, **clip)
-    pipeline = HunyuanVideo(TINY, hunyuan_checkpoint, "cuda", use_cpu_offload=offload)
-    first = pipeline.generate(PROMPT, **clip)
-    assert first.device.type == "cpu" and (first - expected).abs().mean() < 0.05
-    place = "cpu" if offload else "cuda"
-    for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae):
-        assert next(part.model.parameters()).device.type == place
-    assert next(pipeline.model.parameters()).device.type == "cuda"
-    assert torch.equal(pipeline.generate(PROMPT, **clip), first)
+@pytest.mark.parametrize(("precision", "cfg_scale"), [("bf16", 1.0), ("fp32", 2.0)])
+@pytest.mark.parametrize("kind", PLANS)
+def test_the_cache_holds_the_bytes_that_were_announced(
+    hunyuan_checkpoint: Path, kind: str, precision: str, cfg_scale: float
+) -> None:
+    """Image and valid text tokens, both halves of real guidance, in the stream's type."""
+    pipeline = HunyuanVideo(tiny_config(precision=precision), hunyuan_checkpoint, "cpu")
+    plan = tiny_plan(*PLANS[kind])
+    pipeline.generate(PROMPT, **CLIP, cfg_scale=cfg_scale, neg_prompt="red", plan=plan)
+    rows, itemsize = (2 if cfg_scale > 1 else 1), (2 if precision == "bf16" else 4)
+    expected = bytes_held(
+        plan,
+        tokens=rows * (IMAGE + TEXT),
+        stream_itemsize=itemsize,
+        latent_numel=rows * 16 * 2 * 4 * 4,
+        prediction_itemsize=itemsize,
+    )
+    assert pipeline.last_run.peak_bytes == expected > 0
+
+
+def test_intervals_skip_blocks_of_both_lists(pipeline: HunyuanVideo, full: Tensor) -> None:
+    clip = pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS["both"]))
+    run = pipeline.last_run
+    assert run.block_runs == STEPS * BLOCKS - 3 * 2 - 4 * 2
+    assert run.reused_intervals == 3 * 1 + 4 * 2 and run.model_calls == STEPS
+    assert not torch.equal(clip, full)
+    assert torch.equal(pipeline.generate(PROMPT, **CLIP, plan=tiny_plan(*PLANS["both"])), clip)
+
+
+def test_missing_reverse_is_warned_of_and_runs(pipeline: HunyuanVideo) -> None:
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(line.record["message"]), level="WARNING")
+    times = [float(call["t"]) for call in calls_of(pipeline, flow_reverse=False)]
+    logger.remove(sink)
+    assert lines and "without --flow-reverse THE RESULT IS NOISE" in lines[0]
+    assert times[0] == 0 and times == sorted(times)
+    with pytest.raises(PlanError, match=r"is for falling noise levels: add --flow-reverse"):
+        pipeline.generate(PROMPT, **CLIP, flow_reverse=False, plan=tiny_plan(*PLANS["both"]))
+
+
+@pytest.mark.parametrize("model", [m for m in CONFIGS if m != TINY.model])
+def test_shipped_plans_fit_their_models_and_grids(model: str) -> None:
+    config = CONFIGS[model]
+    presets = available(config.plan_model)
+    assert {"paper", "release", "balanced"} <= set(presets)
+    for preset in presets:
+        plan = load_preset(config.plan_model, preset)
+        checked = check_plan(plan, config, config.infer_steps, config.flow_shift)
+        assert checked is plan and not plan.notes, preset  # on the grid it was made for

@@ -165,16 +165,10 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     [
         ({"block_out_channels": [-8] * 4}, "block_out_channels is .*, expected 1 to 1000000"),
         ({"block_out_channels": 8}, r"config\.json: "),
-        ({"block_out_channels": "8"}, r"config\.json: "),
-        ({"block_out_channels": [8, 16]}, r"config\.json: "),
         ({"layers_per_block": 10**6}, "layers_per_block is 1000000, expected 1 to 1000"),
         ({"norm_num_groups": 5}, r"config\.json: .*divisible"),
-        ({"time_compression_ratio": 8}, r"config\.json: "),
         ({"scaling_factor": 0.0}, "scaling_factor is 0.0, expected a number above 0"),
-        ({"scaling_factor": "a"}, "scaling_factor is 'a', expected a number above 0"),
         ({"sample_size": 8}, "sample_size is 8, expected at least 16"),
-        ({"sample_tsize": 1}, "sample_tsize is 1, expected at least 8"),
-        ({"sample_size": "x"}, "sample_size is 'x'"),
     ],
 )
 def test_wrong_sizes_are_named(tmp_path: Path, change: dict, says: str) -> None:

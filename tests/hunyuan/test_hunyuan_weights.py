@@ -1,6 +1,5 @@
 """Strict loading of transformer checkpoints, up to the full official sizes."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,36 +8,14 @@ import pytest
 import torch
 from loguru import logger
 
+from hunyuan_shapes import FACTS, official_shapes, predict, write_empty
 from hunyuan_toys import TINY, TINY_DIT, tiny_config, tiny_dit
 from hyvideo.checkpoint import find_dit
 from hyvideo.config import CONFIGS
-from hyvideo.rope import rope_tables
 from hyvideo.weights import load_transformer, transformer_bytes
 from profiling_core.errors import InputError
 
-FACTS = json.loads((Path(__file__).parents[1] / "data" / "hunyuan-video-shapes.json").read_text())
 MODELS = ["HYVideo-T/2", "HYVideo-T/2-cfgdistill"]
-
-
-def official_shapes(model: str) -> dict[str, list[int]]:
-    facts = FACTS["models"][model]
-    blocks = {
-        f"{kind}_blocks.{i}.{name}": shape
-        for kind in ("double", "single")
-        for i in range(facts[f"{kind}_blocks"])
-        for name, shape in FACTS[kind].items()
-    }
-    return {**FACTS["other"], **(FACTS["guidance"] if facts["guidance"] else {}), **blocks}
-
-
-def write_empty(path: Path, shapes: dict[str, list[int]], key: str | None = "module") -> Path:
-    """A real weight file whose tensors have no data: full size, no disk space."""
-    state = {
-        name: torch.empty(shape, device="meta", dtype=torch.bfloat16)
-        for name, shape in shapes.items()
-    }
-    torch.save(state if key is None else {key: state}, path)
-    return path
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -69,17 +46,6 @@ def test_the_other_official_model_is_refused(tmp_path: Path, model: str) -> None
 def save(path: Path, content: Any) -> Path:
     torch.save(content, path)
     return path
-
-
-def predict(model: torch.nn.Module) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 16, 2, 4, 4, generator=generator)
-    states, pooled = torch.randn(1, 3, 32, generator=generator), torch.ones(1, 24)
-    cos, sin = rope_tables((2, 2, 2), TINY_DIT["rope_dim_list"])
-    with torch.no_grad():
-        return model(
-            x, torch.tensor([500.0]), states, torch.ones(1, 3), pooled, cos, sin, torch.ones(1)
-        )["x"]
 
 
 @pytest.mark.parametrize("key", ["module", "ema", None])
@@ -156,9 +122,6 @@ def test_wrong_tensors_are_named(tmp_path: Path, change: Callable, says: str) ->
         ({"module": {}}, "ema", "has no 'ema': take --load-key module"),
         ({"module": {}, "ema": {}}, "net", "has no 'net': take --load-key module or ema"),
         ({"module": [1]}, "module", "holds no plain state dict"),
-        ({"module": {"a": 1}}, "module", "holds no plain state dict"),
-        (["no", "dict"], "module", "holds no plain state dict"),
-        ({0: torch.zeros(1)}, "module", "holds no plain state dict"),
         ({"a": torch.zeros(1)}, "module", "missing, the first is 'img_in.proj.weight'"),
     ],
 )
@@ -175,17 +138,8 @@ class Evil:
         return print, ("code of the file was run",)
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "empty", "code"])
-def test_damaged_files_are_named(
-    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture
-) -> None:
-    file = save(tmp_path / "m.pt", {"module": tiny_dit().state_dict()})
-    whole = file.read_bytes()
-    if damage == "code":
-        save(file, {"module": Evil()})
-    else:
-        content = {"cut": whole[: len(whole) // 2], "foreign": b"\x89PNG" * 20, "empty": b""}
-        file.write_bytes(content[damage])
+def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = save(tmp_path / "m.pt", {"module": Evil()})
     with pytest.raises(InputError, match=r"m\.pt is not a complete weight file") as error:
         load_transformer(file, TINY, "cpu")
     assert "\n" not in str(error.value)

@@ -12,13 +12,12 @@ import hyvideo.checks
 import hyvideo.pipeline
 from hunyuan_toys import TINY, TINY_DIT
 from hyvideo.pipeline import HunyuanVideo
-from hyvideo.sigmas import sigmas_fp32
-from profiling_core.plan import CachePlan
+from tree_cases import PROMPT, STEPS, hunyuan_case
 
-STEPS = 6
 BLOCKS = TINY_DIT["mm_double_blocks_depth"] + TINY_DIT["mm_single_blocks_depth"]
 CLIP = {"size": (32, 32), "video_length": 5, "infer_steps": STEPS, "seed": 3, "progress": False}
-PROMPT = "a red circle moving right over blue stripes"  # 8 words
+CASE = hunyuan_case(Path())  # for its plans alone
+tiny_plan, prediction = CASE.plan, CASE.prediction
 TEXT, IMAGE = 9, 2 * 2 * 2  # tokens: the words and the template's end; frames x rows x columns
 
 
@@ -40,27 +39,6 @@ def full(pipeline: HunyuanVideo) -> Tensor:
     return pipeline.generate(PROMPT, **CLIP)
 
 
-def tiny_plan(*sites: dict[str, Any], **fields: Any) -> CachePlan:
-    """A plan for the tiny transformer on this file's grid."""
-    model = {
-        "family": "hunyuan-video",
-        "name": "hunyuan-video-tiny",
-        "block_lists": {"double_blocks": 2, "single_blocks": 3},
-        "width": TINY_DIT["hidden_size"],
-    }
-    return CachePlan.build(
-        name=fields.pop("name", "tiny"),
-        model=model,
-        steps=STEPS,
-        sigmas=list(sigmas_fp32(STEPS, 7.0)),
-        solver="euler",
-        shift=7.0,
-        sites=list(sites),
-        provenance={"made_by": "tests", "source": "by hand"},
-        **fields,
-    )
-
-
 def intervals(*steps: int, kind: str = "single", runs: tuple = ((1, 2),)) -> dict[str, Any]:
     return {
         "kind": "intervals",
@@ -69,10 +47,6 @@ def intervals(*steps: int, kind: str = "single", runs: tuple = ((1, 2),)) -> dic
         "compute_steps": {"cond": list(steps)},
         "skip": "hold",
     }
-
-
-def prediction(*steps: int, skip: str) -> dict[str, Any]:
-    return {"kind": "prediction", "compute_steps": {"cond": list(steps)}, "skip": skip}
 
 
 def calls_of(pipeline: HunyuanVideo, **changes: Any) -> list[dict[str, Any]]:

@@ -76,18 +76,11 @@ def wan_vae() -> AutoencoderKLWan:
 
 def wan_transformer(channels: int = 16, image: int | None = None) -> WanTransformer3DModel:
     return WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
+        **{"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 6},
+        **{"text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "patch_size": (1, 2, 2)},
+        **{"cross_attn_norm": True, "rope_max_seq_len": 32, "image_dim": image},
         in_channels=channels,
         out_channels=16,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=6,
-        cross_attn_norm=True,
-        rope_max_seq_len=32,
-        image_dim=image,
     )
 
 
@@ -141,17 +134,10 @@ def hunyuan_transformer(channels: int = 4, condition: str | None = None) -> Any:
     return HunyuanVideoTransformer3DModel(
         in_channels=channels,
         out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=10,
-        num_layers=4,
-        num_single_layers=4,
-        num_refiner_layers=1,
-        patch_size=1,
-        patch_size_t=1,
+        **{"num_attention_heads": 2, "attention_head_dim": 10, "rope_axes_dim": (2, 4, 4)},
+        **{"num_layers": 4, "num_single_layers": 4, "num_refiner_layers": 1},
+        **{"patch_size": 1, "patch_size_t": 1, "text_embed_dim": 16, "pooled_projection_dim": 8},
         guidance_embeds=condition is None,
-        text_embed_dim=16,
-        pooled_projection_dim=8,
-        rope_axes_dim=(2, 4, 4),
         image_condition_type=condition,
     )
 
@@ -214,19 +200,10 @@ def cogvideox() -> Tiny:
             norm_num_groups=2,
         ),
         transformer=CogVideoXTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=8,
-            text_embed_dim=16,
-            num_layers=6,
-            sample_width=4,
-            sample_height=4,
-            sample_frames=5,
-            patch_size=2,
-            temporal_compression_ratio=4,
-            max_text_seq_length=6,
+            **{"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 6},
+            **{"in_channels": 4, "out_channels": 4, "time_embed_dim": 8, "text_embed_dim": 16},
+            **{"sample_width": 4, "sample_height": 4, "sample_frames": 5, "patch_size": 2},
+            **{"temporal_compression_ratio": 4, "max_text_seq_length": 6},
         ),
         scheduler=CogVideoXDDIMScheduler(
             prediction_type="v_prediction",
@@ -240,26 +217,21 @@ def cogvideox() -> Tiny:
     return Tiny(_quiet(pipe), _clip() | _guided_embeddings() | {"guidance_scale": 4.0})
 
 
+def ltx_vae() -> AutoencoderKLLTXVideo:
+    sizes = {"latent_channels": 8, "patch_size": 1, "patch_size_t": 1}
+    sizes |= {"upsample_residual": (False,) * 4, "upsample_factor": (1,) * 4}
+    for part in ("", "decoder_"):
+        sizes |= {f"{part}block_out_channels": (8,) * 4, f"{part}layers_per_block": (1,) * 5}
+        sizes[f"{part}spatio_temporal_scaling"] = (True, True, False, False)
+    causal = {"encoder_causal": True, "decoder_causal": False}
+    return AutoencoderKLLTXVideo(**sizes, **causal, decoder_inject_noise=(False,) * 5)
+
+
 def ltx() -> Tiny:
     pipe = LTXPipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=AutoencoderKLLTXVideo(
-            latent_channels=8,
-            block_out_channels=(8, 8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8, 8),
-            layers_per_block=(1, 1, 1, 1, 1),
-            decoder_layers_per_block=(1, 1, 1, 1, 1),
-            spatio_temporal_scaling=(True, True, False, False),
-            decoder_spatio_temporal_scaling=(True, True, False, False),
-            decoder_inject_noise=(False, False, False, False, False),
-            upsample_residual=(False, False, False, False),
-            upsample_factor=(1, 1, 1, 1),
-            patch_size=1,
-            patch_size_t=1,
-            encoder_causal=True,
-            decoder_causal=False,
-        ),
+        vae=ltx_vae(),
         transformer=LTXVideoTransformer3DModel(
             in_channels=8,
             out_channels=8,
@@ -288,18 +260,10 @@ def mochi() -> Tiny:
         text_encoder=None,
         tokenizer=None,
         transformer=MochiTransformer3DModel(
-            patch_size=2,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            num_layers=6,
-            pooled_projection_dim=16,
-            in_channels=12,
-            out_channels=None,
-            qk_norm="rms_norm",
-            text_embed_dim=16,
-            time_embed_dim=4,
-            activation_fn="swiglu",
-            max_sequence_length=6,
+            **{"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 6},
+            **{"in_channels": 12, "out_channels": None, "patch_size": 2, "text_embed_dim": 16},
+            **{"pooled_projection_dim": 16, "time_embed_dim": 4, "max_sequence_length": 6},
+            **{"qk_norm": "rms_norm", "activation_fn": "swiglu"},
         ),
     )
     prompt = _guided_embeddings() | _masks() | {"guidance_scale": 3.0, "num_frames": 7}
@@ -311,19 +275,10 @@ def hunyuan15() -> Tiny:
         text_encoder=None,
         tokenizer=None,
         transformer=HunyuanVideo15Transformer3DModel(
-            in_channels=2 * 4 + 1,
-            out_channels=4,
-            num_attention_heads=2,
-            attention_head_dim=16,
-            num_layers=6,
-            num_refiner_layers=1,
-            mlp_ratio=2.0,
-            patch_size=1,
-            patch_size_t=1,
-            text_embed_dim=16,
-            text_embed_2_dim=8,
-            image_embed_dim=12,
-            rope_axes_dim=(4, 6, 6),
+            **{"num_attention_heads": 2, "attention_head_dim": 16, "rope_axes_dim": (4, 6, 6)},
+            **{"num_layers": 6, "num_refiner_layers": 1, "mlp_ratio": 2.0},
+            **{"in_channels": 2 * 4 + 1, "out_channels": 4, "patch_size": 1, "patch_size_t": 1},
+            **{"text_embed_dim": 16, "text_embed_2_dim": 8, "image_embed_dim": 12},
         ),
         vae=AutoencoderKLHunyuanVideo15(
             latent_channels=4,
@@ -378,10 +333,7 @@ def _clip() -> dict[str, Any]:
 
 
 def _guided_embeddings() -> dict[str, Any]:
-    return {
-        "prompt_embeds": embeddings(6, 16),
-        "negative_prompt_embeds": embeddings(6, 16, seed=1),
-    }
+    return {"prompt_embeds": embeddings(6, 16), "negative_prompt_embeds": embeddings(6, 16, seed=1)}
 
 
 def _masks() -> dict[str, Any]:

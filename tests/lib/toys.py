@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from naive_walk import naive
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
 
@@ -99,12 +100,7 @@ def toy_plan(
     sites: list[dict], steps: int = 12, lists: dict[str, int] | None = None, **fields: Any
 ) -> CachePlan:
     """A plan for the toys: width 8, falling sigmas."""
-    model = {
-        "family": "toy",
-        "name": "toy",
-        "block_lists": lists or {"blocks": 6},
-        "width": 8,
-    }
+    model = {"family": "toy", "name": "toy", "block_lists": lists or {"blocks": 6}, "width": 8}
     sigmas = [1 - (step / (steps + 1)) ** 1.5 for step in range(steps)]
     return CachePlan.build(
         name=fields.pop("name", "toy"),
@@ -135,88 +131,6 @@ def intervals(computed: dict, runs: list, skip: str = "hold", block_list: str = 
 
 def prediction(computed: dict, skip: str = "hold") -> dict:
     return {"kind": "prediction", "compute_steps": computed, "skip": skip}
-
-
-class NaiveWalk:
-    """The cache written a second time, straight from the plan's document and with no cleverness.
-
-    It keeps every delta for ever, walks ToyWan's blocks itself and sums in the same order as the
-    engine promises: input + newest + older.
-    """
-
-    def __init__(self, model: ToyWan, plan: CachePlan) -> None:
-        self.model, self.plan = model, plan.model_dump(mode="json")
-        self.deltas: dict[tuple, list[tuple[int, torch.Tensor]]] = {}
-
-    def __call__(
-        self, step: int, branch: str, x: list[torch.Tensor], t: torch.Tensor, context: Any
-    ) -> list[torch.Tensor]:
-        site = next((s for s in self.plan["sites"] if s["kind"] == "prediction"), None)
-        if site and step not in site["compute_steps"][branch]:
-            kept = self.deltas["prediction", branch]
-            weights = self._weights(site, branch, step, kept)
-            output = torch.zeros(())
-            for number, ((_, tensor), weight) in enumerate(zip(kept[::-1], weights, strict=False)):
-                output = tensor * weight if number == 0 else output.add(tensor, alpha=weight)
-            return list(output)
-        output = self._walk(step, branch, torch.stack(x), t.float().sin() + context)
-        kept = self.deltas.setdefault(("prediction", branch), [])
-        kept.append((step, output))
-        if site and site["skip"] == "corrected" and len(kept) > 1 and kept[-2][0] < step - 1:
-            return list(self._corrected(site, branch, kept))
-        return list(output)
-
-    def _corrected(self, site: dict, branch: str, kept: list) -> torch.Tensor:
-        """The newest prediction and what the forecasts before it missed, over its own step."""
-        levels = [*self.plan["sigmas"], 0.0]
-        (n, newest), (j, before) = kept[-1], kept[-2]
-        factors = [0.0, 0.0, 0.0]  # of v_n, v_j, v_i
-        for s in range(j + 1, n):
-            step = levels[s + 1] - levels[s]
-            there = (levels[s] - levels[j]) / (levels[n] - levels[j])
-            factors[0] += step * there
-            factors[1] += step * (1.0 - there)
-            for place, weight in enumerate(self._weights(site, branch, s, kept[:-1]), start=1):
-                factors[place] -= step * weight
-        own, near, far = (factor / (levels[n + 1] - levels[n]) for factor in factors)
-        output = (newest * (1 + own)).add(before, alpha=near)
-        return output.add(kept[-3][1], alpha=far) if len(kept) > 2 else output
-
-    def _walk(self, step: int, branch: str, hidden: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        index = 0
-        while index < len(self.model.blocks):
-            site, run = self._run_at(index)
-            stop = run[1] + 1 if run else index + 1
-            key = (index, branch)
-            if site and step not in site["compute_steps"][branch]:
-                kept = self.deltas[key]
-                weights = self._weights(site, branch, step, kept)
-                for (_, delta), weight in zip(kept[::-1], weights, strict=False):
-                    hidden = torch.add(hidden, delta, alpha=weight)
-            else:
-                before = hidden
-                for block in self.model.blocks[index:stop]:
-                    hidden = block(hidden, e=e)
-                self.deltas.setdefault(key, []).append((step, hidden - before))
-            index = stop
-        return self.model.head(hidden)
-
-    def _run_at(self, index: int) -> tuple[dict | None, list[int] | None]:
-        for site in self.plan["sites"]:
-            for run in site.get("intervals", []):
-                if run[0] == index:
-                    return site, run
-        return None, None
-
-    def _weights(self, site: dict, branch: str, step: int, kept: list) -> list[float]:
-        if site["skip"] == "weights":
-            return site["weights"][branch][str(step)]
-        if site["skip"] == "hold" or len(kept) < 2:
-            return [1]
-        sigmas = self.plan["sigmas"]
-        now, new, old = sigmas[step], sigmas[kept[-1][0]], sigmas[kept[-2][0]]
-        slope = (now - new) / (new - old)
-        return [1 + slope, -slope]
 
 
 def run_clip(model: Any, plan: CachePlan, call: Any = None, seed: int = 0) -> list[torch.Tensor]:
@@ -253,6 +167,13 @@ def cached(model, plan, seed=0):
     cache = DeltaCache(plan)
     with cache.attached(model):
         return run_clip(model, plan, cached_call(cache, model), seed), cache
+
+
+def naively(model, plan, seed=0):
+    """The clip by the cache's second implementation."""
+    lists = {name: name for name in plan.model.block_lists}
+    with naive(plan, model, lists, len(plan.branches)):
+        return bare(model, plan, seed)
 
 
 def equal(one, other):

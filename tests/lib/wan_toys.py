@@ -23,14 +23,7 @@ TINY_DIT = {
     "text_len": 16,
 }
 TINY_VAE = {"base_dim": 8}
-TINY_T5 = {
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "vocab_size": 64,
-}
+TINY_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
 WORDS = "a red green blue circle square moving left right up down over stripes checks noise".split()
 OFFICIAL_CONFIG = {
     "_class_name": "WanModel",

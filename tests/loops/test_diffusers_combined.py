@@ -8,9 +8,9 @@ from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from diffusers import FirstBlockCacheConfig, WanVACETransformer3DModel
 from diffusers.hooks import apply_group_offloading
-from test_diffusers_cache import intervals, made_plan, prediction
 from torch import nn
 
+from diffusers_plans import intervals, made_plan, prediction
 from profiling_core import cache_pipeline
 from profiling_core.errors import PlanError
 from profiling_core.loops.diffusers_cache import refuse_intervals

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +10,7 @@ import torch
 
 from profiling_core.parallel.degrees import Degrees
 from profiling_core.parallel.sequence import _Merged, with_log_sum
+from torchrun import torchrun
 from tree_paths import ROOT
 from wan.attention import attention
 
@@ -37,17 +34,6 @@ CASES = {
     ),
 }
 PLANS = (None, "release", "balanced")
-
-
-def torchrun(
-    count: int, script: Path, *arguments: str, **options: Any
-) -> subprocess.CompletedProcess:
-    """A script on `count` processes of one thread."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
-    command += ["--master_port=0", "--standalone", str(script), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    settings = {"capture_output": True, "text": True, "timeout": 600, "env": environment}
-    return subprocess.run(command, **{**settings, **options})
 
 
 @pytest.fixture(scope="module", params=(2, 4))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_parallel import torchrun
 
 from profiling_core.errors import ParallelError, PlanError
 from profiling_core.parallel.degrees import Degrees, check_heads, degrees_from
@@ -17,6 +16,7 @@ from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.plan.restrict import plan_of_both
 from profiling_core.runtime import exit_codes as endings
 from profiling_core.runtime.options import resolve_plan
+from torchrun import torchrun
 from tree_paths import ROOT
 
 SAYS = {

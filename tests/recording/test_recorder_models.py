@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import test_hunyuan_against_diffusers as hunyuan_pair
-import test_wan_against_diffusers as wan_pair
 import torch
 from torch import Tensor, nn
 
+import diffusers_pairs as pairs
 from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.recording.perturbed_run import PerturbedRun
@@ -20,7 +19,6 @@ from profiling_core.recording.recorder import Recorder
 SIGMAS = (0.9, 0.6, 0.3)
 SETTINGS = Settings(attention_every=1, delta_tokens=1000)
 Call = Callable[[nn.Module, Tensor, Tensor], Tensor]
-model, reference = wan_pair.model, wan_pair.reference  # the fixtures of that file
 
 
 def recorder(lists: dict[str, int], width: int, settings: Settings = SETTINGS) -> Recorder:
@@ -66,9 +64,10 @@ def assert_alike(ours: Profile, theirs: Profile) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_diffusers_wan(model: nn.Module, reference: nn.Module, batch: int) -> None:
-    x, text = wan_pair.inputs(batch)
-    lists = {"blocks": wan_pair.SIZES["num_layers"]}
+def test_diffusers_wan(batch: int) -> None:
+    model, reference = pairs.wan_pair()
+    x, text = pairs.wan_inputs(batch)
+    lists = {"blocks": pairs.WAN_SIZES["num_layers"]}
 
     def our_call(net: nn.Module, x: Tensor, t: Tensor) -> Tensor:
         return torch.stack(net(list(x), t, list(text), seq_len=3 * 4 * 6))
@@ -87,16 +86,16 @@ def test_diffusers_wan(model: nn.Module, reference: nn.Module, batch: int) -> No
 def test_diffusers_hunyuan_and_image_tokens_alone(lens: tuple[int, ...]) -> None:
     from hyvideo.rope import rope_tables
 
-    ours, theirs = hunyuan_pair.pair(guidance=True)
+    ours, theirs = pairs.hunyuan_pair(guidance=True)
     generator = torch.Generator().manual_seed(1)
-    frames, rows, columns = hunyuan_pair.GRID
+    frames, rows, columns = pairs.GRID
     x = torch.randn(len(lens), 16, frames, 2 * rows, 2 * columns, generator=generator)
-    size = (len(lens), hunyuan_pair.TEXT_LEN, hunyuan_pair.TEXT)
+    size = (len(lens), pairs.TEXT_LEN, pairs.TEXT)
     text = torch.randn(size, generator=generator)
-    pooled = torch.randn(len(lens), hunyuan_pair.POOLED, generator=generator)
-    mask = (torch.arange(hunyuan_pair.TEXT_LEN) < torch.tensor(lens)[:, None]).long()
+    pooled = torch.randn(len(lens), pairs.POOLED, generator=generator)
+    mask = (torch.arange(pairs.TEXT_LEN) < torch.tensor(lens)[:, None]).long()
     guidance = torch.full((len(lens),), 6000.0)
-    rope = rope_tables(hunyuan_pair.GRID, hunyuan_pair.ROPE)
+    rope = rope_tables(pairs.GRID, pairs.ROPE)
 
     def our_call(net: nn.Module, x: Tensor, t: Tensor) -> Tensor:
         return net(x, t, text, mask, pooled, *rope, guidance)["x"]
@@ -104,11 +103,11 @@ def test_diffusers_hunyuan_and_image_tokens_alone(lens: tuple[int, ...]) -> None
     def their_call(net: nn.Module, x: Tensor, t: Tensor) -> Tensor:
         return net(x, t, text, mask, pooled, guidance, return_dict=False)[0]
 
-    lists = {"double_blocks": hunyuan_pair.DOUBLE, "single_blocks": hunyuan_pair.SINGLE}
-    ours = record(recorder(lists, hunyuan_pair.WIDTH), ours, our_call, x)
-    theirs = record(recorder(lists, hunyuan_pair.WIDTH), theirs, their_call, x)
-    assert ours.subject.grid == hunyuan_pair.GRID
-    assert ours.arrays["mask"].shape == (1, *hunyuan_pair.GRID)
+    lists = {"double_blocks": pairs.DOUBLE, "single_blocks": pairs.SINGLE}
+    ours = record(recorder(lists, pairs.WIDTH), ours, our_call, x)
+    theirs = record(recorder(lists, pairs.WIDTH), theirs, their_call, x)
+    assert ours.subject.grid == pairs.GRID
+    assert ours.arrays["mask"].shape == (1, *pairs.GRID)
     assert_alike(ours, theirs)
 
 
@@ -152,15 +151,16 @@ def test_sensitivity_is_what_is_left_of_an_error(slope: float, step: int) -> Non
     assert type(net) is Constant
 
 
-def test_compiled_blocks_are_recorded_too(model: nn.Module) -> None:
+def test_compiled_blocks_are_recorded_too() -> None:
     from copy import deepcopy
 
-    x, text = wan_pair.inputs(1)
+    model, _ = pairs.wan_pair()
+    x, text = pairs.wan_inputs(1)
 
     def call(net: nn.Module, x: Tensor, t: Tensor) -> Tensor:
         return torch.stack(net(list(x), t, list(text), seq_len=3 * 4 * 6))
 
-    lists = {"blocks": wan_pair.SIZES["num_layers"]}
+    lists = {"blocks": pairs.WAN_SIZES["num_layers"]}
     plain = record(recorder(lists, 96), model, call, x)
     compiled = deepcopy(model)
     for block in compiled.blocks:

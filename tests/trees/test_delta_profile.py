@@ -10,36 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-import generate
-import hyvideo.pipeline
-import sample_video
-import wan.text2video
 from profiling_core.profile.profile import Profile, Settings
+from tree_cases import TreeCase
 
-WAN = ("--task", "t2v-mini", "--prompt", "red circle", "--frame_num", "1", "--base_seed", "1")
-HUNYUAN = ("--model", "HYVideo-mini", "--prompt", "red circle", "--video-length", "1")
-HUNYUAN += ("--flow-reverse", "--seed", "1")
-MAINS = {
-    "wan": (generate.main, WAN, "--sample_steps", "--save_file"),
-    "hunyuan": (sample_video.main, HUNYUAN, "--infer-steps", "--save-path"),
-}
 Run = Callable[..., int]
 
 
-@pytest.fixture(params=list(MAINS))
-def tree(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture
-def run(tree: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a tree's main() for an image of a few steps, in an empty working directory."""
-    main, fixed, steps_option, target_option = MAINS[tree]
+def run(tree: TreeCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs main() for the miniature's image of a few steps, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
+    target = "shown.mp4" if tree.name == "wan" else "shown"
 
     def call(*argv: str, steps: int = 3) -> int:
-        target = "shown.mp4" if tree == "wan" else "shown"
-        return main([*fixed, steps_option, str(steps), target_option, target, *argv])
+        values = {"frames": 1, "steps": steps, "seed": 1, "target": target, "model": tree.mini}
+        words = [word for name, value in values.items() for word in (tree.options[name], value)]
+        fixed = ["--prompt", "red circle", *tree.fixed[2:], *map(str, words)]
+        return tree.script.main([*fixed, *argv])
 
     return call
 
@@ -53,7 +40,7 @@ def shown(tmp_path: Path) -> list[bytes]:
     return kept
 
 
-def test_a_run_is_recorded_and_the_next_is_added(tree: str, run: Run, tmp_path: Path) -> None:
+def test_a_run_is_recorded_and_the_next_is_added(tree: TreeCase, run: Run, tmp_path: Path) -> None:
     assert run() == 0
     plain = shown(tmp_path)
     assert len(plain) == 1
@@ -63,7 +50,7 @@ def test_a_run_is_recorded_and_the_next_is_added(tree: str, run: Run, tmp_path: 
     profile = Profile.load("a.profile")
     assert [run.prompt for run in profile.runs] == ["red circle"] * 2
     assert [run.seed for run in profile.runs] == [1, 1]
-    assert profile.recorded.branches == (("cond", "uncond") if tree == "wan" else ("cond",))
+    assert profile.recorded.branches == tree.branches
     assert profile.recorded.attention_steps == (0,)
     assert np.array_equal(profile.arrays["gram"][0], profile.arrays["gram"][1])
     assert np.isfinite(profile.arrays["drift"]).all()
@@ -74,7 +61,7 @@ def test_the_folder_is_made(run: Run, tmp_path: Path) -> None:
     assert len(Profile.load(tmp_path / "new" / "folder" / "a.profile").runs) == 1
 
 
-def test_the_files_own_settings_hold(tree: str, run: Run, tmp_path: Path) -> None:
+def test_the_files_own_settings_hold(tree: TreeCase, run: Run, tmp_path: Path) -> None:
     settings = Settings(mask="motion", attention_every=0, sensitivity=(1, 2))
     Profile(settings).save("a.profile")
     assert run("--delta_profile", "a.profile") == 0
@@ -93,22 +80,17 @@ def test_the_files_own_settings_hold(tree: str, run: Run, tmp_path: Path) -> Non
         (("--delta_profile", "broken"), "profile broken: not a whole safetensors file"),
     ],
 )
-def test_bad_targets_are_told_before_loading(
-    tree: str,
+def test_bad_targets_are_named_before_loading(
+    tree: TreeCase,
     run: Run,
+    nothing_loads: None,
     argv: tuple[str, ...],
     says: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     (tmp_path / "broken").write_bytes(b"half a file")
 
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("weights were about to be loaded")
-
-    for module in (wan.text2video, hyvideo.pipeline):
-        monkeypatch.setattr(module, "load_transformer", refuse)
     capsys.readouterr()
     assert run(*argv) == 2
     assert says in capsys.readouterr().err
@@ -116,7 +98,7 @@ def test_bad_targets_are_told_before_loading(
 
 
 def test_another_step_count_leaves_the_file_alone(
-    tree: str, run: Run, capsys: pytest.CaptureFixture
+    tree: TreeCase, run: Run, capsys: pytest.CaptureFixture
 ) -> None:
     assert run("--delta_profile", "a.profile") == 0
     before = Path("a.profile").read_bytes()
@@ -126,7 +108,7 @@ def test_another_step_count_leaves_the_file_alone(
 
 
 def test_an_interrupted_run_leaves_the_file_alone(
-    tree: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tree: TreeCase, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert run("--delta_profile", "a.profile") == 0
     before = Path("a.profile").read_bytes()
@@ -134,34 +116,32 @@ def test_an_interrupted_run_leaves_the_file_alone(
     def interrupt(*args: object) -> Tensor:
         raise KeyboardInterrupt
 
-    for pipeline in (wan.text2video.WanT2V, hyvideo.pipeline.HunyuanVideo):
-        monkeypatch.setattr(pipeline, "decode", interrupt)
+    monkeypatch.setattr(tree.module.VideoVAE, "decode", interrupt)
     assert run("--delta_profile", "a.profile") == 130
     assert Path("a.profile").read_bytes() == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_a_clip_without_finite_numbers_is_not_recorded(
-    tree: str, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tree: TreeCase, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    module = wan.text2video if tree == "wan" else hyvideo.pipeline
-    load = module.load_transformer
+    load = tree.module.load_transformer
 
     def broken(*args: object, **kwargs: object) -> torch.nn.Module:
         model = load(*args, **kwargs)
-        blocks = model.blocks if tree == "wan" else model.single_blocks
-        for parameter in blocks[1].parameters():
+        for parameter in tree.lists_of(model)[-1][1].parameters():
             parameter.data.fill_(torch.nan)
         return model
 
-    monkeypatch.setattr(module, "load_transformer", broken)
+    monkeypatch.setattr(tree.module, "load_transformer", broken)
     assert run("--delta_profile", "a.profile") == 2
-    block = 1 if tree == "wan" else 5  # four double blocks come first
+    block = 1 if tree.name == "wan" else 5  # four double blocks come first
     assert f"delta of block {block} at step 0, cond, is not finite" in capsys.readouterr().err
     assert not Path("a.profile").exists()
 
 
-def test_noise_is_not_profiled(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    argv = [option for option in HUNYUAN if option != "--flow-reverse"]
-    assert sample_video.main([*argv, "--delta_profile", str(tmp_path / "a.profile")]) == 2
+@pytest.mark.parametrize("tree", ["hunyuan"], indirect=True)
+def test_noise_is_not_profiled(tree: TreeCase, tmp_path: Path, capsys) -> None:
+    argv = [option for option in tree.argv() if option != "--flow-reverse"]
+    assert tree.script.main([*argv, "--delta_profile", str(tmp_path / "a.profile")]) == 2
     assert "--delta_profile without --flow-reverse" in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""A plan in a loop that is not ours, written a second time with no cleverness: forwards replaced.
+"""A plan written a second time with no cleverness: forwards are replaced, nothing is ever freed.
 
-Calls are counted to know the step; nothing is ever freed; sums are in the order that the engine
-promises: input + newest + older.
+Calls are counted to know the step. Sums are in the order that the engine promises: input + newest
++ older; one anchor of weight 1 is added as it is, several are added in fp32 and rounded once.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch import nn
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Site
 
+Kept = list[tuple[int, torch.Tensor]]  # step and value, oldest first
+
 
 class Calls:
     """Counts the calls of a model: (step, branch) of the one under way; first: its first step."""
 
-    def __init__(self, branches: int, first: int = 0) -> None:
-        self.branches, self.first, self.number = branches, first, -1
+    def __init__(self, plan: CachePlan, branches: int, first: int = 0) -> None:
+        self.plan, self.branches, self.first, self.number = plan, branches, first, -1
 
     @property
     def step(self) -> int:
@@ -31,13 +33,44 @@ class Calls:
     def branch(self) -> int:
         return self.number % self.branches
 
+    def name(self, site: Site) -> str:
+        names = list(site.compute_steps)
+        return names[min(self.branch, len(names) - 1)]
+
+    def computes(self, site: Site) -> bool:
+        return self.step in {self.first, *site.compute_steps[self.name(site)]}
+
+    def weights(self, site: Site, kept: Kept, step: int) -> list[float]:
+        """Of the newest kept value, the one before it and so on, in a forecast of `step`."""
+        if site.skip == "weights":
+            return list(site.weights[self.name(site)][str(step)])
+        if site.skip == "hold" or len(kept) < 2:
+            return [1.0]
+        levels, (newest, older) = self.plan.sigmas, (kept[-1][0], kept[-2][0])
+        slope = (levels[step] - levels[newest]) / (levels[newest] - levels[older])
+        return [1.0 + slope, -slope]
+
+    def corrected(self, site: Site, kept: Kept) -> torch.Tensor:
+        """The newest prediction and what the forecasts before it missed, over its own step."""
+        levels, n, j = [*self.plan.sigmas, 0.0], kept[-1][0], kept[-2][0]
+        factors = [0.0] * min(3, len(kept))  # of the predictions at n, j and the one before
+        for s in range(j + 1, n):
+            width = levels[s + 1] - levels[s]
+            rise = (levels[s] - levels[j]) / (levels[n] - levels[j])
+            factors[0] += width * rise
+            factors[1] += width * (1.0 - rise)
+            for place, weight in enumerate(self.weights(site, kept[:-1], s), start=1):
+                factors[place] -= width * weight
+        own = levels[n + 1] - levels[n]
+        return _summed(None, kept, [1 + factors[0] / own, *(f / own for f in factors[1:])])
+
 
 @contextmanager
 def naive(
     plan: CachePlan, model: nn.Module, lists: dict[str, str], branches: int, first: int = 0
 ) -> Iterator[None]:
     """Inside the with block the model runs by the plan; its anchors begin at `first`."""
-    calls = Calls(branches, first)
+    calls = Calls(plan, branches, first)
     own = model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -48,11 +81,11 @@ def naive(
     changed = [model]
     for site in plan.sites:
         if site.kind == "prediction":
-            answer = _forecast_outputs(plan, site, calls, own)
+            answer = _forecast_outputs(site, calls, own)
             continue
         blocks = getattr(model, lists[site.block_list])
         for start, stop in site.intervals:
-            changed += _cached_interval(plan, site, calls, list(blocks)[start : stop + 1])
+            changed += _cached_interval(site, calls, list(blocks)[start : stop + 1])
     model.forward = forward
     try:
         yield
@@ -61,32 +94,37 @@ def naive(
             del module.forward
 
 
-def _forecast_outputs(plan: CachePlan, site: Site, calls: Calls, run: Callable) -> Callable:
-    kept: dict[int, list[tuple[int, torch.Tensor]]] = {}
+def _forecast_outputs(site: Site, calls: Calls, run: Callable) -> Callable:
+    kept: dict[int, Kept] = {}
+    named: list[bool] = []  # upstream HunyuanVideo's output has a name
+
+    def wrapped(value: torch.Tensor, kwargs: dict) -> Any:
+        return {"x": value} if named[-1] or kwargs.get("return_dict") else (value,)
 
     def answer(*args: Any, **kwargs: Any) -> Any:
         anchors = kept.setdefault(calls.branch, [])
-        if calls.step in _computed(site, calls):
-            output = run(*args, **kwargs)
-            named = isinstance(output, dict)  # upstream HunyuanVideo's
-            anchors.append((calls.step, output["x"] if named else output[0]))
-            return output
-        forecast = _weighted(plan, site, calls.step, anchors, None)
-        return {"x": forecast} if kwargs.get("return_dict") else (forecast,)
+        if not calls.computes(site):
+            weights = calls.weights(site, anchors, calls.step)
+            return wrapped(_summed(None, anchors, weights), kwargs)
+        output = run(*args, **kwargs)
+        named.append(isinstance(output, dict))
+        anchors.append((calls.step, output["x"] if named[-1] else output[0]))
+        gap = len(anchors) > 1 and anchors[-2][0] < calls.step - 1
+        if site.skip == "corrected" and gap:
+            return wrapped(calls.corrected(site, anchors), kwargs)
+        return output
 
     return answer
 
 
-def _cached_interval(
-    plan: CachePlan, site: Site, calls: Calls, blocks: list[nn.Module]
-) -> list[nn.Module]:
-    kept: dict[tuple[int, int], list[tuple[int, torch.Tensor]]] = {}
+def _cached_interval(site: Site, calls: Calls, blocks: list[nn.Module]) -> list[nn.Module]:
+    kept: dict[tuple[int, int], Kept] = {}
     inputs: list[torch.Tensor] = []
 
     def forward_of(place: int, run: Callable) -> Callable:
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = list(args) or [kwargs["hidden_states"], kwargs["encoder_hidden_states"]]
-            if calls.step in _computed(site, calls):
+            if calls.computes(site):
                 if place == 0:
                     inputs[:] = given
                 output = run(*args, **kwargs)
@@ -98,10 +136,11 @@ def _cached_interval(
             count = sum(branch == calls.branch for branch, _ in kept)
             if place:
                 return given[0] if count == 1 else tuple(given[:count])
-            summed = [
-                _weighted(plan, site, calls.step, kept[calls.branch, index], given[index])
-                for index in range(count)
-            ]
+            summed = []
+            for index in range(count):
+                anchors = kept[calls.branch, index]
+                weights = calls.weights(site, anchors, calls.step)
+                summed.append(_summed(given[index], anchors, weights))
             return summed[0] if count == 1 else tuple(summed)
 
         return forward
@@ -111,33 +150,16 @@ def _cached_interval(
     return blocks
 
 
-def _computed(site: Site, calls: Calls) -> set[int]:
-    return {calls.first, *site.compute_steps["cond"]}
-
-
 def _tensors(output: Any) -> tuple[torch.Tensor, ...]:
     return (output,) if isinstance(output, torch.Tensor) else tuple(output)
 
 
-def _weighted(
-    plan: CachePlan,
-    site: Site,
-    step: int,
-    anchors: list[tuple[int, torch.Tensor]],
-    hidden: torch.Tensor | None,
-) -> torch.Tensor:
-    """hidden + what the last anchors say of this step."""
-    (newest, last), older = anchors[-1], anchors[-2:-1]
-    weights = [(last, 1.0)]
-    if site.skip == "linear" and older:
-        levels = plan.sigmas
-        slope = (levels[step] - levels[newest]) / (levels[newest] - levels[older[0][0]])
-        weights = [(last, 1.0 + slope), (older[0][1], -slope)]
-    for tensor, weight in weights:
-        if hidden is None:
-            hidden = tensor * weight
-        elif weight == 1.0:
-            hidden = hidden + tensor
-        else:
-            hidden = torch.add(hidden, tensor, alpha=weight)
-    return hidden
+def _summed(hidden: torch.Tensor | None, kept: Kept, weights: list[float]) -> torch.Tensor:
+    """hidden + the newest kept values by their weights."""
+    newest = kept[-1][1]
+    if weights == [1.0]:
+        return newest if hidden is None else hidden + newest
+    total = None if hidden is None else hidden.float()
+    for (_, tensor), weight in zip(kept[::-1], weights, strict=False):
+        total = tensor.float() * weight if total is None else total.add(tensor, alpha=weight)
+    return total.to(newest.dtype)

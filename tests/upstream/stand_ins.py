@@ -21,13 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-OPTIONAL = (
-    "dashscope",
-    "decord",
-    "easydict",
-    "flash_attn",
-    "torchvision",
-)
+OPTIONAL = ("dashscope", "decord", "easydict", "flash_attn", "torchvision")
 TEXT_TOKENS, TEXT_WIDTH = 6, 16
 
 

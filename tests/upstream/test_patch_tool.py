@@ -287,7 +287,6 @@ def test_the_trees_of_this_project_are_refused(tree: str, capsys: pytest.Capture
     ("old", "new", "said"),
     [
         ('metavar="FILE"', 'metavar="PATH"', ["'options'", "is now line 12", 'metavar="PATH"']),
-        (", wan_run\n", ", wan_run as run\n", ["'set-up'", "is now line 26"]),
         (
             "        check_options(args)\n",
             "",
@@ -355,11 +354,6 @@ def test_other_edits_survive_revert(checkout: Path) -> None:
         ),
         (
             "    _init_logging(rank)\n",
-            "    init_logging(rank)\n",
-            ["'set-up'", "found 0 times", "line 22 calls init_logging"],
-        ),
-        (
-            "    _init_logging(rank)\n",
             "    _init_logging(rank); rank = 1\n",
             ["'set-up'", "line 22 holds more than this statement"],
         ),
@@ -369,19 +363,9 @@ def test_other_edits_survive_revert(checkout: Path) -> None:
             ["'options'", "its object is argparse.ArgumentParser(), expected a plain name"],
         ),
         (
-            "        return wan_t2v.generate()\n",
-            "        return wan_t2v.generate() or wan.WanT2V(seed=3)\n",
-            ["'pipelines'", "not in such a statement: line 28 calls wan.WanT2V"],
-        ),
-        (
             "import wan\n",
             "import wan\n\nPIPELINE = wan.WanFLF2V(seed=3)\n",
             ["'pipelines'", "not in such a statement: line 6 calls wan.WanFLF2V"],
-        ),
-        (
-            "    wan_i2v = wan.WanI2V(",
-            "    made = {}\n    made[0] = wan.WanI2V(",
-            ["'pipelines'", "its target is made[0], expected a plain name"],
         ),
         (
             "    _init_logging(rank)\n\n    if args.seed > 9:\n",
@@ -408,7 +392,6 @@ def test_a_moved_anchor_stops_with_candidates(
     ("data", "said"),
     [
         (WAN.encode("utf-16"), "not UTF-8 at byte 0"),
-        (WAN.replace("猫", "").encode("latin-1"), "not UTF-8 at byte 12"),
         (WAN.replace("\n", "\r").encode(), "carriage return"),
         (WAN.encode() + b"\0", "does not parse"),
     ],

@@ -3,52 +3,26 @@
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-from torch import Tensor
 
+from diffusers_pairs import WAN_TEXT_LEN, wan_inputs, wan_pair
 from wan.model import WanModel
 
-TEXT_LEN, TEXT_DIM = 512, 64
-SIZES = {"dim": 96, "ffn_dim": 160, "num_heads": 2, "num_layers": 4, "text_dim": TEXT_DIM}
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[WanModel, WanTransformer3DModel]:
+    return wan_pair()
 
 
 @pytest.fixture(scope="module")
-def model() -> WanModel:
-    """Tiny model with a head that does not start at zero."""
-    torch.manual_seed(0)
-    model = WanModel(**SIZES).eval()
-    for parameter in model.parameters():
-        if parameter.abs().max() == 0:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-@pytest.fixture(scope="module")
-def reference(model: WanModel) -> WanTransformer3DModel:
-    """diffusers' model, filled through its own conversion of official names."""
-    reference = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=48,
-        text_dim=TEXT_DIM,
-        ffn_dim=160,
-        num_layers=4,
-    )
-    converted = convert_wan_transformer_to_diffusers(dict(model.state_dict()))
-    reference.load_state_dict(converted, strict=True)
-    return reference.eval()
-
-
-def inputs(batch: int, sizes: tuple[int, int, int] = (3, 8, 12)) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(batch)
-    x = torch.randn(batch, 16, *sizes, generator=generator)
-    return x, torch.randn(batch, TEXT_LEN, TEXT_DIM, generator=generator)
+def model(pair: tuple[WanModel, WanTransformer3DModel]) -> WanModel:
+    return pair[0]
 
 
 @pytest.mark.parametrize("timestep", [999, 500, 0])
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.no_grad()
-def test_prediction_equals_diffusers(model, reference, timestep: int, batch: int) -> None:
-    x, text = inputs(batch)
+def test_prediction_equals_diffusers(pair, timestep: int, batch: int) -> None:
+    (model, reference), (x, text) = pair, wan_inputs(batch)
     t = torch.full((batch,), timestep, dtype=torch.int64)
     ours = torch.stack(model(list(x), t, list(text), seq_len=3 * 4 * 6))
     theirs = reference(x, t, text, return_dict=False)[0]
@@ -58,7 +32,7 @@ def test_prediction_equals_diffusers(model, reference, timestep: int, batch: int
 
 @torch.no_grad()
 def test_padding_the_sequence_changes_nothing(model) -> None:
-    x, text = inputs(2)
+    x, text = wan_inputs(2)
     t = torch.tensor([700, 30])
     plain = model(list(x), t, list(text), seq_len=72)
     padded = model(list(x), t, list(text), seq_len=80)
@@ -68,7 +42,7 @@ def test_padding_the_sequence_changes_nothing(model) -> None:
 
 @torch.no_grad()
 def test_clips_of_different_size_share_a_batch(model) -> None:
-    (large, text), (small, other) = inputs(1), inputs(1, (2, 4, 6))
+    (large, text), (small, other) = wan_inputs(1), wan_inputs(1, (2, 4, 6))
     t = torch.tensor([600])
     both = model([large[0], small[0]], t.repeat(2), [text[0], other[0]], seq_len=72)
     for clip, one, prompt in zip(both, (large, small), (text, other), strict=True):
@@ -78,15 +52,15 @@ def test_clips_of_different_size_share_a_batch(model) -> None:
 
 @torch.no_grad()
 def test_short_prompts_are_zero_padded_and_their_padding_is_attended(model) -> None:
-    x, text = inputs(1)
+    x, text = wan_inputs(1)
     t = torch.tensor([600])
     short = model(list(x), t, [text[0, :9]], seq_len=72)[0]
-    padded = torch.nn.functional.pad(text[0, :9], (0, 0, 0, TEXT_LEN - 9))
+    padded = torch.nn.functional.pad(text[0, :9], (0, 0, 0, WAN_TEXT_LEN - 9))
     assert torch.equal(short, model(list(x), t, [padded], seq_len=72)[0])
     assert not torch.equal(short, model(list(x), t, [padded + 1e-3], seq_len=72)[0])
 
 
 def test_more_tokens_than_seq_len_is_refused(model) -> None:
-    x, text = inputs(1)
+    x, text = wan_inputs(1)
     with pytest.raises(ValueError, match="72 tokens, seq_len 71"):
         model(list(x), torch.tensor([1]), list(text), seq_len=71)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tree_paths import ROOT
 from wan import attention as module
 from wan.attention import attention, backend
 from wan.rope import apply_rope, pairs_per_axis, rotation
@@ -115,3 +116,9 @@ def test_rope_rotates_adjacent_channels_and_returns_fp32() -> None:
     expected = even * factors.real - odd * factors.imag
     torch.testing.assert_close(turned[..., 0::2].double(), expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(turned.norm(dim=-1), x.float().norm(dim=-1))
+
+
+def test_both_trees_have_the_same_attention_byte_for_byte() -> None:
+    """Each tree is complete by itself; a change in one file is a change in both."""
+    files = [ROOT / tree / "attention.py" for tree in ("Wan2.1/wan", "HunyuanVideo/hyvideo")]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -134,37 +134,21 @@ def test_prompts_are_cleaned_as_officially(raw: str, cleaned: str) -> None:
     assert clean(raw) == cleaned
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "foreign": lambda path: path.write_bytes(b"PK or something else, certainly no weights"),
+    "other object": lambda path: torch.save(["no", "state", "dict"], path),
+    "pickled wrongly": lambda path: path.write_bytes(b"\x80\x02}q\x00(."),  # inside a dict
+}
 
 
-def foreign(path: Path) -> None:
-    path.write_bytes(b"PK or something else, certainly no weights")
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def other_object(path: Path) -> None:
-    torch.save(["no", "state", "dict"], path)
-
-
-def numbered(path: Path) -> None:
-    torch.save({0: torch.zeros(1)}, path)
-
-
-def pickled_wrongly(path: Path) -> None:
-    path.write_bytes(b"\x80\x02}q\x00(.")  # ends in the middle of a dict
-
-
-@pytest.mark.parametrize("damage", [cut, foreign, empty, other_object, numbered, pickled_wrongly])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["Wan2.1_VAE.pth", T5_FILE])
 def test_damaged_files_are_named(
-    new_checkpoint: Callable[..., Path], damage: Callable[[Path], None], name: str
+    new_checkpoint: Callable[..., Path], damage: str, name: str
 ) -> None:
     folder = new_checkpoint()
-    damage(folder / name)
+    DAMAGES[damage](folder / name)
     with pytest.raises(InputError, match=rf"{name} (is not a complete|holds no plain)"):
         if name == T5_FILE:
             TextEncoder(folder / name, folder / "google" / "umt5-xxl", 16)

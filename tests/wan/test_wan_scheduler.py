@@ -142,11 +142,9 @@ def test_sigmas_are_the_solvers_own_as_python_floats() -> None:
     [
         ("euler", 50, 5.0, "sample_solver 'euler'"),
         ("unipc", 0, 5.0, "sample_steps 0"),
-        ("dpm++", -3, 5.0, "sample_steps -3"),
         ("unipc", 50, 0.0, "sample_shift 0.0"),
         ("unipc", 50, float("nan"), "sample_shift nan"),
         ("unipc", 50, 1e9, "sample_shift 1000000000.0 leaves no distance"),  # all 1 in fp32
-        ("unipc", 50, 1e-300, "sample_shift 1e-300 leaves no distance"),  # all 0
         ("dpm++", 1, 1e-300, "sample_shift 1e-300 leaves no distance"),  # 0 / 0
     ],
 )

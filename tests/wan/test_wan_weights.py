@@ -144,7 +144,6 @@ def test_an_index_that_names_an_absent_tensor_is_refused(tmp_path: Path) -> None
     ("index", "says"),
     [
         ("{", "is not JSON"),
-        ("[]", "holds no JSON object"),
         ('{"weight_map": {}}', "has no weight_map"),
         ('{"weight_map": {"a": "../b.safetensors"}}', "is no file name of this folder"),
     ],
@@ -161,15 +160,9 @@ def test_a_damaged_index_is_refused(tmp_path: Path, index: str, says: str) -> No
     [
         ({**TINY_DIT, "dim": "big"}, "dim is 'big', expected a value of type int"),
         ({**TINY_DIT, "num_heads": 5}, "dim 48 does not split into 5 heads"),
-        ({**TINY_DIT, "num_heads": 0}, "num_heads is 0, expected 1 to 1000"),
         ({**TINY_DIT, "dim": -48}, "dim is -48, expected 1 to 1000000"),
-        ({**TINY_DIT, "dim": 10**12}, "dim is 1000000000000, expected 1 to 1000000"),
-        ({**TINY_DIT, "ffn_dim": 10**18}, "ffn_dim is 1000000000000000000, expected 1 to"),
-        ({**TINY_DIT, "out_dim": 10**19}, "out_dim is 10000000000000000000, expected 1 to"),
-        ({**TINY_DIT, "text_len": 10**15}, "text_len is 1000000000000000, expected 1 to"),
         ({**TINY_DIT, "num_layers": 10**6}, "num_layers is 1000000, expected 1 to 1000"),
         ({**TINY_DIT, "patch_size": [10**6] * 3}, r"config\.json: .*overflow"),
-        ({**TINY_DIT, "patch_size": [1, 2.0, 2]}, r"patch_size is \(1, 2\.0, 2\), expected whole"),
         ({**TINY_DIT, "model_type": "i2v"}, "model_type 'i2v' is not supported yet"),
         ({**TINY_DIT, "patch_size": [1, 2]}, r"patch_size is \(1, 2\), expected 3 numbers"),
     ],
