@@ -6,15 +6,16 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from profiling_core.errors import InputError, nearest
+from profiling_core.errors import InputError, UserError, nearest
 
 log = logging.getLogger("profiling_core.commands")
 
+MOST_BYTES = 64 * 2**20  # of a file of prompts or jobs
 INSTALL = {  # what brings a module that the core does without
     **dict.fromkeys(("matplotlib", "skimage"), 'pip install "profiling-dit[report]"'),
     **dict.fromkeys(
@@ -123,6 +124,32 @@ def check_folder(path: Path, option: str) -> None:
     """InputError for a file to write whose folder is not there."""
     if not path.parent.is_dir():
         raise InputError(f"{option} {path}: no folder {path.parent}, make it first")
+
+
+def read_lines(path: Path, what: str, error: type[UserError]) -> list[str]:
+    """The lines of a UTF-8 file, stripped; a byte order mark is allowed."""
+    if not path.is_file():
+        raise error(f"{what} {path}: no such file")
+    if path.stat().st_size > MOST_BYTES:
+        raise error(f"{what} {path}: larger than 64 MiB")
+    content = path.read_bytes()
+    try:
+        return [line.strip() for line in content.decode("utf-8-sig").split("\n")]
+    except UnicodeDecodeError as problem:
+        number = content[: problem.start].count(b"\n") + 1
+        raise error(f"{what} {path}: line {number} is not UTF-8: save it as that") from None
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number from `least` on."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"found {text}, expected at least {least}")
+        return int(text)
+
+    number.__name__ = "int"  # for argparse's own message
+    return number
 
 
 def words_of(text: str | None) -> tuple[str, ...] | None:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from profiling_core.commands.arguments import (
     add_log_options,
     add_overwrite_option,
+    at_least,
     bytes_of,
     check_new,
     log,
@@ -116,7 +117,6 @@ def _paper(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[
 
 def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
     """A searched plan, and the frontier that it lies on."""
-    _check_numbers(args)
     drawn = _frontier(args)
     profile = on_grid(profile, args.for_steps, args.for_shift, args.for_solver)
     budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
@@ -167,13 +167,6 @@ def _around(search: PlanSearch, chosen: Point) -> list[Point]:
 
 
 # -- measured on the model
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    for name, what in (("validate", "candidate"), ("refit", "pass")):
-        number = getattr(args, name)
-        if number is not None and number < 1:
-            raise PlanError(f"--{name} {number}: expected at least 1 {what}")
 
 
 def _validated(
@@ -236,7 +229,7 @@ def _model_of(profile: Profile, args: argparse.Namespace) -> TreeModel:
 def request_of(
     profile: Profile, ckpt_dir: str | None, dit_weight: str | None
 ) -> tuple[str, ModelRequest]:
-    """The tree ("wan", "hunyuan") and what its command line is asked for: the profile's run."""
+    """The tree ("wan", "hunyuan") and  the request that repeats the profile's run."""
     subject, guidance = profile.recorded, {run.guidance for run in profile.runs}
     if len(guidance) > 1:
         raise ProfileError(
@@ -303,14 +296,16 @@ def _add_measured(group: Any) -> None:
     add = group.add_argument
     add(
         "--refit",
-        type=int,
+        type=at_least(1),
         nargs="?",
         const=PASSES,
         metavar="PASSES",
         help="fit forecast weights along cached runs: one run of each prompt a pass, and two to "
         f"compare with ({PASSES} passes where no number is given)",
     )
-    add("--validate", type=int, metavar="N", help="run the N best candidates, take the best")
+    add(
+        "--validate", type=at_least(1), metavar="N", help="run the N best candidates, take the best"
+    )
     add("--ckpt-dir", metavar="DIR", help="the model's weights")
     add("--dit-weight", metavar="PATH", help="the same, HunyuanVideo's transformer")
 

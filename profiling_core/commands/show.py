@@ -6,7 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from profiling_core.commands.arguments import add_log_options, add_overwrite_option, check_new
+from profiling_core.commands.arguments import (
+    add_log_options,
+    add_overwrite_option,
+    at_least,
+    check_new,
+)
 from profiling_core.errors import PlanError, nearest
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held, held_anchors, speedup_flops
@@ -32,8 +37,8 @@ def add_show_command(commands: Any) -> None:
         help="whose preset to show (default %(default)s); a file says it itself",
     )
     usual = "(default: of the model's usual clip)"
-    one.add_argument("--tokens", type=int, help=f"tokens of the residual stream {usual}")
-    one.add_argument("--latent", type=int, help=f"elements of the latent {usual}")
+    one.add_argument("--tokens", type=at_least(1), help=f"tokens of the residual stream {usual}")
+    one.add_argument("--latent", type=at_least(1), help=f"elements of the latent {usual}")
     one.add_argument(
         "--dtype",
         choices=sorted(ITEMSIZE),
@@ -68,10 +73,6 @@ def show(args: argparse.Namespace) -> list[str]:
             if getattr(args, name) is not None:
                 raise PlanError(f"--{name} is for plans, but {args.plan} is a profile")
         return profile_lines(load_profile(args.plan))
-    for name in ("tokens", "latent"):
-        given = getattr(args, name)
-        if given is not None and given < 1:
-            raise PlanError(f"--{name} {given}: expected at least 1")
     plan = resolve_plan(args.plan, args.model)
     lines = summary_lines(plan)
     lines.append(_grid_line(plan))

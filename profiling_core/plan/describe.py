@@ -88,20 +88,21 @@ def picture(plan: PlanDocument) -> list[str]:
     """A step-by-site picture: '#' computed and kept, '+' computed, '.' reused, '>' jumped."""
     rows: list[tuple[str, str]] = []
     for site in plan.sites:
-        marks = {branch: _marks(plan, site, branch) for branch in plan.branches}
-        alike = len(set(marks.values())) == 1
+        rows_of = {branch: marks(plan, site, branch) for branch in plan.branches}
+        alike = len(set(rows_of.values())) == 1
         for element in _element_names(site):
             if alike:
-                rows.append((element, marks[plan.branches[0]]))
+                rows.append((element, rows_of[plan.branches[0]]))
             else:
-                rows += [(f"{element} {branch}", marks[branch]) for branch in plan.branches]
+                rows += [(f"{element} {branch}", rows_of[branch]) for branch in plan.branches]
     margin = max((len(name) for name, _ in rows), default=0)
     tens = "".join(f"{step:<10}" for step in range(0, plan.steps, 10))[: plan.steps]
     key = "# computed and kept   + computed   . reused   > stepped over by the solver"
     return [f"{'step':<{margin}}  {tens}", *(f"{n:<{margin}}  {m}" for n, m in rows), "", key]
 
 
-def _marks(plan: PlanDocument, site: Site, branch: Branch) -> str:
+def marks(plan: PlanDocument, site: Site, branch: Branch) -> str:
+    """A character a step: what the site does there."""
     computed = computes(plan, site, branch)
     kept = anchor_lifetimes(plan, site, branch)
     skipped = ">" if site.skip == "jump" else "."

@@ -37,6 +37,12 @@ class BlockSplit:
     def lists(self) -> tuple[str, ...]:
         return tuple(self.background)
 
+    @property
+    def sides(self) -> dict[tuple[str, int], str]:
+        """ "F" or "B" by list and number."""
+        parts = {"F": self.foreground, "B": self.background}
+        return {(name, n): s for s, lists in parts.items() for name in lists for n in lists[name]}
+
 
 def block_scores(
     profile: Profile, list_name: str | None = None, score: str = "share"
@@ -197,3 +203,11 @@ def _halfway(ordered: np.ndarray, below: int) -> float:
     low, high = float(ordered[below - 1]), float(ordered[below])
     middle = low + (high - low) / 2
     return middle if middle > low else high
+
+
+def mean_over(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Mean of what is finite, in float64; NaN where nothing is."""
+    seen = np.isfinite(values)
+    counts = seen.sum(axis=axes)
+    sums = np.where(seen, values, 0.0).sum(axis=axes, dtype=np.float64)
+    return np.divide(sums, counts, out=np.full(np.shape(counts), np.nan), where=counts > 0)

@@ -17,11 +17,11 @@ import numpy as np
 from profiling_core.errors import ProfileError
 from profiling_core.plan.model_specs import consecutive
 from profiling_core.profile.block_scores import (
-    BlockSplit,
     attention,
     block_scores,
     check_lists,
     default_lists,
+    mean_over,
     split_blocks,
 )
 from profiling_core.profile.profile import Profile, Settings
@@ -71,7 +71,8 @@ def ranking(profile: Profile) -> list[RankedBlock]:
     """All blocks of all lists, the largest R_attn first; ProfileError without attention."""
     scores, lift = block_scores(profile), block_scores(profile, score="lift")
     spread = _step_spread(profile)
-    side = _sides(_or_error(split_blocks, profile))
+    split = _or_error(split_blocks, profile)
+    side = {} if isinstance(split, ProfileError) else split.sides
     rows = [
         RankedBlock(*block, float(scores[n]), float(lift[n]), float(spread[n]), side.get(block, ""))
         for n, block in enumerate(profile.blocks)
@@ -82,7 +83,7 @@ def ranking(profile: Profile) -> list[RankedBlock]:
 def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability:
     shares = _shares_of(profile, lists)  # (R, C, A, B)
     matrices = [rank_correlations(steps) for branches in shares for steps in branches]
-    matrix = _nanmean_first(np.stack(matrices))
+    matrix = mean_over(np.stack(matrices), (0,))
     third = max(1, len(matrix) // 3)
     pairs = [matrix[a, b] for a, b in combinations(range(len(matrix)), 2)]
     apart = matrix[:third, -third:].ravel() if len(matrix) > 1 else np.empty(0)
@@ -91,8 +92,8 @@ def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability
 
 def agreement(profile: Profile, lists: Sequence[str] | None = None) -> Agreement:
     shares = _shares_of(profile, lists)
-    per_branch = np.stack([[_nanmean_first(a) for a in branches] for branches in shares])
-    between = rank_correlations(np.stack([_nanmean_first(a) for a in per_branch]))  # (R, R)
+    per_branch = np.stack([[mean_over(a, (0,)) for a in branches] for branches in shares])
+    between = rank_correlations(np.stack([mean_over(a, (0,)) for a in per_branch]))  # (R, R)
     pairs = list(combinations(range(len(between)), 2))
     prompts = [run.prompt for run in profile.runs]
     return Agreement(
@@ -261,13 +262,6 @@ def _or_error(measure: Callable[[Profile], Found], profile: Profile) -> Found | 
         return error
 
 
-def _sides(split: BlockSplit | ProfileError) -> dict[tuple[str, int], str]:
-    if isinstance(split, ProfileError):
-        return {}
-    mark = {"F": split.foreground, "B": split.background}
-    return {(name, b): side for side, at in mark.items() for name in at for b in at[name]}
-
-
 def _shares_of(profile: Profile, lists: Sequence[str] | None) -> np.ndarray:
     chosen = default_lists(profile) if lists is None else tuple(lists)
     check_lists(profile, chosen)
@@ -276,26 +270,18 @@ def _shares_of(profile: Profile, lists: Sequence[str] | None) -> np.ndarray:
 
 def _step_spread(profile: Profile) -> np.ndarray:
     shares = attention(profile)
-    per_step = _nanmean_first(shares.reshape(-1, *shares.shape[2:]))  # (A, B)
+    per_step = mean_over(shares.reshape(-1, *shares.shape[2:]), (0,))  # (A, B)
     return per_step[np.isfinite(per_step).all(axis=1)].std(axis=0)
 
 
 def _per_block(profile: Profile, name: str) -> np.ndarray:
     values = profile.arrays[name].astype(np.float64)
-    return _nanmean_first(values.reshape(-1, values.shape[-1]))
-
-
-def _nanmean_first(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis without NaN; NaN, without a warning, where all are."""
-    seen = np.isfinite(values)
-    counts = seen.sum(axis=0)
-    sums = np.where(seen, values, 0.0).sum(axis=0)
-    return np.divide(sums, counts, out=np.full(counts.shape, NAN), where=counts > 0)
+    return mean_over(values, tuple(range(values.ndim - 1)))
 
 
 def _nanmean(values: Sequence[float] | np.ndarray) -> float:
     array = np.asarray(values, dtype=np.float64)
-    return float(_nanmean_first(array)) if array.size else NAN
+    return float(mean_over(array, (0,))) if array.size else NAN
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ import logging
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,6 +43,13 @@ class ModelRequest:
     shift: float | None = None
     guidance: float | None = None
     tree_options: tuple[str, ...] = ()  # further options of the tree's command line
+
+    @classmethod
+    def of(cls, given: Any, model: str | None, tree_options: Sequence[str] = ()) -> ModelRequest:
+        """From an object whose fields are named like these, as parsed arguments or a job."""
+        names = [one.name for one in fields(cls) if one.name not in ("model", "tree_options")]
+        chosen = {name: getattr(given, name) for name in names}
+        return cls(model=model, tree_options=tuple(tree_options), **chosen)
 
 
 @dataclass(frozen=True)

@@ -252,8 +252,8 @@ def test_the_committed_example_is_real() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--retries", "-1"], "--retries -1: expected at least 0"),
-        (["--workers", "0"], "--workers 0: expected at least 1"),
+        (["--retries", "-1"], "--retries: found -1, expected at least 0"),
+        (["--workers", "0"], "--workers: found 0, expected at least 1"),
         (["--no-ray", "--workers", "2"], "--workers 2 needs Ray"),
         (["--no-ray", "--address", "auto"], "--address auto needs Ray"),
     ],

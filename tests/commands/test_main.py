@@ -69,7 +69,7 @@ def test_odd_arguments_are_one_line(capsys):
     for arguments, text in (
         (["show", "x" * 300], "no preset 'xxx"),
         (["show", "paper", "--model", "/x"], "--model /x: plans are shipped for wan2.1-t2v-14B"),
-        (["show", "paper", "--tokens", "-5"], "--tokens -5: expected at least 1"),
+        (["show", "paper", "--tokens", "-5"], "--tokens: found -5, expected at least 1"),
         (["presets", "--out", "/proc"], "/proc"),
     ):
         assert main(arguments) == 2

@@ -240,7 +240,7 @@ def test_a_number_of_passes_that_is_none_is_one_line(tmp_path: Path, capsys) -> 
     made_profile(runs=2, steps=20).save(path)
     command = ["plan", "--profile", str(path), "-o", str(tmp_path / "a.json"), "--speedup", "2"]
     assert main([*command, "--refit", "0"]) == 2
-    assert "--refit 0: expected at least 1 pass" in capsys.readouterr().err
+    assert "--refit: found 0, expected at least 1" in capsys.readouterr().err
 
 
 def test_the_command_measures_before_and_after_and_says_so_in_the_plan(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiling_core.commands.arguments import add_log_options, log, shown
+from profiling_core.commands.arguments import add_log_options, at_least, log, shown
 from profiling_core.commands.batch.jobs import Line, read_jobs
 from profiling_core.errors import BatchError, UserError
 
@@ -36,13 +36,21 @@ def add_batch_command(commands: Any) -> None:
     add("--out", required=True, metavar="DIR", help="folder of the clips, made if missing")
     add(
         "--gpus-per-clip",
-        type=int,
+        type=at_least(0),
         metavar="N",
         help="GPUs that share a clip (default: 1 where there are GPUs, else 0, the CPU)",
     )
-    add("--workers", type=int, metavar="N", help="clips at a time (default: as many as fit)")
+    add(
+        "--workers", type=at_least(1), metavar="N", help="clips at a time (default: as many as fit)"
+    )
     add("--address", metavar="ADDR", help="of a Ray cluster: host:port, ray://host:port or auto")
-    add("--retries", type=int, default=1, metavar="N", help="of a failed clip, default %(default)s")
+    add(
+        "--retries",
+        type=at_least(0),
+        default=1,
+        metavar="N",
+        help="of a failed clip, default %(default)s",
+    )
     add("--skip-bad", action="store_true", help="run the good lines of a file with bad ones")
     add("--no-ray", action="store_true", help="one after the other in this process")
     add_log_options(one)
@@ -51,7 +59,6 @@ def add_batch_command(commands: Any) -> None:
 
 def make_clips(args: argparse.Namespace) -> list[str]:
     """Make what is missing; where it is and how it went. Exit code 1 when a clip failed."""
-    _check(args)
     clips = checked_clips(Path(args.jobs), skip_bad=args.skip_bad)
 
     from profiling_core.commands.batch.folder import Folder
@@ -145,11 +152,3 @@ def _gpus_here(args: argparse.Namespace) -> int:
     import torch
 
     return int(args.address is None and torch.cuda.is_available())
-
-
-def _check(args: argparse.Namespace) -> None:
-    for name, least in (("gpus_per_clip", 0), ("workers", 1), ("retries", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            option = f"--{name.replace('_', '-')}"
-            raise BatchError(f"{option} {value}: expected at least {least}")

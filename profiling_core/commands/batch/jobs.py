@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from profiling_core.commands.arguments import read_lines
 from profiling_core.commands.compare.prompts import LARGEST_SEED
 from profiling_core.errors import BatchError
 from profiling_core.plan.schema import Checked, first_mistake
 from profiling_core.trees.tree_model import ModelRequest
 
-MOST_BYTES = 64 * 2**20
 NAME = r"[\w][\w .,()+=-]{0,119}"
 
 
@@ -61,17 +60,7 @@ class Job(Checked):
     @property
     def request(self) -> ModelRequest:
         """Model and clip, as the trees understand it."""
-        return ModelRequest(
-            model=self.task,
-            ckpt_dir=self.ckpt_dir,
-            dit_weight=self.dit_weight,
-            size=self.size,
-            frame_num=self.frame_num,
-            steps=self.steps,
-            solver=self.solver,
-            shift=self.shift,
-            guidance=self.guidance,
-        )
+        return ModelRequest.of(self, self.task)
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ def read_jobs(path: Path) -> tuple[list[Line], list[str]]:
     lines, mistakes = [], []
     names: dict[str, int] = {}
     same: dict[str, int] = {}
-    for number, text in enumerate(_texts(path), start=1):
+    for number, text in enumerate(read_lines(path, "jobs file", BatchError), start=1):
         if not text or text.startswith("#"):
             continue
         try:
@@ -122,17 +111,3 @@ def _job(text: str) -> Job:
         return Job.model_validate_json(text)
     except ValidationError as error:
         raise BatchError(first_mistake(error)) from None
-
-
-def _texts(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise BatchError(f"jobs file {path}: no such file")
-    if path.stat().st_size > MOST_BYTES:
-        raise BatchError(f"jobs file {path}: larger than 64 MiB, expected one job a line")
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise BatchError(f"jobs file {path}: line {number} is not UTF-8") from None
-    for line in content.split("\n"):
-        yield line.strip()

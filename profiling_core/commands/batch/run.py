@@ -123,7 +123,7 @@ class Batch:
         return [other for other in self._pairs[clip.pair] if other.is_full != clip.is_full]
 
     def _compare_pairs(self) -> None:
-        """PSNR of every planned clip whose full run was asked for, from what both left behind."""
+        """PSNR of every planned clip whose full run is in the batch, from the tensors of both."""
         waiting = []
         for clip in self.clips:
             others = self._others(clip)

@@ -24,7 +24,7 @@ DESCRIPTION = """\
 Runs your model in full and with every plan, for every prompt and seed, and measures how far the
 cached clips are from the full ones and what they save. Writes DIR/table.md, DIR/report.html and
 DIR/rows.jsonl. The same command goes on where it was stopped; prompts, seeds and plans may be
-added later, any other setting asks for a folder of its own.
+added later, any other setting needs a folder of its own.
 """
 
 
@@ -58,8 +58,7 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     from profiling_core.commands.compare.exports import Exports
     from profiling_core.commands.compare.folder import Folder, check_out
     from profiling_core.commands.compare.methods import methods_of
-    from profiling_core.commands.compare.runs import Comparison
-    from profiling_core.commands.compare.session import facts_of
+    from profiling_core.commands.compare.runs import Comparison, facts_of
 
     check_packages("matplotlib", "skimage")
     methods = methods_of(args.plans, model)
@@ -95,21 +94,10 @@ def run(work: Comparison, settings: dict[str, Any]) -> list[str]:
 
 def _request(args: argparse.Namespace) -> ModelRequest:
     try:
-        further = tuple(shlex.split(args.tree_options))
+        further = shlex.split(args.tree_options)
     except ValueError as error:
         raise CompareError(f"--tree-options {args.tree_options!r}: {error}") from None
-    return ModelRequest(
-        model=args.model,
-        ckpt_dir=args.ckpt_dir,
-        dit_weight=args.dit_weight,
-        size=args.size,
-        frame_num=args.frame_num,
-        steps=args.steps,
-        solver=args.solver,
-        shift=args.shift,
-        guidance=args.guidance,
-        tree_options=further,
-    )
+    return ModelRequest.of(args, args.model, further)
 
 
 def _lpips(paths: Sequence[str] | None, model: TreeModel) -> Lpips | None:

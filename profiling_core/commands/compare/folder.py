@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from torch import Tensor
 from profiling_core.commands.compare.prompts import Pair
 from profiling_core.commands.compare.rows import Rows
 from profiling_core.errors import CompareError
-from profiling_core.files import write_whole
+from profiling_core.files import whole_file, write_whole
 from profiling_core.plan.describe import format_bytes
 
 FORMAT = 1
@@ -84,16 +83,9 @@ class Folder:
 
     def keep_reference(self, pair: Pair, reference: Reference) -> None:
         """Store a full run; the file is whole or not there."""
-        path = self._reference_path(pair)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            tensors = {"video": reference.video, "latent": reference.latent}
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        tensors = {"video": reference.video, "latent": reference.latent}
+        with whole_file(self._reference_path(pair)) as path:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, path)
 
     def reference(self, pair: Pair) -> Reference | None:
         """The stored full run; None when there is none yet."""

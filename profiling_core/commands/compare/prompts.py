@@ -7,9 +7,9 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from profiling_core.commands.arguments import read_lines
 from profiling_core.errors import CompareError
 
-MOST_BYTES = 16 * 2**20
 MOST_SEEDS = 10_000
 LARGEST_SEED = 2**63 - 1
 NOT_IN_A_LINE = ("Cc", "Zl", "Zp")  # control characters, line and paragraph separators
@@ -17,7 +17,7 @@ NOT_IN_A_LINE = ("Cc", "Zl", "Zp")  # control characters, line and paragraph sep
 
 @dataclass(frozen=True)
 class Pair:
-    """One clip that is asked for: a prompt and a seed, and their places in the lists."""
+    """One clip: a prompt and a seed, and their places in the lists."""
 
     prompt: str
     seed: int
@@ -26,7 +26,7 @@ class Pair:
 
     @property
     def key(self) -> str:
-        """A file name of its own, whatever else is asked for."""
+        """A file name of its own among all clips."""
         return f"{hashlib.sha256(self.prompt.encode()).hexdigest()[:16]}-{self.seed}"
 
 
@@ -43,7 +43,7 @@ def read_prompts(path: Path) -> list[str]:
     CompareError names the line that holds a control character, no UTF-8, or a prompt again.
     """
     found: dict[str, int] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, "--prompts", CompareError), start=1):
         prompt = line.strip()
         if not prompt or prompt.startswith("#"):
             continue
@@ -85,18 +85,3 @@ def read_seeds(text: str) -> list[int]:
     if len(set(numbers)) < len(numbers):
         raise CompareError(f"--seeds {text}: a seed is named twice")
     return numbers
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines without their ends; a byte order mark is allowed."""
-    if not path.is_file():
-        raise CompareError(f"--prompts {path}: no such file")
-    if path.stat().st_size > MOST_BYTES:
-        raise CompareError(f"--prompts {path}: larger than 16 MiB, expected one prompt a line")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise CompareError(f"--prompts {path}: line {line} is not UTF-8: save it as that") from None
-    return [line.removesuffix("\r") for line in text.split("\n")]

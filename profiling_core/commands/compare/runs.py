@@ -6,12 +6,14 @@ takes one of them again for its time, and checks that it still gives the kept cl
 
 from __future__ import annotations
 
+import platform
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +28,10 @@ from profiling_core.errors import CompareError
 from profiling_core.lpips import Lpips
 from profiling_core.metrics import compare, latent_error
 from profiling_core.trees.tree_model import TreeModel
+from profiling_core.version import installed_version
 
 WARM_UP_STEPS = 2
+CPU_FACTS = Path("/proc/cpuinfo")
 
 
 @dataclass
@@ -194,6 +198,21 @@ class Comparison:
     def _synchronize(self) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
+
+
+def facts_of(device: torch.device) -> dict[str, str]:
+    """Device, torch and package, as every row names them."""
+    made_by = f"profiling-dit {installed_version()}"
+    return {"device": device_name(device), "torch": torch.__version__, "made_by": made_by}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = CPU_FACTS.read_text().splitlines() if CPU_FACTS.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _place(comparison: Comparison, pair: Pair) -> str:

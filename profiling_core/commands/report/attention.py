@@ -12,18 +12,23 @@ from profiling_core.commands.report.figures import (
     HeatMap,
     Layer,
     block_axis,
-    mean_over,
     step_axis,
 )
 from profiling_core.errors import ProfileError
-from profiling_core.profile.block_scores import BlockSplit, attention, block_scores, split_blocks
+from profiling_core.profile.block_scores import (
+    SCORES,
+    BlockSplit,
+    attention,
+    block_scores,
+    mean_over,
+    split_blocks,
+)
 from profiling_core.profile.profile import Profile
 from profiling_core.profile.summary import agreement, stability
 
 SHARE_ID, SHARE_TITLE = "fig-attention", "Which blocks look at the foreground"
 MAPS_ID, MAPS_TITLE = "fig-maps", "Where the attention goes"
 OF_EACH_SIDE = 3  # blocks whose maps are shown
-SCORES = {"share": "R_attn", "lift": "R_attn over chance"}
 NO_ATTENTION = "no attention was recorded (attention_every is 0)"
 
 
@@ -119,9 +124,7 @@ def _layer(profile: Profile, score: str, values: np.ndarray) -> Layer:
 
 
 def _sides(profile: Profile, parted: BlockSplit) -> tuple[str, ...]:
-    mark = {"F": parted.foreground, "B": parted.background}
-    side = {(name, n): s for s, lists in mark.items() for name in lists for n in lists[name]}
-    return tuple(side.get(block, "") for block in profile.blocks)
+    return tuple(parted.sides.get(block, "") for block in profile.blocks)
 
 
 def _share_caption(profile: Profile) -> str:

@@ -17,11 +17,11 @@ from profiling_core.commands.report.figures import (
     View,
     block_axis,
     change_axis,
-    mean_over,
     series,
     step_axis,
 )
 from profiling_core.errors import ProfileError
+from profiling_core.profile.block_scores import mean_over
 from profiling_core.profile.profile import Profile
 from profiling_core.profile.step_change import shrinking_intervals
 

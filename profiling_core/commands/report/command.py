@@ -44,7 +44,7 @@ def add_report_command(commands: Any) -> None:
 
 
 def report(args: argparse.Namespace) -> list[str]:
-    """Write the page, and PNG files when asked for; one line per thing written."""
+    """Write the page, and PNG files with --png; one line per thing written."""
     check_packages()
     out = Path(args.out)
     _check_out(out, args)

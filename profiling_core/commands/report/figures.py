@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiling_core.plan.schema import ModelFingerprint
+from profiling_core.profile.block_scores import mean_over
 from profiling_core.profile.profile import Profile
 
 NOT_MEASURED = "not measured"
@@ -185,14 +186,6 @@ def block_axis(model: ModelFingerprint) -> Axis:
     lists = model.block_lists
     names = tuple(str(block) for count in lists.values() for block in range(count))
     return Axis("block", "block", names, groups=tuple(lists.items()))
-
-
-def mean_over(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Mean of what is finite, in float64; NaN where nothing is."""
-    seen = np.isfinite(values)
-    counts = seen.sum(axis=axes)
-    sums = np.where(seen, values, 0.0).sum(axis=axes, dtype=np.float64)
-    return np.divide(sums, counts, out=np.full(np.shape(counts), np.nan), where=counts > 0)
 
 
 def range_over(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from profiling_core.commands.arguments import check_folder
 from profiling_core.commands.report.drawing import check_packages, files_of
 from profiling_core.commands.report.figures import Points, Scatter
 from profiling_core.errors import PlanError
@@ -41,8 +42,7 @@ def check_frontier(path: Path) -> None:
     """PlanError for an unknown format, a missing folder or a missing package."""
     if path.suffix not in FORMATS:
         raise PlanError(f"--frontier {path}: expected a name that ends with {' or '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise PlanError(f"--frontier {path}: no folder {path.parent}, make it first")
+    check_folder(path, "--frontier")
     check_packages()
 
 

@@ -15,10 +15,9 @@ from profiling_core.plan.cost import (
     held_anchors,
     speedup_flops,
 )
-from profiling_core.plan.describe import format_bytes, site_lines, storage_words
+from profiling_core.plan.describe import format_bytes, marks, site_lines, storage_words
 from profiling_core.plan.model_specs import MODELS
-from profiling_core.plan.schema import Branch, ModelFingerprint, Site
-from profiling_core.plan.site_schedule import anchor_lifetimes, computes
+from profiling_core.plan.schema import Branch, ModelFingerprint
 from profiling_core.profile.profile import Profile
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -60,26 +59,18 @@ def plan_figure(profile: Profile, plan: CachePlan, figure_id: str) -> PlanPictur
 def block_states(plan: CachePlan, branch: Branch) -> tuple[str, ...]:
     """One string per block in the order of the lists: a state of `figures.STATES` per step."""
     prediction = plan.prediction
-    whole = "+" * plan.steps if prediction is None else _marks(plan, prediction, branch)
+    whole = "+" * plan.steps if prediction is None else marks(plan, prediction, branch)
     rows = {
         (name, block): whole
         for name, count in plan.model.block_lists.items()
         for block in range(count)
     }
     for site in plan.interval_sites:
-        own = _under(whole, _marks(plan, site, branch))
+        own = _under(whole, marks(plan, site, branch))
         for first, last in site.intervals:
             for block in range(first, last + 1):
                 rows[site.block_list, block] = own  # a block is in one site at most
     return tuple(rows.values())
-
-
-def _marks(plan: CachePlan, site: Site, branch: Branch) -> str:
-    computed, kept = computes(plan, site, branch), anchor_lifetimes(plan, site, branch)
-    skipped = ">" if site.skip == "jump" else "."
-    return "".join(
-        "#" if step in kept else "+" if step in computed else skipped for step in range(plan.steps)
-    )
 
 
 def _under(whole: str, own: str) -> str:
