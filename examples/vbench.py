@@ -5,7 +5,7 @@
     python examples/vbench.py layout out/clips
 
 PROMPTS is VBench's own list: VBench_full_info.json, or one of its prompts/*.txt, a prompt a line.
-Of every prompt VBench wants five clips, the seeds 0 to 4. `layout` links every clip as
+VBench wants five clips of every prompt, the seeds 0 to 4. `layout` links every clip as
 DIR-vbench/PLAN/<prompt>-<n>.mp4, with the prompts of the file names beside, and prints the commands
 that measure them. Nothing is fetched.
 """

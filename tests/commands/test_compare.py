@@ -254,9 +254,9 @@ def test_clips_lie_where_vbench_and_fid_tools_look(finished, capsys):
         assert len(frames) == 2 * 5 and {p.suffix for p in frames} == {".png"}
         assert Image.open(frames[0]).size == (32, 32)
     assert main(line) == 0
-    told = capsys.readouterr().out
-    assert f"vbench evaluate --videos_path {out / 'videos' / methods[1]} --dimension" in told
-    assert f"--fid --input1 {out / 'frames' / methods[1]} --input2 {out / 'frames/full'}" in told
+    printed = capsys.readouterr().out
+    assert f"vbench evaluate --videos_path {out / 'videos' / methods[1]} --dimension" in printed
+    assert f"--fid --input1 {out / 'frames' / methods[1]} --input2 {out / 'frames/full'}" in printed
 
 
 def interrupted_after(monkeypatch, rows: int) -> None:

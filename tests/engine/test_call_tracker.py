@@ -8,7 +8,7 @@ from toys import ToyHunyuan, ToyWan, both, intervals, prediction, run_clip, toy_
 
 
 class Recorder(DeltaCache):
-    """Notes the positions that were told."""
+    """Notes the positions that were given."""
 
     def __init__(self, plan):
         super().__init__(plan)
@@ -89,10 +89,12 @@ def test_second_video_and_one_after_an_abort_start_at_step_0():
 def test_followed_clip_equals_the_told_one():
     torch.manual_seed(0)
     model = ToyWan()
-    told = DeltaCache(PLAN)
-    with told.attached(model):
+    positioned = DeltaCache(PLAN)
+    with positioned.attached(model):
         expected = run_clip(
-            model, PLAN, lambda step, branch, x, t, c: told.begin(step, branch) or model(x, t, c)
+            model,
+            PLAN,
+            lambda step, branch, x, t, c: positioned.begin(step, branch) or model(x, t, c),
         )
     with DeltaCache(PLAN).attached(model) as cache:
         cache.follow()

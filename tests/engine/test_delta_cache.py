@@ -337,11 +337,11 @@ def test_double_and_single_blocks_equal_the_naive_walk():
         expected = run_hunyuan(model, plan, lambda step, *args: model(*args))
     cache = DeltaCache(plan).attach(model)
 
-    def told(step, *args):
+    def positioned(step, *args):
         cache.begin(step)
         return model(*args)
 
-    assert equal(run_hunyuan(model, plan, told), expected)
+    assert equal(run_hunyuan(model, plan, positioned), expected)
     assert cache.stats.block_runs == plan.expected.block_runs
     assert all(block.marked for block in [*model.double_blocks, *model.single_blocks])
 
@@ -351,11 +351,11 @@ def test_dict_prediction_is_forecast_in_its_own_structure():
     plan = toy_plan([prediction({"cond": [0, 1, 5]}, "linear")], lists=HUNYUAN)
     cache = DeltaCache(plan).attach(model)
 
-    def told(step, *args):
+    def positioned(step, *args):
         cache.begin(step)
         return model(*args)
 
-    outputs = run_hunyuan(model, plan, told)
+    outputs = run_hunyuan(model, plan, positioned)
     newest, older = forecasts(plan, plan.prediction, "cond")[3]
     assert (newest[0], older[0]) == (1, 0)
     assert torch.equal(outputs[3], (outputs[1] * newest[1]).add(outputs[0], alpha=older[1]))

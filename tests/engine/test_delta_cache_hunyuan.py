@@ -122,7 +122,7 @@ def test_bytes_held_are_those_of_the_formula(model, name, bf16):
     plan, inputs = plan_named(name), CASES["two prompts of different length"]
     cache, held = DeltaCache(plan), []
 
-    def told(step, *args):
+    def positioned(step, *args):
         cache.begin(step)
         output = model(*args)["x"]
         held.append(sum(a.nbytes for store in cache._stores() for a in store.anchors.values()))
@@ -130,7 +130,7 @@ def test_bytes_held_are_those_of_the_formula(model, name, bf16):
         return output
 
     with cache.attached(model):
-        clip(model, plan, inputs, told, bf16)
+        clip(model, plan, inputs, positioned, bf16)
     size = 2 if bf16 else 4
     expected = bytes_held(
         plan,
@@ -147,7 +147,7 @@ def test_double_delta_is_image_and_text_and_single_delta_is_joint(model):
     plan, inputs = build_preset(planned(), "release"), CASES["one prompt"]
     cache, shapes = DeltaCache(plan), {}
 
-    def told(step, *args):
+    def positioned(step, *args):
         cache.begin(step)
         output = model(*args)["x"]
         if step == 6:
@@ -158,7 +158,7 @@ def test_double_delta_is_image_and_text_and_single_delta_is_joint(model):
         return output
 
     with cache.attached(model):
-        clip(model, plan, inputs, told, bf16=True)
+        clip(model, plan, inputs, positioned, bf16=True)
     image, text = GRID[0] * GRID[1] * GRID[2], 5
     double = [(1, image, WIDTH), (1, text, WIDTH)]
     joint = [(1, image + text, WIDTH)]
@@ -197,12 +197,12 @@ def test_text_of_another_length_between_compute_and_reuse_is_refused(model):
     plan = build_preset(planned(), "paper")
     cache, lens = DeltaCache(plan), iter([*[(5,)] * 7, (4,)])
 
-    def told(step, x, t, text, mask, *rest):
+    def positioned(step, x, t, text, mask, *rest):
         cache.begin(step)
         return model(x, t, text, Inputs(next(lens)).mask, *rest)["x"]
 
     with cache.attached(model), pytest.raises(ValueError, match="the size may not change"):
-        clip(model, plan, CASES["one prompt"], told, bf16=True)
+        clip(model, plan, CASES["one prompt"], positioned, bf16=True)
     assert cache.bytes_held == 0
 
 

@@ -12,8 +12,8 @@ def made_plan(tiny: Tiny, sites: list[dict], steps: int = STEPS) -> CachePlan:
     """A plan on the grid of the pipeline's own scheduler."""
     seen = {}
 
-    def note(scheduler, told):
-        seen["grid"] = grid_of(scheduler, told)
+    def note(scheduler, given):
+        seen["grid"] = grid_of(scheduler, given)
 
     with when_set(tiny.pipe.scheduler, note):
         tiny.latents(num_inference_steps=steps)

@@ -64,7 +64,7 @@ class Inputs:
         self.pooled = torch.randn(batch, 12, generator=random)
 
     def tokens(self) -> int:
-        """Of the joint stream, all samples together."""
+        """Tokens of the joint stream, all samples together."""
         frames, rows, columns = self.grid
         return len(self.lens) * (frames * rows * columns + max(self.lens))
 

@@ -150,7 +150,7 @@ def run_clip(model: Any, plan: CachePlan, call: Any = None, seed: int = 0) -> li
 
 
 def cached_call(cache: Any, model: ToyWan) -> Any:
-    """A call for run_clip that tells the cache its position."""
+    """A call for run_clip that gives the cache its position."""
 
     def call(step: int, branch: str, x: Any, t: Any, context: Any) -> Any:
         cache.begin(step, branch)

@@ -47,7 +47,7 @@ def test_without_a_seed_all_ranks_take_one(tmp_path: Path) -> None:
     target = tmp_path / "clip.mp4"
     result = torchrun(2, ROOT / "tests" / "lib" / "parallel_failures.py", "seed", str(target))
     assert result.returncode == 0 and target.stat().st_size, result.stderr[-2000:]
-    assert result.stdout.count("drew base_seed") == 1  # rank 0's, the only one that is told
+    assert result.stdout.count("drew base_seed") == 1  # rank 0's, the only one that prints it
 
 
 def test_degrees_are_named_by_their_options(monkeypatch: pytest.MonkeyPatch) -> None:

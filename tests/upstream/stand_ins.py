@@ -95,7 +95,7 @@ def fixed(*shape: int, seed: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Of every query (B, L, heads, d) to all keys; masks and lengths are left out."""
+    """Attention of every query (B, L, heads, d) to all keys, without masks and lengths."""
     q, k, v = (tensor.transpose(1, 2).float() for tensor in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 

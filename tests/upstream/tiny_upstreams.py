@@ -59,7 +59,7 @@ class TinyRun(ABC):
     @property
     @abstractmethod
     def schedulers(self) -> list[type]:
-        """Of which the loop makes its own."""
+        """Scheduler classes of which the loop makes its own."""
 
     def grid(self, options: list[str]) -> Grid:
         """What the command's scheduler is set to."""
@@ -293,7 +293,7 @@ class TinyHunyuan(TinyRun):
 
 
 def _bytes_held() -> int:
-    """Of all caches that there are."""
+    """All caches that there are."""
     return sum(one.bytes_held for one in gc.get_objects() if isinstance(one, DeltaCache))
 
 
