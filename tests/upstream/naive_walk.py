@@ -41,7 +41,7 @@ class Calls:
         return self.step in {self.first, *site.compute_steps[self.name(site)]}
 
     def weights(self, site: Site, kept: Kept, step: int) -> list[float]:
-        """Weights of the newest kept value, the one before it and so on, in a forecast of `step`."""
+        """Weights of the newest kept value, the one before it and so on, in a forecast."""
         if site.skip == "weights":
             return list(site.weights[self.name(site)][str(step)])
         if site.skip == "hold" or len(kept) < 2:

@@ -293,7 +293,7 @@ class TinyHunyuan(TinyRun):
 
 
 def _bytes_held() -> int:
-    """All caches that there are."""
+    """Bytes of all caches that there are."""
     return sum(one.bytes_held for one in gc.get_objects() if isinstance(one, DeltaCache))
 
 
