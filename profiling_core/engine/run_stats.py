@@ -63,8 +63,11 @@ class RunStats:
 class Run(Protocol):
     """What a denoising loop asks of a run: a FullRun, a DeltaCache, a Recorder, a PerturbedRun."""
 
-    plan: CachePlan | None
     stats: RunStats
+
+    @property
+    def plan(self) -> CachePlan | None:
+        """The plan that the run follows; None for a full run."""
 
     @property
     def steps(self) -> int:
