@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,10 +23,10 @@ from profiling_core.engine.block_lists import unwrapped
 from profiling_core.engine.call_tracker import CallTracker
 from profiling_core.errors import ProfileError
 from profiling_core.loops.cached_loop import LoopModels
-from profiling_core.loops.scheduler_grid import Grid, grid_of, when_set
+from profiling_core.loops.scheduler_grid import Grid, after_calls, grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Branch
-from profiling_core.profile.profile import Profile
+from profiling_core.profile.profile import GRID, Profile
 from profiling_core.recording.recorder import Recorder, Size
 
 _SIZES = ("num_frames", "height", "width")  # of the latent, where a model takes packed tokens
@@ -154,16 +153,9 @@ def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     """Give the recorder step and branch before its own hooks run."""
     every = CachePlan.build(
         name="full",
-        model=recorder.model,
-        steps=recorder.steps,
-        sigmas=recorder.sampling["sigmas"],
-        solver=recorder.sampling["solver"],
-        shift=recorder.sampling["shift"],
+        **{name: recorder.sampling[name] for name in ("model", *GRID)},
         sites=[],
-        provenance={
-            "made_by": "profiling_core.loops.recorded_loop",
-            "source": "every step computes",
-        },
+        provenance={"made_by": __name__, "source": "every step computes"},
     )
     tracker = CallTracker(every, lambda: None, strict=True)
 
@@ -180,22 +172,12 @@ def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _when_stepped(target: Any, see: See) -> Iterator[None]:
     """`see(prediction, latent, next latent)` after every step of a scheduler, or of a class."""
-    original, own = target.step, "step" in vars(target)
-    signature = inspect.signature(original)
+    signature = inspect.signature(target.step)
 
-    @wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
+    def seen(args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         given = signature.bind(*args, **kwargs).arguments
         after = result[0] if isinstance(result, tuple) else result.prev_sample
         see(given["model_output"], given["sample"], after)
-        return result
 
-    target.step = step
-    try:
+    with after_calls(target, "step", seen):
         yield
-    finally:
-        if own:
-            target.step = original
-        else:
-            del target.step

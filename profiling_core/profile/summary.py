@@ -254,7 +254,7 @@ def _sensitivity_lines(profile: Profile) -> list[str]:
 
 
 def _or_error(measure: Callable[[Profile], Found], profile: Profile) -> Found | ProfileError:
-    """The ranking or the split, or the error: no attention, no foreground, equal scores."""
+    """What is measured, or why not: no attention, no foreground, equal scores."""
     try:
         return measure(profile)
     except ProfileError as error:
