@@ -27,7 +27,7 @@ from profiling_core.loops.scheduler_grid import Grid, after_calls, grid_of, when
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Branch
 from profiling_core.profile.profile import GRID, Profile
-from profiling_core.recording.recorder import Recorder, Size
+from profiling_core.recording.recorder import Recorder
 
 _SIZES = ("num_frames", "height", "width")  # of the latent, where a model takes packed tokens
 See = Callable[[Tensor, Tensor, Tensor], None]  # what the solver is given, the latent, the next
@@ -126,17 +126,13 @@ class GuidedRecorder(Recorder):
     def _see_output(self, step: int, branch: Branch, output: Any) -> None:
         """Do nothing: the solver's input is recorded instead."""
 
-    def _sizes(self, latents: list[Tensor], kwargs: dict[str, Any]) -> tuple[tuple[int, ...], Size]:
-        first = latents[0]
+    def _shape(self, latent: Tensor, kwargs: dict[str, Any]) -> tuple[int, ...]:
         self._packed = self._frames_first = None
-        if first.ndim == 3:  # (B, F H W, C)
+        if latent.ndim == 3:  # (B, F H W, C)
             self._packed = tuple(int(kwargs[name]) for name in _SIZES)
-            shape = (first.shape[-1], *self._packed)
-        else:
-            self._frames_first = first.shape[1] != self._channels == first.shape[2]
-            shape = tuple(self._clip(first).shape[1:])
-        frames, rows, columns = (s // p for s, p in zip(shape[1:], self._patch, strict=True))
-        return shape, (frames, rows, columns)
+            return (latent.shape[-1], *self._packed)
+        self._frames_first = latent.shape[1] != self._channels == latent.shape[2]
+        return tuple(self._clip(latent).shape[1:])
 
     def _scaled(self, latent: Tensor, step: int) -> Tensor:
         return latent if self._scales is None else latent.float() / self._scales[step]

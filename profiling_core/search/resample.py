@@ -195,17 +195,12 @@ def _vectors(subject: Subject, grid: SigmaGrid, weights: np.ndarray, scale: floa
         matrix[rows, number * here : (number + 1) * here] = weights
         cond = subject.branches[number] == "cond"
         guided[:, rows] = np.eye(there) * (1 if branches == 1 else scale if cond else 1 - scale)
-    keep, response = _solver_factors(grid)
+    levels = Levels(grid.sigmas)
+    keep = flow_solvers.run(grid.solver, levels, np.ones(()), lambda k, _: np.zeros(()))
+    response = flow_solvers.response(grid.solver, levels)  # keep and W of (2)
     matrix[branches * there :] = response @ guided @ matrix[: branches * there]
     matrix[branches * there :, branches * here] += keep  # of the noise, the first latent
     return matrix
-
-
-def _solver_factors(grid: SigmaGrid) -> tuple[np.ndarray, np.ndarray]:
-    """keep (S' + 1,) and W (S' + 1, S') of (2)."""
-    levels = Levels(grid.sigmas)
-    keep = flow_solvers.run(grid.solver, levels, np.ones(()), lambda k, _: np.zeros(()))
-    return keep, flow_solvers.response(grid.solver, levels)
 
 
 def _delta_gram(array: np.ndarray, weights: np.ndarray) -> np.ndarray:

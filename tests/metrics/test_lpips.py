@@ -107,11 +107,6 @@ def test_chunks_change_nothing(lpips):
         torch.testing.assert_close(lpips.frames(one, other, chunk=chunk), whole)
 
 
-def test_larger_differences_are_farther(lpips):
-    one, other = clips()
-    assert lpips(one, one + 0.1 * (other - one)) < lpips(one, other)
-
-
 def test_values_outside_the_range_count_as_its_ends(lpips):
     one, other = clips()
     assert lpips(one * 3, other) == lpips((one * 3).clamp(-1, 1), other)
