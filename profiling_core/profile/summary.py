@@ -2,7 +2,7 @@
 
 Numbers: `ranking` (the blocks by R_attn), `stability` (over steps) and `agreement` (between runs,
 prompts and branches); scores and thresholds are in `block_scores`. Rank correlations are
-Spearman's, over the blocks of `lists` (by default those of the paper's plan, see `block_scores`).
+Spearman's, over the blocks of the lists of the paper's plan (see `block_scores`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from profiling_core.profile.block_scores import (
     BlockSplit,
     attention,
     block_scores,
-    check_lists,
     default_lists,
     split_blocks,
 )
@@ -79,8 +78,8 @@ def ranking(profile: Profile) -> list[RankedBlock]:
     return sorted(rows, key=lambda row: -row.score)
 
 
-def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability:
-    shares = _shares_of(profile, lists)  # (R, C, A, B)
+def stability(profile: Profile) -> Stability:
+    shares = _shares_of(profile)  # (R, C, A, B)
     matrices = [rank_correlations(steps) for branches in shares for steps in branches]
     matrix = _nanmean_first(np.stack(matrices))
     third = max(1, len(matrix) // 3)
@@ -89,8 +88,8 @@ def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability
     return Stability(_nanmean(pairs), _nanmean(apart), matrix)
 
 
-def agreement(profile: Profile, lists: Sequence[str] | None = None) -> Agreement:
-    shares = _shares_of(profile, lists)
+def agreement(profile: Profile) -> Agreement:
+    shares = _shares_of(profile)
     per_branch = np.stack([[_nanmean_first(a) for a in branches] for branches in shares])
     between = rank_correlations(np.stack([_nanmean_first(a) for a in per_branch]))  # (R, R)
     pairs = list(combinations(range(len(between)), 2))
@@ -268,9 +267,8 @@ def _sides(split: BlockSplit | ProfileError) -> dict[tuple[str, int], str]:
     return {(name, b): side for side, at in mark.items() for name in at for b in at[name]}
 
 
-def _shares_of(profile: Profile, lists: Sequence[str] | None) -> np.ndarray:
-    chosen = default_lists(profile) if lists is None else tuple(lists)
-    check_lists(profile, chosen)
+def _shares_of(profile: Profile) -> np.ndarray:
+    chosen = default_lists(profile)
     return attention(profile)[..., [name in chosen for name, _ in profile.blocks]]
 
 

@@ -324,7 +324,7 @@ def with_facts(plan: CachePlan, name: str, **facts: float | str) -> CachePlan:
     """The plan under a name, with more settings in its provenance."""
     settings = {**plan.provenance.settings, **facts}
     provenance = plan.provenance.model_copy(update={"settings": settings})
-    error = plan.expected and plan.expected.predicted_error
+    error = plan.expected.predicted_error if plan.expected else None
     return plan.replace(name=name, provenance=provenance, predicted_error=error)
 
 

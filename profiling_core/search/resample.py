@@ -136,10 +136,10 @@ def grid_like(
     return SigmaGrid(solver, shift, tuple(float(sigma) for sigma in sigmas))
 
 
-def interpolation(subject: Subject, sigmas: tuple[float, ...], around: int = AROUND) -> np.ndarray:
-    """M of (1), (len(sigmas), S): rows sum to 1 and have at most `around` entries."""
+def interpolation(subject: Subject, sigmas: tuple[float, ...]) -> np.ndarray:
+    """M of (1), (len(sigmas), S): rows sum to 1 and have at most AROUND entries."""
     there, here = (_unshifted(np.array(s), subject.shift) for s in (sigmas, subject.sigmas))
-    count = min(around, len(here))
+    count = min(AROUND, len(here))
     first = np.searchsorted(-here, -there) - count // 2
     first = np.clip(first, 0, len(here) - count)
     matrix = np.zeros((len(there), len(here)))

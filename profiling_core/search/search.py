@@ -35,10 +35,8 @@ from profiling_core.search.segments import Segments
 from profiling_core.search.sensitivity import Sensitivity, sensitivity_of
 from profiling_core.search.step_search import (
     CALIBRATION,
-    DEFAULT_OBJECTIVE,
     SENSITIVITY_EXPONENT,
     Choice,
-    Objective,
     StepSearch,
 )
 from profiling_core.search.trajectories import Trajectories, trajectories_of
@@ -129,7 +127,7 @@ class PlanSearch:
         best = self._chosen(budget)
         found, steps = [best], len(best.steps)
         for skip in self._within_bytes(budget.max_bytes):
-            found += [self.point_of(skip, steps, Objective(exponent)) for exponent in EXPONENTS]
+            found += [self.point_of(skip, steps, exponent) for exponent in EXPONENTS]
         most = float("inf") if budget.max_error is None else budget.max_error
         kept = [point for point in found if point.error <= most]
         distinct = {(point.skip, point.steps): point for point in kept}
@@ -171,7 +169,7 @@ class PlanSearch:
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
                 f"the profile's {self.steps} steps"
             )
-        return self._search(site.skip, DEFAULT_OBJECTIVE).evaluate(site.compute_steps["cond"])
+        return self._search(site.skip, SENSITIVITY_EXPONENT).evaluate(site.compute_steps["cond"])
 
     def _chosen(self, budget: Budget) -> Point:
         """The best point at the budget's speed-up, or the fastest below its error."""
@@ -188,21 +186,22 @@ class PlanSearch:
     def _best(self, skips: tuple[str, ...], count: int) -> Point:
         return min((self.point_of(skip, count) for skip in skips), key=lambda point: point.error)
 
-    def point_of(self, skip: str, count: int, objective: Objective = DEFAULT_OBJECTIVE) -> Point:
+    def point_of(self, skip: str, count: int, exponent: float = SENSITIVITY_EXPONENT) -> Point:
         """The best `count` compute steps in one reuse mode.
 
-        Another objective chooses other steps; their error is predicted with the default one.
+        Another exponent of the sensitivity chooses other steps; their error is predicted with the
+        default one.
         """
-        return self._point(skip, count, objective)
+        return self._point(skip, count, exponent)
 
-    def _best_point(self, skip: str, count: int, objective: Objective) -> Point:
-        steps = self._search(skip, objective).best(count).steps
-        error = self._search(skip, DEFAULT_OBJECTIVE).evaluate(steps).error
+    def _best_point(self, skip: str, count: int, exponent: float) -> Point:
+        steps = self._search(skip, exponent).best(count).steps
+        error = self._search(skip, SENSITIVITY_EXPONENT).evaluate(steps).error
         return Point(skip, steps, self.steps / count, error)
 
-    def _step_search(self, skip: str, objective: Objective) -> StepSearch:
+    def _step_search(self, skip: str, exponent: float) -> StepSearch:
         table, sensitivity = self._segments[skip].table, self.sensitivity.values
-        return StepSearch(table, sensitivity, objective, CALIBRATION[skip])
+        return StepSearch(table, sensitivity, exponent, CALIBRATION[skip])
 
     @cached_property
     def _segments(self) -> dict[str, Segments]:

@@ -15,7 +15,6 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import held_anchors
 from profiling_core.plan.describe import picture
 from profiling_core.plan.presets import available, load_preset
-from profiling_core.plan.regrid import regrid
 from profiling_core.plan.site_schedule import computes, forecasts
 from profiling_core.runtime.options import resolve_plan
 from toys import both, intervals, prediction, toy_plan
@@ -220,73 +219,6 @@ def test_a_label_tells_plans_of_one_name_apart():
     assert plan.label.startswith("paper (sha256 ")
     site = plan.sites[0].model_copy(update={"skip": "linear"})
     assert plan.model_copy(update={"sites": (site,)}).label != plan.label
-
-
-# -- carry-over
-
-
-def grid(steps: int, shift: float) -> tuple[float, ...]:
-    levels = [1 - step / steps for step in range(steps)]
-    return tuple(shift * s / (1 + (shift - 1) * s) for s in levels)
-
-
-def renamed(plan: CachePlan) -> CachePlan:
-    """The steps of a preset as a plan that keeps its noise levels."""
-    return plan.model_copy(update={"name": "explicit"})
-
-
-def test_neighbouring_solver_grid_keeps_the_steps_and_says_so():
-    plan = load_preset("wan2.1-t2v-14B", "release")
-    carried = regrid(plan, grid(50, 5.0), solver="dpm++", shift=5.0)
-    assert carried.sites == plan.sites
-    assert "made for 50 unipc steps, shift 5; on 50 dpm++ steps" in carried.notes[0]
-
-
-@pytest.mark.parametrize(("steps", "shift"), [(25, 5.0), (100, 5.0), (50, 3.0), (50, 16.0)])
-def test_computed_noise_levels_are_the_nearest_ones_of_the_new_grid(steps, shift):
-    plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
-    sigmas = grid(steps, shift)
-    carried = regrid(plan, sigmas, solver="unipc", shift=shift)
-    computed = carried.prediction.compute_steps["cond"]
-    assert computed[0] == 0 and carried.steps == steps
-    for planned in plan.solver_steps:
-        distance = min(abs(sigmas[s] - plan.sigmas[planned]) for s in computed)
-        assert distance == min(abs(s - plan.sigmas[planned]) for s in sigmas)
-    assert carried.expected.block_runs == 2 * 40 * len(computed)
-    assert carried.expected.predicted_error is None
-
-
-def test_levels_outside_the_planned_range_are_computed_with_a_warning():
-    plan = load_preset("wan2.1-t2v-14B", "balanced")
-    sigmas = grid(50, 1.0)  # reaches down to 0.02, the plan to 0.09
-    carried = regrid(plan, sigmas, solver="unipc", shift=1.0)
-    outside = [s for s, sigma in enumerate(sigmas) if sigma < 0.05]
-    assert outside and set(outside) <= set(carried.prediction.compute_steps["cond"])
-    assert any("outside the planned range" in note for note in carried.notes)
-
-
-def test_changed_cost_and_an_idle_plan_are_told():
-    plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
-    fewer, ten = (regrid(plan, grid(n, 5.0), solver="unipc", shift=5.0) for n in (30, 10))
-    assert "there instead of 2.00x" in fewer.notes[-1]
-    assert "too few steps are left to skip" in ten.notes[-1]
-
-
-def test_grid_without_distinct_levels_is_refused_in_one_line():
-    plan = load_preset("wan2.1-t2v-14B", "paper")
-    with pytest.raises(PlanError, match=r"plan 'paper' on 3 unipc steps.*sigmas must fall") as e:
-        regrid(plan, (1.0, 1.0, 0.5), solver="unipc", shift=1.0)
-    assert "\n" not in str(e.value)
-
-
-def test_fitted_weights_are_not_carried_to_other_levels():
-    give = {str(step): [2.0, -1.0] for step in range(3, 6)}
-    site = {**prediction(both(0, 1, 2), "weights"), "weights": {"cond": give, "uncond": give}}
-    plan = toy_plan([site], steps=6)
-    close = tuple(s * 0.9999 for s in plan.sigmas)
-    assert regrid(plan, close, solver="euler", shift=1.0).sites == plan.sites
-    with pytest.raises(PlanError, match="weights fitted to its own 6 noise levels"):
-        regrid(plan, grid(9, 1.0), solver="euler", shift=1.0)
 
 
 # -- random plans and damaged files

@@ -207,9 +207,6 @@ def test_a_prompt_cannot_write_to_the_terminal():
     assert all(part.isprintable() for part in lines)
 
 
-def test_lists_that_the_model_does_not_have_are_refused():
-    for measure in (stability, agreement):
-        with pytest.raises(ProfileError, match="'blocks' is not one of double_blocks"):
-            measure(made_profile(HUNYUAN), lists=["blocks"])
+def test_a_profile_without_runs_has_no_ranking():
     with pytest.raises(ProfileError, match="no run yet"):
         ranking(Profile())
