@@ -39,6 +39,9 @@ SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
 SMALLEST_SIDE = 31  # pixels: below, the second pooling has nothing left
 SUFFIXES = (".pth", ".pt", ".safetensors")
+# what torch and safetensors raise for a file that is not theirs
+UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, ValueError, LookupError)
+UNREADABLE += (pickle.UnpicklingError, SafetensorError)
 LARGEST_FILE = 2**30  # bytes; AlexNet with its classifier has 244 MB
 
 
@@ -135,18 +138,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise _unreadable(path, error) from None
-    except (pickle.UnpicklingError, SafetensorError) as error:
-        raise _unreadable(path, error) from None
+    except UNREADABLE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise LpipsError(
+            f"LPIPS weights {path}: not readable ({reason}): download it again"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise LpipsError(f"LPIPS weights {path}: expected a state dict of tensors alone")
     return state
-
-
-def _unreadable(path: Path, error: Exception) -> LpipsError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-    return LpipsError(f"LPIPS weights {path}: not readable ({reason}): download it again")
 
 
 def _of_folder(folder: Path) -> dict[str, Tensor]:

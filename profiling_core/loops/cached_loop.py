@@ -36,10 +36,6 @@ PlanFor = Callable[[Grid], CachePlan]
 Log = Callable[[str], None]
 
 
-def _silent(line: str) -> None:
-    """Log nothing."""
-
-
 @dataclass(frozen=True)
 class LoopModels:
     """The models that a loop calls, in this order.
@@ -63,7 +59,7 @@ class LoopCache:
     none. log: gets what the plan computes, before the first step, and what was done, after it.
     """
 
-    def __init__(self, plan_for: PlanFor, found: LoopModels, log: Log = _silent) -> None:
+    def __init__(self, plan_for: PlanFor, found: LoopModels, log: Log) -> None:
         self._plan_for, self._found, self._log = plan_for, found, log
         self._caches: list[DeltaCache] = []
         self._first: FirstCall | None = None
@@ -122,17 +118,11 @@ class LoopCache:
                     self._caches.append(cache.attach(model))
                     cache.follow(strict=True)
                     if visited.sites and len(self._caches) == 1:
-                        self._first = self._first_call(model, visited)
+                        self._first = FirstCall(model, self._found.lists, visited, self._log)
                 first += count
         except BaseException:
             self._detach()
             raise
-
-    def _first_call(self, model: nn.Module, plan: CachePlan) -> FirstCall:
-        last = list(plan.model.block_lists)[-1]
-        blocks = block_list(unwrapped(model), last, self._found.lists)
-        assert blocks is not None  # the cache walks it
-        return FirstCall(model, blocks, plan, self._log)
 
     def _finish(self) -> None:
         """Sum up what the run did."""
@@ -165,9 +155,13 @@ class FirstCall:
     tokens are those of all tensors that a block updates: image and text, joined or apart.
     """
 
-    def __init__(self, model: nn.Module, blocks: nn.ModuleList, plan: CachePlan, log: Log) -> None:
+    def __init__(
+        self, model: nn.Module, lists: dict[str, str] | None, plan: CachePlan, log: Log
+    ) -> None:
         self.plan, self._log = plan, log
         self._stream: list[torch.Tensor] = []
+        blocks = block_list(unwrapped(model), list(plan.model.block_lists)[-1], lists)
+        assert blocks is not None  # the cache walks it
         first = next(iter(blocks._modules.values()))
         self._handles = [
             first.register_forward_hook(self._see_block),

@@ -25,7 +25,7 @@ from profiling_core.engine.block_lists import unwrapped
 from profiling_core.engine.run_stats import RunStats
 from profiling_core.engine.seams import CACHE
 from profiling_core.errors import PlanError
-from profiling_core.loops.cached_loop import Log, LoopCache
+from profiling_core.loops.cached_loop import Log, LoopCache, LoopModels
 from profiling_core.loops.diffusers_models import (
     checked_name,
     fingerprint_of,
@@ -63,9 +63,7 @@ class PipelineCache:
 
     def __init__(self, pipe: Any, plan: CachePlan | str | Path, log: Log) -> None:
         self.pipe = pipe
-        found = loop_models(pipe)
-        self._model = fingerprint_of(found.models[0])
-        refuse_other_caches(pipe, found.models)
+        found = self._found()
         self._asked = checked_name(plan, self._model)
         self._loop = LoopCache(self._plan_for, found, log)
         run_calls_through(pipe, self._call)
@@ -91,17 +89,16 @@ class PipelineCache:
         self.detach()
 
     def _call(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        self._found_again()
+        self._loop.use(self._found())  # a user may have compiled, wrapped or replaced the models
         _refuse_strength(self.pipe, args, kwargs)
         with self._loop.running(self.pipe.scheduler):
             return call(*args, **kwargs)
 
-    def _found_again(self) -> None:
-        """Look the models up again: a user may have compiled, wrapped or replaced them."""
+    def _found(self) -> LoopModels:
         found = loop_models(self.pipe)
-        refuse_other_caches(self.pipe, found.models)
         self._model = fingerprint_of(found.models[0])
-        self._loop.use(found)
+        refuse_other_caches(found.models)
+        return found
 
     def _plan_for(self, grid: Grid) -> CachePlan:
         plan = plan_for_solver(self._asked, self._model, grid.solver)
@@ -161,7 +158,7 @@ def _refuse_strength(pipe: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         )
 
 
-def refuse_other_caches(pipe: Any, models: Iterable[nn.Module]) -> None:
+def refuse_other_caches(models: Iterable[nn.Module]) -> None:
     """PlanError names a cache that is enabled already: two would skip each other's steps."""
     for model in models:
         inner = unwrapped(model)
@@ -203,13 +200,8 @@ def _against_skipping_blocks(model: nn.Module) -> str | None:
         )
     if type(model).__name__ == "WanVACETransformer3DModel":
         return "diffusers' VACE adds its hints between the blocks, which a delta would add twice"
-    if any(_prefetches(module) for module in model.modules()):
+    registries = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
+    hooks = [r.get_hook(name) for r in registries if r is not None for name in _GROUPS]
+    if any(getattr(getattr(hook, "group", None), "stream", None) is not None for hook in hooks):
         return "group offloading with a stream fetches the next group in a fixed order"
     return None
-
-
-def _prefetches(module: nn.Module) -> bool:
-    """Is the module offloaded in a group with a stream of its own?"""
-    registry = getattr(module, "_diffusers_hook", None)
-    hooks = [registry.get_hook(name) for name in _GROUPS] if registry is not None else []
-    return any(getattr(getattr(hook, "group", None), "stream", None) is not None for hook in hooks)

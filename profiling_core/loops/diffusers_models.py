@@ -16,15 +16,7 @@ from profiling_core.engine.block_lists import hidden_width, unwrapped
 from profiling_core.errors import PlanError
 from profiling_core.loops.cached_loop import LoopModels
 from profiling_core.plan import CachePlan
-from profiling_core.plan.model_specs import (
-    HUNYUAN,
-    MINI,
-    MODELS,
-    WAN,
-    Family,
-    PlannedModel,
-    known_model,
-)
+from profiling_core.plan.model_specs import HUNYUAN, MINI, MODELS, WAN, PlannedModel, known_model
 from profiling_core.plan.presets import ORDER, PRESETS, available, build_preset, load_preset
 from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.plan.schema import ModelFingerprint
@@ -89,30 +81,28 @@ def checked_name(plan: CachePlan | str | Path, model: ModelFingerprint) -> Cache
 
 
 def presets_for(model: ModelFingerprint) -> list[str]:
-    """Names of the presets that `named_plan` knows for a model."""
+    """Names of the presets that `plan_for_solver` knows for a model."""
     shipped = available(model.name)
     own = shipped or [*PRESETS.get(model.family, ()), *SPEEDUPS]
     return [preset for preset in ORDER if preset in own]
 
 
-def named_plan(preset: str, model: ModelFingerprint, solver: str) -> CachePlan:
-    """The preset for a model and solver, on the grid that it was made on.
+def plan_for_solver(plan: CachePlan | str, model: ModelFingerprint, solver: str) -> CachePlan:
+    """A plan as it is, or the preset of that name, on the grid that it was made on.
 
     A shipped model has its own. Another size of its family, or a model without presets, gets the
     steps of an official one; provenance and notes name it.
     """
+    if isinstance(plan, CachePlan):
+        return plan
     if model.name in MODELS:
-        plan = load_preset(model.name, preset)
+        own = load_preset(model.name, plan)
     elif model.family in PRESETS:
-        plan = build_preset(PlannedModel(_family(model.family), model, MINI), preset)
+        family = next(one for name, one, _ in _FAMILIES.values() if name == model.family)
+        own = build_preset(PlannedModel(family, model, MINI), plan)
     else:
-        plan = _borrowed(preset, model, solver)
-    return _with_solver(plan, solver)
-
-
-def plan_for_solver(plan: CachePlan | str, model: ModelFingerprint, solver: str) -> CachePlan:
-    """A plan as it is, or the preset of that name for a model and solver."""
-    return plan if isinstance(plan, CachePlan) else named_plan(plan, model, solver)
+        own = _borrowed(plan, model, solver)
+    return _with_solver(own, solver)
 
 
 def _borrowed(preset: str, model: ModelFingerprint, solver: str) -> CachePlan:
@@ -140,10 +130,6 @@ def _with_solver(plan: CachePlan, solver: str) -> CachePlan:
         return plan
     sites = [site.model_copy(update={"skip": own}), *plan.interval_sites]
     return plan.replace(solver=solver, sites=sites)
-
-
-def _family(name: str) -> Family:
-    return next(family for known, family, _ in _FAMILIES.values() if known == name)
 
 
 def _own_lists(model: nn.Module) -> list[str]:

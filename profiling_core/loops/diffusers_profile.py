@@ -64,7 +64,7 @@ def profile_pipeline(
             "cannot be measured; leave them out and the search takes its default law"
         )
     found = loop_models(pipe)
-    refuse_other_caches(pipe, found.models)
+    refuse_other_caches(found.models)
     settings = settings or _default_settings(unwrapped(found.models[0]))
     profile: Profile | None = None
     for number, prompt in enumerate(prompts):
@@ -112,10 +112,7 @@ def _recorder(
         path,
         None if path is not None and Path(path).exists() else settings,
         model=fingerprint_of(model),
-        steps=grid.steps,
-        sigmas=grid.sigmas,
-        solver=grid.solver,
-        shift=grid.shift,
+        **grid.sampling,
         branches=("cond",),
         lists=lists,
         grid=grid,

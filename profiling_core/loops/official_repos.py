@@ -139,10 +139,7 @@ def _recorded(
         return loop.recorder(
             path if ranks > 1 or _first_rank() else None,
             model=loop.fingerprint(owner),
-            steps=grid.steps,
-            sigmas=grid.sigmas,
-            solver=grid.solver,
-            shift=grid.shift,
+            **grid.sampling,
             branches=loop.branches,
             group=dist.group.WORLD if ranks > 1 else None,
             **more,

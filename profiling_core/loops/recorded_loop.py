@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,11 +23,11 @@ from profiling_core.engine.block_lists import unwrapped
 from profiling_core.engine.call_tracker import CallTracker
 from profiling_core.errors import ProfileError
 from profiling_core.loops.cached_loop import LoopModels
-from profiling_core.loops.scheduler_grid import Grid, grid_of, when_set
+from profiling_core.loops.scheduler_grid import Grid, after_calls, grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Branch
-from profiling_core.profile.profile import Profile
-from profiling_core.recording.recorder import Recorder, Size
+from profiling_core.profile.profile import GRID, Profile
+from profiling_core.recording.recorder import Recorder
 
 _SIZES = ("num_frames", "height", "width")  # of the latent, where a model takes packed tokens
 See = Callable[[Tensor, Tensor, Tensor], None]  # what the solver is given, the latent, the next
@@ -127,17 +126,13 @@ class GuidedRecorder(Recorder):
     def _see_output(self, step: int, branch: Branch, output: Any) -> None:
         """Do nothing: the solver's input is recorded instead."""
 
-    def _sizes(self, latents: list[Tensor], kwargs: dict[str, Any]) -> tuple[tuple[int, ...], Size]:
-        first = latents[0]
+    def _shape(self, latent: Tensor, kwargs: dict[str, Any]) -> tuple[int, ...]:
         self._packed = self._frames_first = None
-        if first.ndim == 3:  # (B, F H W, C)
+        if latent.ndim == 3:  # (B, F H W, C)
             self._packed = tuple(int(kwargs[name]) for name in _SIZES)
-            shape = (first.shape[-1], *self._packed)
-        else:
-            self._frames_first = first.shape[1] != self._channels == first.shape[2]
-            shape = tuple(self._clip(first).shape[1:])
-        frames, rows, columns = (s // p for s, p in zip(shape[1:], self._patch, strict=True))
-        return shape, (frames, rows, columns)
+            return (latent.shape[-1], *self._packed)
+        self._frames_first = latent.shape[1] != self._channels == latent.shape[2]
+        return tuple(self._clip(latent).shape[1:])
 
     def _scaled(self, latent: Tensor, step: int) -> Tensor:
         return latent if self._scales is None else latent.float() / self._scales[step]
@@ -154,16 +149,9 @@ def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     """Give the recorder step and branch before its own hooks run."""
     every = CachePlan.build(
         name="full",
-        model=recorder.model,
-        steps=recorder.steps,
-        sigmas=recorder.sampling["sigmas"],
-        solver=recorder.sampling["solver"],
-        shift=recorder.sampling["shift"],
+        **{name: recorder.sampling[name] for name in ("model", *GRID)},
         sites=[],
-        provenance={
-            "made_by": "profiling_core.loops.recorded_loop",
-            "source": "every step computes",
-        },
+        provenance={"made_by": __name__, "source": "every step computes"},
     )
     tracker = CallTracker(every, lambda: None, strict=True)
 
@@ -180,22 +168,12 @@ def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _when_stepped(target: Any, see: See) -> Iterator[None]:
     """`see(prediction, latent, next latent)` after every step of a scheduler, or of a class."""
-    original, own = target.step, "step" in vars(target)
-    signature = inspect.signature(original)
+    signature = inspect.signature(target.step)
 
-    @wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
+    def seen(args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         given = signature.bind(*args, **kwargs).arguments
         after = result[0] if isinstance(result, tuple) else result.prev_sample
         see(given["model_output"], given["sample"], after)
-        return result
 
-    target.step = step
-    try:
+    with after_calls(target, "step", seen):
         yield
-    finally:
-        if own:
-            target.step = original
-        else:
-            del target.step

@@ -63,6 +63,16 @@ class Grid:
     def steps(self) -> int:
         return len(self.sigmas)
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Steps, levels, solver and shift, as plans and recorders take them."""
+        return {
+            "steps": self.steps,
+            "sigmas": self.sigmas,
+            "solver": self.solver,
+            "shift": self.shift,
+        }
+
 
 def grid_of(scheduler: Any, arguments: dict[str, Any] | None = None) -> Grid:
     """The grid of a scheduler whose timesteps are set.
@@ -108,23 +118,33 @@ def when_set(target: Any, see: Callable[[Any, dict[str, Any]], None]) -> Iterato
 
     target: a scheduler, or a class of which the loop makes its own.
     """
-    original, own = target.set_timesteps, "set_timesteps" in vars(target)
-    bound = not isinstance(target, type)
+
+    def seen(args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+        see(args[0] if isinstance(target, type) else target, kwargs)
+
+    with after_calls(target, "set_timesteps", seen):
+        yield
+
+
+@contextmanager
+def after_calls(target: Any, name: str, see: Callable[[tuple, dict, Any], None]) -> Iterator[None]:
+    """`see(args, kwargs, result)` after every call of a method of an object, or of a class."""
+    original, own = getattr(target, name), name in vars(target)
 
     @wraps(original)
-    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        see(target if bound else args[0], kwargs)
+        see(args, kwargs, result)
         return result
 
-    target.set_timesteps = set_timesteps
+    setattr(target, name, call)
     try:
         yield
     finally:
         if own:
-            target.set_timesteps = original
+            setattr(target, name, original)
         else:
-            del target.set_timesteps
+            delattr(target, name)
 
 
 def _is_flow(scheduler: Any) -> bool:

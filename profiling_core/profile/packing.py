@@ -46,26 +46,28 @@ def unpacked(arrays: Arrays) -> Arrays:
 def _angles(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Squared norms (C, N) and 1 - cosine of the pairs below the diagonal (C, N (N - 1) / 2)."""
     squares = np.diagonal(grams, axis1=1, axis2=2).astype(np.float32)
-    lengths = np.sqrt(np.maximum(squares.astype(np.float64), np.finfo(np.float32).tiny))
     rows, columns = np.tril_indices(grams.shape[-1], -1)
     products = grams[:, rows, columns].astype(np.float64)
-    cosines = products / (lengths[:, rows] * lengths[:, columns])
-    return squares, (1 - cosines).astype(np.float16)
+    return squares, (1 - products / _norm_products(squares)).astype(np.float16)
 
 
 def _products(squares: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    lengths = np.sqrt(np.maximum(squares.astype(np.float64), np.finfo(np.float32).tiny))
     side = _side(angles.shape[-1], -1)
     if side != squares.shape[-1]:
         raise ValueError(f"{squares.shape[-1]} norms of block deltas with angles of {side}")
     rows, columns = np.tril_indices(side, -1)
     found = np.zeros((len(squares), side, side))
-    found[:, rows, columns] = (1 - angles.astype(np.float64)) * (
-        lengths[:, rows] * lengths[:, columns]
-    )
+    found[:, rows, columns] = (1 - angles.astype(np.float64)) * _norm_products(squares)
     found += found.swapaxes(1, 2)
     found[:, np.arange(side), np.arange(side)] = squares
     return found
+
+
+def _norm_products(squares: np.ndarray) -> np.ndarray:
+    """Products of the norms of every pair below the diagonal, from squared norms (C, N)."""
+    lengths = np.sqrt(np.maximum(squares.astype(np.float64), np.finfo(np.float32).tiny))
+    rows, columns = np.tril_indices(squares.shape[-1], -1)
+    return lengths[:, rows] * lengths[:, columns]
 
 
 def _symmetric(triangles: np.ndarray, side: int) -> np.ndarray:

@@ -53,23 +53,10 @@ FORMAT: Literal[2] = 2
 HEADER = "profile"
 MAP_GRID = (9, 16, 16)  # most tokens of an attention map along frames, rows and columns
 MOST_MAPS = 6
-RUN_ARRAYS = (  # with one row per run
-    "attention_share",
-    "attention_chance",
-    "attention_maps",
-    "mask",
-    "l1",
-    "l1_relative",
-    "cosine",
-    "magnitude",
-    "drift",
-    "delta_cosine",
-    "gram",
-    "block_seconds",
-    "sensitivity",
-)
 FLOAT64 = ("gram", "block_flops", "delta_gram")
 FLOAT16 = ("attention_maps", "mask")
+
+GRID = ("steps", "sigmas", "solver", "shift")
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -110,13 +97,7 @@ class Subject(Checked):
     @property
     def plan_fields(self) -> dict[str, Any]:
         """Model and sampling as arguments of `CachePlan.build`."""
-        return {
-            "model": self.model,
-            "steps": self.steps,
-            "sigmas": self.sigmas,
-            "solver": self.solver,
-            "shift": self.shift,
-        }
+        return {name: getattr(self, name) for name in ("model", *GRID)}
 
 
 class Run(Checked):
@@ -197,18 +178,16 @@ class Profile:
         arrays = {}
         for name, array in self.arrays.items():
             added = other.arrays[name]
-            if name in RUN_ARRAYS:
-                arrays[name] = np.concatenate([array, added])
-            elif name.startswith("delta_gram."):
+            if name.startswith("delta_gram."):
                 arrays[name] = (ours * array + theirs * added) / (ours + theirs)
             else:
-                arrays[name] = array
+                arrays[name] = np.concatenate([array, added]) if _per_run(name) else array
         return replace(self, runs=self.runs + other.runs, arrays=arrays)
 
     def of_runs(self, runs: Sequence[int]) -> Profile:
         """The runs with these numbers; products of block deltas stay the mean of all."""
         own = {
-            name: array[list(runs)] if name in RUN_ARRAYS else array
+            name: array[list(runs)] if _per_run(name) else array
             for name, array in self.arrays.items()
         }
         return replace(self, runs=tuple(self.runs[run] for run in runs), arrays=own)
@@ -235,10 +214,10 @@ class Profile:
         run, parts = self.runs[-1], [f"recorded {self.recorded.steps} steps"]
         if self.has_attention:
             share = float(np.nanmean(self.arrays["attention_share"][-1]))
-            parts.append(
-                f"{run.foreground:.0%} of the tokens are foreground by {self.settings.mask}"
-            )
-            parts.append(f"{share:.0%} of them get high attention in the average block")
+            parts += [
+                f"{run.foreground:.0%} of the tokens are foreground by {self.settings.mask}",
+                f"{share:.0%} of them get high attention in the average block",
+            ]
         change = self.arrays["l1_relative"][-1]
         parts.append(f"predictions change by {change.min():.1%} to {change.max():.1%} a step")
         return ", ".join(parts)
@@ -345,6 +324,11 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _per_run(name: str) -> bool:
+    """Whether the array has one row per run."""
+    return name != "block_flops" and not name.startswith("delta_gram.")
 
 
 def _short(value: Any) -> str:

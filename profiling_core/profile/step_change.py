@@ -34,12 +34,8 @@ class Intervals:
 
     @property
     def settings(self) -> dict[str, str | int]:
-        return {
-            "warmup": self.warmup,
-            "tmax": self.tmax,
-            "tmin": self.tmin,
-            "from_l1_curve": ", ".join(self.derived) or "none",
-        }
+        steps = {"warmup": self.warmup, "tmax": self.tmax, "tmin": self.tmin}
+        return {**steps, "from_l1_curve": ", ".join(self.derived) or "none"}
 
 
 def shrinking_intervals(

@@ -2,7 +2,7 @@
 
 Numbers: `ranking` (the blocks by R_attn), `stability` (over steps) and `agreement` (between runs,
 prompts and branches); scores and thresholds are in `block_scores`. Rank correlations are
-Spearman's, over the blocks of `lists` (by default those of the paper's plan, see `block_scores`).
+Spearman's, over the blocks of the lists of the paper's plan (see `block_scores`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from profiling_core.plan.model_specs import consecutive
 from profiling_core.profile.block_scores import (
     attention,
     block_scores,
-    check_lists,
     default_lists,
     mean_over,
     split_blocks,
@@ -80,8 +79,8 @@ def ranking(profile: Profile) -> list[RankedBlock]:
     return sorted(rows, key=lambda row: -row.score)
 
 
-def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability:
-    shares = _shares_of(profile, lists)  # (R, C, A, B)
+def stability(profile: Profile) -> Stability:
+    shares = _shares_of(profile)  # (R, C, A, B)
     matrices = [rank_correlations(steps) for branches in shares for steps in branches]
     matrix = mean_over(np.stack(matrices), (0,))
     third = max(1, len(matrix) // 3)
@@ -90,8 +89,8 @@ def stability(profile: Profile, lists: Sequence[str] | None = None) -> Stability
     return Stability(_nanmean(pairs), _nanmean(apart), matrix)
 
 
-def agreement(profile: Profile, lists: Sequence[str] | None = None) -> Agreement:
-    shares = _shares_of(profile, lists)
+def agreement(profile: Profile) -> Agreement:
+    shares = _shares_of(profile)
     per_branch = np.stack([[mean_over(a, (0,)) for a in branches] for branches in shares])
     between = rank_correlations(np.stack([mean_over(a, (0,)) for a in per_branch]))  # (R, R)
     pairs = list(combinations(range(len(between)), 2))
@@ -255,16 +254,15 @@ def _sensitivity_lines(profile: Profile) -> list[str]:
 
 
 def _or_error(measure: Callable[[Profile], Found], profile: Profile) -> Found | ProfileError:
-    """The ranking or the split, or the error: no attention, no foreground, equal scores."""
+    """What is measured, or why not: no attention, no foreground, equal scores."""
     try:
         return measure(profile)
     except ProfileError as error:
         return error
 
 
-def _shares_of(profile: Profile, lists: Sequence[str] | None) -> np.ndarray:
-    chosen = default_lists(profile) if lists is None else tuple(lists)
-    check_lists(profile, chosen)
+def _shares_of(profile: Profile) -> np.ndarray:
+    chosen = default_lists(profile)
     return attention(profile)[..., [name in chosen for name, _ in profile.blocks]]
 
 

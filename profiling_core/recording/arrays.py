@@ -95,7 +95,7 @@ def delta_arrays(recording: Recording, group: dist.ProcessGroup | None = None) -
             for b in subject.branches
         ]
         arrays[f"delta_gram.{name}"] = np.stack(grams)
-        per_block = [[_drift(g) for g in _diagonal(gram, subject.steps)] for gram in grams]
+        per_block = [[_drift(own) for own in _diagonal(gram, subject.steps)] for gram in grams]
         drift.append([[pair[0] for pair in blocks] for blocks in per_block])
         cosine.append([[pair[1] for pair in blocks] for blocks in per_block])
     for branch in subject.branches:
@@ -129,19 +129,12 @@ def foreground_masks(
     """A mask (f, h, w) for every attention step; only pca and sam2 masks differ between steps."""
     subject = recording.subject
 
-    def mask(signal: Tensor | None) -> Tensor:
-        return foreground_mask(
-            settings.mask,
-            grid=subject.grid,
-            signal=signal,
-            video=video,
-            path=settings.mask_source,
-            run=number,
-        )
-
-    if settings.mask in ("pca", "sam2"):
-        return {s: mask(recording.signal(s, guidance)) for s in subject.attention_steps}
-    return dict.fromkeys(subject.attention_steps, mask(None))
+    kind, steps = settings.mask, subject.attention_steps
+    given: dict[str, Any] = {"grid": subject.grid, "video": video, "path": settings.mask_source}
+    if kind in ("pca", "sam2"):
+        signals = {step: recording.signal(step, guidance) for step in steps}
+        return {s: foreground_mask(kind, signal=signal, **given) for s, signal in signals.items()}
+    return dict.fromkeys(steps, foreground_mask(kind, run=number, **given))
 
 
 def attention_arrays(recording: Recording, settings: Settings, masks: dict[int, Tensor]) -> Arrays:
@@ -189,10 +182,9 @@ def _drift(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt(change / squares[:-1]), mixed / np.sqrt(squares[1:] * squares[:-1])
 
 
-def _diagonal(gram: np.ndarray, steps: int) -> Iterator[np.ndarray]:
+def _diagonal(gram: np.ndarray, steps: int) -> list[np.ndarray]:
     """Every block's own (S, S) products."""
-    for first in range(0, len(gram), steps):
-        yield gram[first : first + steps, first : first + steps]
+    return [gram[n : n + steps, n : n + steps] for n in range(0, len(gram), steps)]
 
 
 def _spans(subject: Subject) -> Iterator[tuple[str, int, int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -103,14 +103,7 @@ def _call_of(name: str, arguments: dict[str, Any]) -> Call:
     mask = next((arguments[n] for n in _MASKS if arguments.get(n) is not None), None)
     if lengths is None and mask is not None:
         lengths = _lengths_of(name, mask, len(q), k.shape[1])
-    return Call(q, k, _as_lengths(lengths))
-
-
-def _as_lengths(lengths: torch.Tensor | Sequence[int] | None) -> tuple[int, ...] | None:
-    if lengths is None:
-        return None
-    values = lengths.tolist() if isinstance(lengths, torch.Tensor) else lengths
-    return tuple(int(n) for n in values)
+    return Call(q, k, None if lengths is None else tuple(torch.as_tensor(lengths).tolist()))
 
 
 def _lengths_of(name: str, mask: torch.Tensor, batch: int, keys: int) -> tuple[int, ...]:

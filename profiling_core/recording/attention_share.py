@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from profiling_core.errors import ProfileError
 
@@ -132,20 +133,16 @@ def _of_head(
     """Attention from the queries (rows, D) of one head to the first `tokens` of its keys."""
     rows = len(q)
     if queries is not None and queries < rows:
-        q = q[_draw(rows, queries, generator).to(q.device)]
+        device = None if generator is None else generator.device
+        drawn = torch.randperm(rows, generator=generator, device=device)[:queries]
+        q = q[drawn.to(q.device)]
     seen = min(tokens, len(k))
     total, squares = _column_sums(q, k.float(), seen, chunk_bytes, len(q) < rows)
-    spread = _variance(total, squares, rows, len(q)) if squares is not None else None
     padding = (0, max(0, tokens - len(k)))  # hidden keys receive nothing
-    if spread is not None:
-        spread = torch.nn.functional.pad(spread, padding).float()
-    total = torch.nn.functional.pad(total * (rows / len(q)), padding).float()
-    return Received(total, rows, len(q), spread)
-
-
-def _draw(rows: int, count: int, generator: torch.Generator | None) -> Tensor:
-    device = generator.device if generator is not None else None
-    return torch.randperm(rows, generator=generator, device=device)[:count]
+    spread = None
+    if squares is not None:
+        spread = pad(_variance(total, squares, rows, len(q)), padding).float()
+    return Received(pad(total * (rows / len(q)), padding).float(), rows, len(q), spread)
 
 
 def _variance(total: Tensor, squares: Tensor, rows: int, count: int) -> Tensor:

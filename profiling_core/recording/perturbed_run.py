@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from profiling_core.engine.anchors import Anchor, forecast_prediction, tensors_of
@@ -21,7 +20,7 @@ from profiling_core.engine.full_run import FullRun
 from profiling_core.engine.seams import in_front
 from profiling_core.errors import ProfileError
 from profiling_core.plan.schema import Branch
-from profiling_core.recording.run_data import Recording
+from profiling_core.recording.run_data import Recording, flat
 
 EPSILON = 0.1
 
@@ -59,8 +58,7 @@ class PerturbedRun(FullRun):
             return self._recorded(step, branch)
         if step == self.step and self.injected is None:
             latents = tensors_of(args[0] if args else next(iter(kwargs.values())))
-            now = torch.cat([latent.flatten().float().cpu() for latent in latents])
-            self.injected = float((now - self.recording.latents[step]).norm())
+            self.injected = float((flat(latents) - self.recording.latents[step]).norm())
         self.count_call()
         return run(*args, **kwargs)
 

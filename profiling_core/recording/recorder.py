@@ -45,8 +45,6 @@ from profiling_core.recording.run_data import Recording
 EXACT_TOKENS = 8192  # above it queries are sampled
 SAMPLED_QUERIES = 1024  # per head
 
-Size = tuple[int, int, int]  # frames, rows, columns
-
 
 class Recorder(FullRun):
     """Records one run on a grid of noise levels, whose sizes it finds in the first model call.
@@ -80,7 +78,8 @@ class Recorder(FullRun):
     ) -> None:
         super().__init__(steps, sum(model.block_lists.values()))
         self.path = None if path is None else Path(path)
-        self._known = _existing(self.path)
+        exists = self.path is not None and self.path.exists()
+        self._known = Profile.load(self.path) if exists else None
         self.settings = self._known.settings if self._known else settings or Settings()
         every = self.settings.attention_every
         attention = tuple(range(0, steps, every)) if every else ()
@@ -155,7 +154,7 @@ class Recorder(FullRun):
         latents = tensors_of(first)
         if self._recording is None:
             self._since = time.perf_counter()
-            self._start(latents[0].device, *self._sizes(latents, kwargs))
+            self._start(latents[0].device, self._shape(latents[0], kwargs))
         self._see_latents(step, branch, latents)
         self._measures = step in self.recording.subject.attention_steps
         if self._measures or (self._calls == 0 and functions_of(self._blocks)):
@@ -205,18 +204,18 @@ class Recorder(FullRun):
         prediction = keep(output, tensors, "stream", "host")
         self.recording.see_prediction(step, branch, prediction)
 
-    def _sizes(self, latents: list[Tensor], kwargs: dict[str, Any]) -> tuple[tuple[int, ...], Size]:
-        """The latent's (C, F, H, W) and the numbers of tokens along F, H and W."""
-        shape = tuple(latents[0].shape[-4:])
-        frames, rows, columns = (s // p for s, p in zip(shape[1:], self._patch, strict=True))
-        return shape, (frames, rows, columns)
+    def _shape(self, latent: Tensor, kwargs: dict[str, Any]) -> tuple[int, ...]:
+        """The latent's (C, F, H, W)."""
+        return tuple(latent.shape[-4:])
 
-    def _start(self, device: torch.device, shape: tuple[int, ...], grid: Size) -> None:
+    def _start(self, device: torch.device, shape: tuple[int, ...]) -> None:
         """Complete the subject by the sizes of the first call."""
+        frames, rows, columns = (s // p for s, p in zip(shape[1:], self._patch, strict=True))
+        grid = (frames, rows, columns)  # of tokens
         self._check_known(self.sampling | {"latent": shape, "grid": grid})
         subject = Subject(**self.sampling, latent=shape, grid=grid)
         ranks = dist.get_world_size(self._group) if self._group is not None else 1
-        tokens = grid[0] * grid[1] * grid[2] // ranks
+        tokens = frames * rows * columns // ranks
         count = max(1, self.settings.delta_tokens // ranks)
         self._tap = BlockTap(self._blocks, tokens, count)
         self._tap.left = self._block_left
@@ -341,10 +340,6 @@ def recorder_of(
         shift=shift,
         branches=planned.family.branches,
     )
-
-
-def _existing(path: Path | None) -> Profile | None:
-    return Profile.load(path) if path is not None and path.exists() else None
 
 
 def _spread(steps: tuple[int, ...], most: int) -> tuple[int, ...]:

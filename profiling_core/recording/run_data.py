@@ -40,37 +40,28 @@ class Recording:
 
     def see_latent(self, step: int, latents: list[Tensor]) -> None:
         """The latents before a step, in the model's call."""
-        self.latents.append(_checked(_flat(latents), f"latent before step {step}"))
+        self.latents.append(_checked(flat(latents), f"latent before step {step}"))
 
     def see_prediction(self, step: int, branch: Branch, prediction: Anchor) -> None:
-        _checked(_flat(prediction.tensors), f"prediction of step {step}, {branch}")
+        _checked(flat(prediction.tensors), f"prediction of step {step}, {branch}")
         self.predictions[branch].append(prediction)
 
     def see_blocks(self, step: int, branch: Branch, tap: BlockTap) -> None:
         """Sketches of the deltas of all blocks in one call."""
         sketches = torch.stack(tap.sketches).cpu()
-        finite = sketches.isfinite().all(dim=1)
-        if not finite.all():
-            block = int((~finite).int().argmax())
-            raise ProfileError(
-                f"delta of block {block} at step {step}, {branch}, is not finite: nothing is "
-                "recorded; look at the weights and their precision"
-            )
+        for block, sketch in enumerate(sketches):
+            _checked(sketch, f"delta of block {block} at step {step}, {branch},")
         self.sketches[branch].append(sketches)
         self.norms[branch].append(tap.norms.cpu())
 
     def see_attention(self, step: int, branch: Branch, block: int, received: Received) -> None:
-        spread = received.variance
-        on_host = replace(
-            received,
-            total=received.total.cpu(),
-            variance=None if spread is None else spread.cpu(),
-        )
+        spread = None if received.variance is None else received.variance.cpu()
+        on_host = replace(received, total=received.total.cpu(), variance=spread)
         self.received[branch, step, block] = on_host
 
     def see_final(self, latent: Tensor) -> None:
         """The latent after the last step; repeated where the calls held it twice."""
-        final = _checked(_flat([latent.float()]), "final latent")
+        final = _checked(flat([latent.float()]), "final latent")
         self.copies = self.latents[0].numel() // final.numel()
         self.latents.append(final.repeat(self.copies))
 
@@ -92,8 +83,9 @@ class Recording:
 
     def vectors(self) -> Tensor:
         """(V, numel) fp32: predictions branch by branch, then the latents."""
-        flat = [_flat(p.tensors) for b in self.subject.branches for p in self.predictions[b]]
-        return torch.stack(flat + self.latents)
+        branches = self.subject.branches
+        predictions = [flat(p.tensors) for b in branches for p in self.predictions[b]]
+        return torch.stack(predictions + self.latents)
 
     def signal(self, step: int, guidance: float | None) -> Tensor:
         """(C, F, H, W): the guided prediction of a step for the last clip of the batch."""
@@ -138,7 +130,7 @@ def summed(part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return whole.cpu()
 
 
-def _flat(tensors: Iterable[Tensor]) -> Tensor:
+def flat(tensors: Iterable[Tensor]) -> Tensor:
     """One fp32 vector on the host."""
     return torch.cat([tensor.detach().flatten().float().cpu() for tensor in tensors])
 

@@ -312,7 +312,7 @@ def with_weights(plan: CachePlan, weights: Weights) -> CachePlan:
     }
     if weights.corrected:
         site["given"] = dict.fromkeys(plan.branches, _numbers(weights.corrected))
-    return _rebuilt(plan, sites=[site])
+    return plan.replace(sites=[site])
 
 
 def _numbers(terms: dict[int, Forecast]) -> dict[str, list[float]]:
@@ -322,15 +322,10 @@ def _numbers(terms: dict[int, Forecast]) -> dict[str, list[float]]:
 
 def with_facts(plan: CachePlan, name: str, **facts: float | str) -> CachePlan:
     """The plan under a name, with more settings in its provenance."""
-    provenance = plan.provenance.model_dump(mode="json", exclude_none=True)
-    provenance["settings"] |= facts
-    return _rebuilt(plan, name=name, provenance=provenance)
-
-
-def _rebuilt(plan: CachePlan, **changed: Any) -> CachePlan:
-    document = plan.model_dump(mode="json", exclude_none=True, exclude={"format", "expected"})
-    error = None if "sites" in changed or plan.expected is None else plan.expected.predicted_error
-    return CachePlan.build(**(document | changed), predicted_error=error)
+    settings = {**plan.provenance.settings, **facts}
+    provenance = plan.provenance.model_copy(update={"settings": settings})
+    error = plan.expected.predicted_error if plan.expected else None
+    return plan.replace(name=name, provenance=provenance, predicted_error=error)
 
 
 def _error(rollout: Rollout, latent: Any) -> float:
@@ -339,12 +334,14 @@ def _error(rollout: Rollout, latent: Any) -> float:
 
 def _bytes(profile: Profile, form: Form) -> int:
     """Bytes of the anchors of a plan of this form, before it is fitted."""
-    plan, weights = form.plan, Weights()
-    computed, trapezia = form.site.compute_steps[plan.branches[0]], _trapezia(plan)
-    for s in forecasts(plan, form.site, plan.branches[0]):
-        before = [step for step in computed if step < s][-form.anchors :][::-1]
-        weights.forecasts[s] = tuple((step, 1.0) for step in before)
-    for n in trapezia:
-        before = [step for step in computed if step < n][-form.anchors :][::-1]
-        weights.corrected[n] = tuple((step, 1.0) for step in (n, *before))
+    plan, branch = form.plan, form.plan.branches[0]
+
+    def ones(step: int) -> Forecast:
+        before = [c for c in form.site.compute_steps[branch] if c < step]
+        return tuple((anchor, 1.0) for anchor in before[-form.anchors :][::-1])
+
+    weights = Weights(
+        forecasts={s: ones(s) for s in forecasts(plan, form.site, branch)},
+        corrected={n: ((n, 1.0), *ones(n)) for n in _trapezia(plan)},
+    )
     return anchor_bytes(with_weights(plan, weights), profile)

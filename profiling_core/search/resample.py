@@ -136,10 +136,10 @@ def grid_like(
     return SigmaGrid(solver, shift, tuple(float(sigma) for sigma in sigmas))
 
 
-def interpolation(subject: Subject, sigmas: tuple[float, ...], around: int = AROUND) -> np.ndarray:
-    """M of (1), (len(sigmas), S): rows sum to 1 and have at most `around` entries."""
+def interpolation(subject: Subject, sigmas: tuple[float, ...]) -> np.ndarray:
+    """M of (1), (len(sigmas), S): rows sum to 1 and have at most AROUND entries."""
     there, here = (_unshifted(np.array(s), subject.shift) for s in (sigmas, subject.sigmas))
-    count = min(around, len(here))
+    count = min(AROUND, len(here))
     first = np.searchsorted(-here, -there) - count // 2
     first = np.clip(first, 0, len(here) - count)
     matrix = np.zeros((len(there), len(here)))
@@ -195,17 +195,12 @@ def _vectors(subject: Subject, grid: SigmaGrid, weights: np.ndarray, scale: floa
         matrix[rows, number * here : (number + 1) * here] = weights
         cond = subject.branches[number] == "cond"
         guided[:, rows] = np.eye(there) * (1 if branches == 1 else scale if cond else 1 - scale)
-    keep, response = _solver_factors(grid)
+    levels = Levels(grid.sigmas)
+    keep = flow_solvers.run(grid.solver, levels, np.ones(()), lambda k, _: np.zeros(()))
+    response = flow_solvers.response(grid.solver, levels)  # keep and W of (2)
     matrix[branches * there :] = response @ guided @ matrix[: branches * there]
     matrix[branches * there :, branches * here] += keep  # of the noise, the first latent
     return matrix
-
-
-def _solver_factors(grid: SigmaGrid) -> tuple[np.ndarray, np.ndarray]:
-    """keep (S' + 1,) and W (S' + 1, S') of (2)."""
-    levels = Levels(grid.sigmas)
-    keep = flow_solvers.run(grid.solver, levels, np.ones(()), lambda k, _: np.zeros(()))
-    return keep, flow_solvers.response(grid.solver, levels)
 
 
 def _delta_gram(array: np.ndarray, weights: np.ndarray) -> np.ndarray:

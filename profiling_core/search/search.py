@@ -17,8 +17,8 @@ percentile of the profile's runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from math import floor, prod
 
@@ -35,10 +35,8 @@ from profiling_core.search.segments import Segments
 from profiling_core.search.sensitivity import Sensitivity, sensitivity_of
 from profiling_core.search.step_search import (
     CALIBRATION,
-    DEFAULT_OBJECTIVE,
     SENSITIVITY_EXPONENT,
     Choice,
-    Objective,
     StepSearch,
 )
 from profiling_core.search.trajectories import Trajectories, trajectories_of
@@ -98,12 +96,11 @@ class PlanSearch:
         self.trajectories: Trajectories = trajectories_of(profile)
         self.steps = self.trajectories.steps
         self.sensitivity: Sensitivity = sensitivity_of(profile, self.trajectories)
-        possible = skips_of(self.trajectories.solver)
+        solver = self.trajectories.solver
+        possible = skips_of(solver)
         for skip in skips or ():
             if skip not in possible:
-                known = ", ".join(possible)
-                solver = self.trajectories.solver
-                raise PlanError(f"{skip!r} is no reuse mode with {solver}: {known}")
+                raise PlanError(f"{skip!r} is no reuse mode with {solver}: {', '.join(possible)}")
         self.skips = skips or possible
         self._point, self._search = cache(self._best_point), cache(self._step_search)
 
@@ -130,7 +127,7 @@ class PlanSearch:
         best = self._chosen(budget)
         found, steps = [best], len(best.steps)
         for skip in self._within_bytes(budget.max_bytes):
-            found += [self.point_of(skip, steps, Objective(exponent)) for exponent in EXPONENTS]
+            found += [self.point_of(skip, steps, exponent) for exponent in EXPONENTS]
         most = float("inf") if budget.max_error is None else budget.max_error
         kept = [point for point in found if point.error <= most]
         distinct = {(point.skip, point.steps): point for point in kept}
@@ -140,13 +137,8 @@ class PlanSearch:
         self, point: Point, budget: Budget, name: str | None = None, **settings: float
     ) -> CachePlan:
         """The plan of any point; settings: more facts for its provenance."""
-        limits = {
-            "speedup": budget.speedup,
-            "max_error": budget.max_error,
-            "max_bytes": budget.max_bytes,
-        }
         facts = {
-            **{name: value for name, value in limits.items() if value is not None},
+            **{limit: value for limit, value in asdict(budget).items() if value is not None},
             "runs": self.trajectories.runs,
             "sensitivity": self.sensitivity.source,
             **settings,
@@ -177,50 +169,39 @@ class PlanSearch:
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
                 f"the profile's {self.steps} steps"
             )
-        return self._search(site.skip, DEFAULT_OBJECTIVE).evaluate(site.compute_steps["cond"])
+        return self._search(site.skip, SENSITIVITY_EXPONENT).evaluate(site.compute_steps["cond"])
 
     def _chosen(self, budget: Budget) -> Point:
         """The best point at the budget's speed-up, or the fastest below its error."""
-        allowed = self._within_bytes(budget.max_bytes)
-        point = self._cheapest(allowed, budget) if budget.speedup is None else None
-        return point or self._at_speedup(allowed, budget.speedup or SPEEDUP)
-
-    def _at_speedup(self, skips: tuple[str, ...], speedup: float) -> Point:
+        skips, most = self._within_bytes(budget.max_bytes), budget.max_error
+        if budget.speedup is None and most is not None:
+            counts = range(1, self.steps)  # more of them, less error; all: none
+            place = bisect_left(counts, True, key=lambda n: self._best(skips, n).error <= most)
+            return self._best(skips, place + 1)
+        speedup = budget.speedup or SPEEDUP
         if speedup > self.steps:
             raise PlanError(f"speed-up {speedup:g}: {self.steps} steps allow {self.steps}x at most")
         return self._best(skips, count_of(self.steps, speedup))
 
-    def _cheapest(self, skips: tuple[str, ...], budget: Budget) -> Point | None:
-        """The fastest point at or below the largest error; computing every step has none."""
-        if budget.max_error is None:
-            return None
-        low, high = 1, self.steps  # more compute steps, less error
-        while low < high:
-            middle = (low + high) // 2
-            if self._best(skips, middle).error <= budget.max_error:
-                high = middle
-            else:
-                low = middle + 1
-        return self._best(skips, high)
-
     def _best(self, skips: tuple[str, ...], count: int) -> Point:
         return min((self.point_of(skip, count) for skip in skips), key=lambda point: point.error)
 
-    def point_of(self, skip: str, count: int, objective: Objective = DEFAULT_OBJECTIVE) -> Point:
+    def point_of(self, skip: str, count: int, exponent: float = SENSITIVITY_EXPONENT) -> Point:
         """The best `count` compute steps in one reuse mode.
 
-        Another objective chooses other steps; their error is predicted with the default one.
+        Another exponent of the sensitivity chooses other steps; their error is predicted with the
+        default one.
         """
-        return self._point(skip, count, objective)
+        return self._point(skip, count, exponent)
 
-    def _best_point(self, skip: str, count: int, objective: Objective) -> Point:
-        steps = self._search(skip, objective).best(count).steps
-        error = self._search(skip, DEFAULT_OBJECTIVE).evaluate(steps).error
+    def _best_point(self, skip: str, count: int, exponent: float) -> Point:
+        steps = self._search(skip, exponent).best(count).steps
+        error = self._search(skip, SENSITIVITY_EXPONENT).evaluate(steps).error
         return Point(skip, steps, self.steps / count, error)
 
-    def _step_search(self, skip: str, objective: Objective) -> StepSearch:
+    def _step_search(self, skip: str, exponent: float) -> StepSearch:
         table, sensitivity = self._segments[skip].table, self.sensitivity.values
-        return StepSearch(table, sensitivity, objective, CALIBRATION[skip])
+        return StepSearch(table, sensitivity, exponent, CALIBRATION[skip])
 
     @cached_property
     def _segments(self) -> dict[str, Segments]:
@@ -253,8 +234,7 @@ class PlanSearch:
             "skip": point.skip,
         }
         if point.skip == "weights":
-            weights = dict(self._fitted(point.steps))
-            site["weights"] = dict.fromkeys(subject.branches, weights)
+            site["weights"] = dict.fromkeys(subject.branches, self._fitted(point.steps))
         sites = [site] if len(point.steps) < subject.steps else []
         return CachePlan.build(
             name=name,
@@ -274,14 +254,13 @@ class PlanSearch:
     def _profile_sha256(self) -> str:
         return self.profile.sha256()
 
-    def _fitted(self, computed: tuple[int, ...]) -> Iterator[tuple[int, list[float]]]:
+    def _fitted(self, computed: tuple[int, ...]) -> dict[int, list[float]]:
         """Weights of the last two anchors for every reuse step, newest first."""
-        for step in range(self.steps):
+        found, fit = {}, self._segments["weights"].weights
+        for step in sorted(set(range(self.steps)) - set(computed)):
             anchors = [c for c in computed if c < step][-2:][::-1]
-            if step not in computed:
-                alone = len(anchors) == 1
-                weights = [1.0] if alone else self._segments["weights"].weights(anchors, step)
-                yield step, [float(weight) for weight in weights]
+            found[step] = [1.0] if len(anchors) == 1 else fit(anchors, step).tolist()
+        return found
 
 
 def count_of(steps: int, speedup: float) -> int:

@@ -59,14 +59,6 @@ MOST_EXCHANGES = 60
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What the steps minimise: (7) with this exponent of (6) and this quantile."""
-
-    exponent: float = SENSITIVITY_EXPONENT
-    quantile: float = WORST_QUANTILE
-
-
-@dataclass(frozen=True)
 class Choice:
     """Compute steps and their predicted errors, relative to the final latent's norm."""
 
@@ -80,22 +72,22 @@ class Choice:
         return float(np.quantile(self.errors, QUANTILE))
 
 
-DEFAULT_OBJECTIVE = Objective()
-
-
 class StepSearch:
-    """Chooses compute steps. sensitivity: S_n of every run, (S + 1, R); calibration: of (10)."""
+    """Chooses compute steps.
+
+    sensitivity: S_n of every run, (S + 1, R); exponent: a of (6); calibration: of (10).
+    """
 
     def __init__(
         self,
         table: Table,
         sensitivity: np.ndarray,
-        objective: Objective = DEFAULT_OBJECTIVE,
+        exponent: float = SENSITIVITY_EXPONENT,
         calibration: float = 1.0,
     ) -> None:
-        self.calibration, self.quantile = calibration, objective.quantile
-        self.steps, self._rows, self._ends = len(table.row_of), table.row_of, table.ends
-        weights = (sensitivity[table.ends] ** objective.exponent).astype(np.float32)  # (N, R)
+        self.calibration, self.steps = calibration, len(table.row_of)
+        self._rows, self._ends = table.row_of, table.ends
+        weights = (sensitivity[table.ends] ** exponent).astype(np.float32)  # (N, R)
         # one more row: no segment at all
         self._weighted = np.pad(table.errors * weights[..., None], ((0, 1), (0, 0), (0, 0)))
         norms = np.linalg.norm(table.errors, axis=-1)
@@ -116,7 +108,7 @@ class StepSearch:
     def evaluate(self, steps: Sequence[int]) -> Choice:
         """(7) and (10) for any compute steps that begin with 0."""
         vectors, ends = self.segments(steps)
-        score = float(scores(np.linalg.norm(vectors.sum(axis=0), axis=-1)[None], self.quantile)[0])
+        score = float(scores(np.linalg.norm(vectors.sum(axis=0), axis=-1)[None])[0])
         return Choice(tuple(steps), self.calibration * aligned(vectors, ends, self.steps), score)
 
     def segments(self, steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +136,7 @@ class StepSearch:
         for here in choice.steps[1:]:
             left = tuple(step for step in choice.steps if step != here)
             totals = self.segments(left)[0].sum(axis=0) + self._added(left, free)
-            found.append(scores(np.linalg.norm(totals, axis=-1), self.quantile))
+            found.append(scores(np.linalg.norm(totals, axis=-1)))
             moves.append(left)
         row, column = divmod(int(np.argmin(found)), free.size)
         return self.evaluate(sorted((*moves[row], int(free[column]))))

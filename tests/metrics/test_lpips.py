@@ -107,11 +107,6 @@ def test_chunks_change_nothing(lpips):
         torch.testing.assert_close(lpips.frames(one, other, chunk=chunk), whole)
 
 
-def test_larger_differences_are_farther(lpips):
-    one, other = clips()
-    assert lpips(one, one + 0.1 * (other - one)) < lpips(one, other)
-
-
 def test_values_outside_the_range_count_as_its_ends(lpips):
     one, other = clips()
     assert lpips(one * 3, other) == lpips((one * 3).clamp(-1, 1), other)
@@ -143,27 +138,22 @@ def test_loads_two_files_in_any_order_one_file_or_their_folder(state, lpips, tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("name", "tensor", "says"),
     [
-        (lambda s: s.pop("features.3.weight"), "features.3.weight is missing, it is in torchvis"),
-        (lambda s: s.pop("lin4.model.1.weight"), "lin4.model.1.weight is missing, it is in lpips'"),
-        (
-            lambda s: s.update({"features.0.weight": torch.zeros(64, 3, 3, 3)}),  # VGG's
-            "features.0.weight has shape (64, 3, 3, 3), expected (64, 3, 11, 11)",
-        ),
-        (lambda s: s.update({"fc.weight": torch.zeros(1)}), "fc.weight is no tensor of AlexNet's"),
-        (
-            lambda s: s.update({"features.0.bias": torch.full((64,), math.nan)}),
-            "features.0.bias holds numbers that are not finite",
-        ),
+        ("features.3.weight", None, "is missing, it is in torchvision's"),
+        ("lin4.model.1.weight", None, "is missing, it is in lpips'"),
+        ("features.0.weight", torch.zeros(64, 3, 3, 3), "has shape (64, 3, 3, 3), expected"),  # VGG
+        ("fc.weight", torch.zeros(1), "is no tensor of AlexNet's"),
+        ("features.0.bias", torch.full((64,), math.nan), "holds numbers that are not finite"),
     ],
 )
-def test_wrong_weights_are_refused_by_name(state, change, says):
-    wrong = dict(state)
-    change(wrong)
+def test_wrong_weights_are_refused_by_name(state, name, tensor, says):
+    wrong = {**state, name: tensor}
+    if tensor is None:
+        del wrong[name]
     with pytest.raises(LpipsError) as error:
         Lpips(wrong)
-    assert says in str(error.value) and "\n" not in str(error.value)
+    assert f"{name} {says}" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_unreadable_files_are_one_line(state, tmp_path):

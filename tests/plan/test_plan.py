@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from made_plans import plans
 from profiling_core.errors import PlanError
@@ -16,7 +15,6 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import held_anchors
 from profiling_core.plan.describe import picture
 from profiling_core.plan.presets import available, load_preset
-from profiling_core.plan.regrid import regrid
 from profiling_core.plan.site_schedule import computes, forecasts
 from profiling_core.runtime.options import resolve_plan
 from toys import both, intervals, prediction, toy_plan
@@ -87,10 +85,10 @@ STEPS = "sites/0/compute_steps/cond"
         (change("sigmas/3", 0.5), r"sigmas must fall, but sigmas\[4\]"),
         (change("sigmas/3", "high"), r"sigmas\[3\]: .* found 'high'"),
         (change(STEPS, [0, 5, 3]), r"sites\[0\]\.compute_steps\.cond: .* 3 follows 5"),
-        (change(STEPS, [0, 50]), r"compute_steps\.cond: compute step 50 lies outside 0\.\.49"),
-        (change(STEPS, [3, 5]), "step 0 must be computed"),
-        (change(STEPS, [0, 1.5]), r"sites\[0\]\.compute_steps\.cond\[1\]"),
-        (change("sites/0/compute_steps", {"uncond": [0]}), "names the same branches, cond"),
+        (change(STEPS, [0, 50]), r"compute_steps\.cond: compute step 50"),
+        (change(STEPS, []), "step 0 must be computed"),
+        (change(STEPS, [0, True]), r"sites\[0\]\.compute_steps\.cond\[1\]"),
+        (change("sites/0/compute_steps", {"uncond": [0]}), "cond first"),
         (change("sites/0/compute_steps", {"third": [0]}), r"compute_steps\.third"),
         (change("sites/0/intervals", [[5, 3]]), r"interval \[5, 3\] ends before it starts"),
         (change("sites/0/intervals", [[0, 3], [3, 5]]), "sorted and apart: 3 follows 3"),
@@ -100,10 +98,7 @@ STEPS = "sites/0/compute_steps/cond"
         (change("sites/0/skip", "weights"), "'weights' go with skip 'weights'"),
         (change("model/width", 0), r"model\.width"),
         (change("model/block_lists", {}), r"model\.block_lists: .* at least 1 item"),
-        (
-            change("model/block_cost", {"blocks": 2.0}),
-            r'model: block_cost {"blocks": 2.0}: every block counts the same',
-        ),
+        (change("model/block_cost", {"blocks": 2.0}), "model: block_cost .* counts the same"),
         (change("provenance/settings", {"a": float("inf")}), r"provenance\.settings\.a"),
         (change("expected/block_runs", 12), "the file says 12, its steps give 1984"),
     ],
@@ -123,28 +118,27 @@ def test_an_empty_block_cost_of_older_files_loads_and_is_not_written_again():
     assert older == plain and "block_cost" not in older.dumps()
 
 
-def test_overlapping_sites_and_two_predictions_are_refused():
-    with pytest.raises(PlanError, match=r"sites\[1\].intervals: blocks 3 is in sites\[0\]"):
-        toy_plan([intervals(both(0), [[1, 3]]), intervals(both(0), [[3, 4]])])
-    with pytest.raises(PlanError, match="more than one prediction site"):
-        toy_plan([prediction(both(0)), prediction(both(0))])
-
-
-def test_interval_compute_step_inside_a_prediction_gap_is_refused():
-    with pytest.raises(PlanError, match="step 3 is a reuse step of the prediction"):
-        toy_plan([prediction(both(0, 6)), intervals(both(0, 3), [[1, 2]])])
-
-
-def test_jump_needs_the_same_steps_in_both_branches():
-    with pytest.raises(PlanError, match="a jump skips the step for all branches"):
-        toy_plan([prediction({"cond": [0, 4], "uncond": [0, 5]}, "jump")])
+@pytest.mark.parametrize(
+    ("sites", "text"),
+    [
+        ([intervals(both(0), [[1, 3]]), intervals(both(0), [[3, 4]])], "blocks 3 is in sites"),
+        ([prediction(both(0)), prediction(both(0))], "more than one prediction site"),
+        ([prediction(both(0, 6)), intervals(both(0, 3), [[1, 2]])], "step 3 is a reuse step"),
+        ([prediction({"cond": [0, 4], "uncond": [0, 5]}, "jump")], "for all branches"),
+    ],
+)
+def test_sites_that_do_not_go_together_are_refused(sites, text):
+    with pytest.raises(PlanError, match=text):
+        toy_plan(sites)
 
 
 def test_weights_are_needed_for_every_reuse_step_and_only_there():
-    site = prediction(both(0, 1, 2), "weights")
+    def planned(weights, computed=(0, 1, 2)):
+        site = prediction(both(*computed), "weights")
+        return toy_plan([{**site, "weights": {"cond": weights, "uncond": weights}}], steps=6)
+
     give = {str(step): [2.0, -1.0] for step in range(3, 6)}
-    complete = {**site, "weights": {"cond": give, "uncond": give}}
-    toy_plan([complete], steps=6)
+    planned(give)
     for broken, text in (
         ({k: v for k, v in give.items() if k != "4"}, "missing for step 4"),
         ({**give, "1": [1.0]}, "given for computed or unknown step 1"),
@@ -152,11 +146,9 @@ def test_weights_are_needed_for_every_reuse_step_and_only_there():
         ({**give, "x": [1.0]}, "'x' is not a step number"),
     ):
         with pytest.raises(PlanError, match=text):
-            toy_plan([{**site, "weights": {"cond": give, "uncond": broken}}], steps=6)
-    early = {**prediction(both(0, 3), "weights")}
-    few = {str(s): [2.0, -1.0] for s in (1, 2, 4, 5)}
+            planned(broken)
     with pytest.raises(PlanError, match="2 weights, but 1 anchors before this step"):
-        toy_plan([{**early, "weights": {"cond": few, "uncond": few}}], steps=6)
+        planned({str(s): [2.0, -1.0] for s in (1, 2, 4, 5)}, computed=(0, 3))
 
 
 @pytest.mark.parametrize(
@@ -214,8 +206,6 @@ def test_model_with_another_depth_or_width_is_refused():
     plan.check_model({"blocks": 40}, 5120)
     with pytest.raises(PlanError, match="14B has 40 blocks, this model 30"):
         plan.check_model({"blocks": 30}, 5120)
-    with pytest.raises(PlanError, match="has 40 blocks, this model none"):
-        plan.check_model({})
     with pytest.raises(PlanError, match="hidden width 5120, this model 1536"):
         plan.check_model({"blocks": 40}, 1536)
 
@@ -226,78 +216,6 @@ def test_a_label_tells_plans_of_one_name_apart():
     assert plan.label.startswith("paper (sha256 ")
     site = plan.sites[0].model_copy(update={"skip": "linear"})
     assert plan.model_copy(update={"sites": (site,)}).label != plan.label
-
-
-# -- carry-over
-
-
-def grid(steps: int, shift: float) -> tuple[float, ...]:
-    levels = [1 - step / steps for step in range(steps)]
-    return tuple(shift * s / (1 + (shift - 1) * s) for s in levels)
-
-
-def renamed(plan: CachePlan) -> CachePlan:
-    """The steps of a preset as a plan that keeps its noise levels."""
-    return plan.model_copy(update={"name": "explicit"})
-
-
-def test_same_grid_gives_the_same_plan():
-    plan = load_preset("wan2.1-t2v-14B", "paper")
-    assert regrid(plan, plan.sigmas, solver="unipc", shift=5.0) is plan
-
-
-def test_neighbouring_solver_grid_keeps_the_steps_and_says_so():
-    plan = load_preset("wan2.1-t2v-14B", "release")
-    carried = regrid(plan, grid(50, 5.0), solver="dpm++", shift=5.0)
-    assert carried.sites == plan.sites
-    assert "made for 50 unipc steps, shift 5; on 50 dpm++ steps" in carried.notes[0]
-
-
-@pytest.mark.parametrize(("steps", "shift"), [(25, 5.0), (100, 5.0), (50, 3.0), (50, 16.0)])
-def test_computed_noise_levels_are_the_nearest_ones_of_the_new_grid(steps, shift):
-    plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
-    sigmas = grid(steps, shift)
-    carried = regrid(plan, sigmas, solver="unipc", shift=shift)
-    computed = carried.prediction.compute_steps["cond"]
-    assert computed[0] == 0 and carried.steps == steps
-    for planned in plan.solver_steps:
-        distance = min(abs(sigmas[s] - plan.sigmas[planned]) for s in computed)
-        assert distance == min(abs(s - plan.sigmas[planned]) for s in sigmas)
-    assert carried.expected.block_runs == 2 * 40 * len(computed)
-    assert carried.expected.predicted_error is None
-
-
-def test_levels_outside_the_planned_range_are_computed_with_a_warning():
-    plan = load_preset("wan2.1-t2v-14B", "balanced")
-    sigmas = grid(50, 1.0)  # reaches down to 0.02, the plan to 0.09
-    carried = regrid(plan, sigmas, solver="unipc", shift=1.0)
-    outside = [s for s, sigma in enumerate(sigmas) if sigma < 0.05]
-    assert outside and set(outside) <= set(carried.prediction.compute_steps["cond"])
-    assert any("outside the planned range" in note for note in carried.notes)
-
-
-def test_changed_cost_and_an_idle_plan_are_told():
-    plan = renamed(load_preset("wan2.1-t2v-14B", "balanced"))
-    fewer, ten = (regrid(plan, grid(n, 5.0), solver="unipc", shift=5.0) for n in (30, 10))
-    assert "there instead of 2.00x" in fewer.notes[-1]
-    assert "too few steps are left to skip" in ten.notes[-1]
-
-
-def test_grid_without_distinct_levels_is_refused_in_one_line():
-    plan = load_preset("wan2.1-t2v-14B", "paper")
-    with pytest.raises(PlanError, match=r"plan 'paper' on 3 unipc steps.*sigmas must fall") as e:
-        regrid(plan, (1.0, 1.0, 0.5), solver="unipc", shift=1.0)
-    assert "\n" not in str(e.value)
-
-
-def test_fitted_weights_are_not_carried_to_other_levels():
-    give = {str(step): [2.0, -1.0] for step in range(3, 6)}
-    site = {**prediction(both(0, 1, 2), "weights"), "weights": {"cond": give, "uncond": give}}
-    plan = toy_plan([site], steps=6)
-    close = tuple(s * 0.9999 for s in plan.sigmas)
-    assert regrid(plan, close, solver="euler", shift=1.0).sites == plan.sites
-    with pytest.raises(PlanError, match="weights fitted to its own 6 noise levels"):
-        regrid(plan, grid(9, 1.0), solver="euler", shift=1.0)
 
 
 # -- random plans and damaged files
@@ -350,18 +268,6 @@ def mutate(text: str, rng: random.Random) -> str | bytes:
     else:
         parent.insert(key, rng.choice([*strange, node]))
     return json.dumps(doc)
-
-
-@settings(max_examples=40)
-@given(plans(), st.randoms(use_true_random=False))
-def test_damaged_random_plans_load_valid_or_are_refused(plan, rng):
-    for _ in range(5):
-        try:
-            loaded = CachePlan.loads(mutate(plan.dumps(), rng))
-        except PlanError as error:
-            assert str(error) and "\n" not in str(error)
-        else:
-            assert CachePlan.loads(loaded.dumps()) == loaded
 
 
 def test_six_hundred_mutations_of_a_shipped_plan_never_end_in_a_traceback():

@@ -5,20 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.importers import from_steps
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset
 from profiling_core.plan.regrid import SPEEDUPS, regrid
+from toys import both, prediction, toy_plan
 
 MINI = "wan2.1-t2v-mini"
 WAN = {"solver": "unipc", "shift": 5.0}
 DENSE_ENDS = (0, 1, 2, 3, 4, 5, 9, 13, 17, 18, 19)  # of 20
 
 
-def grid(steps: int, shift: float = 5.0) -> tuple[float, ...]:
-    levels = np.linspace(0.999, 0.0, steps + 1)[:-1]
+def grid(steps: int, shift: float = 5.0, first: float = 0.999) -> tuple[float, ...]:
+    levels = np.linspace(first, 0.0, steps + 1)[:-1]
     return tuple(shift * levels / (1 + (shift - 1) * levels))
 
 
@@ -98,9 +100,9 @@ def test_intervals_keep_their_speed_too(name):
 
 
 def test_intervals_beside_a_prediction_stay_within_its_steps():
-    both = plan().model_dump(mode="json", exclude={"expected"})
+    document = plan().model_dump(mode="json", exclude={"expected"})
     steps = {branch: [0, 2, 4, 9, 18] for branch in ("cond", "uncond")}
-    both["sites"].append(
+    document["sites"].append(
         {
             "kind": "intervals",
             "block_list": "blocks",
@@ -109,7 +111,7 @@ def test_intervals_beside_a_prediction_stay_within_its_steps():
             "compute_steps": steps,
         }
     )
-    one = carried(CachePlan.from_dict(both), 30)
+    one = carried(CachePlan.from_dict(document), 30)
     visited = set(one.prediction.compute_steps["cond"])
     inner = set(one.interval_sites[0].compute_steps["cond"])
     assert inner < visited and 0 in inner
@@ -124,3 +126,61 @@ def test_the_log_says_how_to_search_for_the_grid():
     paper = load_preset(MINI, "paper")
     other = regrid(paper, grid(30), solver="unipc", shift=5.0)
     assert not any("--for-steps" in note for note in other.notes)  # not a plan of the search
+
+
+def kept(steps: int, shift: float = 5.0) -> CachePlan:
+    """The shipped `balanced` under another name, which keeps its noise levels."""
+    shipped = load_preset("wan2.1-t2v-14B", "balanced").model_copy(update={"name": "explicit"})
+    return carried(shipped, steps, shift, speed=False)
+
+
+def test_neighbouring_solver_grid_keeps_the_steps_and_says_so():
+    release = load_preset("wan2.1-t2v-14B", "release")
+    one = regrid(release, grid(50, first=1.0), solver="dpm++", shift=5.0)
+    assert one.sites == release.sites
+    assert "made for 50 unipc steps, shift 5; on 50 dpm++ steps" in one.notes[0]
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(25, 5.0), (100, 5.0), (50, 3.0), (50, 16.0)])
+def test_computed_noise_levels_are_the_nearest_ones_of_the_new_grid(steps, shift):
+    own, one, sigmas = (
+        load_preset("wan2.1-t2v-14B", "balanced"),
+        kept(steps, shift),
+        grid(steps, shift),
+    )
+    computed = one.prediction.compute_steps["cond"]
+    assert computed[0] == 0 and one.steps == steps
+    for planned in own.solver_steps:
+        distance = min(abs(sigmas[s] - own.sigmas[planned]) for s in computed)
+        assert distance == min(abs(s - own.sigmas[planned]) for s in sigmas)
+    assert one.expected.block_runs == 2 * 40 * len(computed)
+    assert one.expected.predicted_error is None
+
+
+def test_levels_outside_the_planned_range_are_computed_with_a_warning():
+    one = kept(50, shift=1.0)  # reaches down to 0.02, the plan to 0.09
+    outside = [s for s, sigma in enumerate(one.sigmas) if sigma < 0.05]
+    assert outside and set(outside) <= set(one.prediction.compute_steps["cond"])
+    assert any("outside the planned range" in note for note in one.notes)
+
+
+def test_changed_cost_and_an_idle_plan_are_logged():
+    assert "there instead of 2.00x" in kept(30).notes[-1]
+    assert "too few steps are left to skip" in kept(10).notes[-1]
+
+
+def test_grid_without_distinct_levels_is_refused_in_one_line():
+    paper = load_preset("wan2.1-t2v-14B", "paper")
+    with pytest.raises(PlanError, match=r"plan 'paper' on 3 unipc steps.*sigmas must fall") as e:
+        regrid(paper, (1.0, 1.0, 0.5), solver="unipc", shift=1.0)
+    assert "\n" not in str(e.value)
+
+
+def test_fitted_weights_are_not_put_on_other_levels():
+    give = {str(step): [2.0, -1.0] for step in range(3, 6)}
+    site = {**prediction(both(0, 1, 2), "weights"), "weights": {"cond": give, "uncond": give}}
+    own = toy_plan([site], steps=6)
+    close = tuple(s * 0.9999 for s in own.sigmas)
+    assert regrid(own, close, solver="euler", shift=1.0).sites == own.sites
+    with pytest.raises(PlanError, match="weights fitted to its own 6 noise levels"):
+        regrid(own, grid(9, 1.0), solver="euler", shift=1.0)

@@ -136,14 +136,11 @@ def test_summary_names_runs_blocks_sides_and_curve():
     assert bars[0].split("|")[1].startswith("#") and " " * 20 in bars[0]
 
 
-def test_summary_of_many_steps_stays_narrow():
-    lines = summary_lines(made_profile(steps=200, runs=1))
+@pytest.mark.parametrize("steps", [2, 200])
+def test_summary_of_few_and_many_steps_is_whole_and_narrow(steps):
+    lines = summary_lines(made_profile(steps=steps, runs=1))
     assert max(map(len, lines)) <= 100
-    assert any(line.endswith("to 199") for line in lines)
-
-
-def test_summary_of_two_steps_is_whole():
-    assert any(line.endswith("to 1") for line in summary_lines(made_profile(steps=2)))
+    assert any(line.endswith(f"to {steps - 1}") for line in lines)
 
 
 def test_summary_says_what_sampled_attention_and_sensitivity_cost():
@@ -210,9 +207,6 @@ def test_a_prompt_cannot_write_to_the_terminal():
     assert all(part.isprintable() for part in lines)
 
 
-def test_lists_that_the_model_does_not_have_are_refused():
-    for measure in (stability, agreement):
-        with pytest.raises(ProfileError, match="'blocks' is not one of double_blocks"):
-            measure(made_profile(HUNYUAN), lists=["blocks"])
+def test_a_profile_without_runs_has_no_ranking():
     with pytest.raises(ProfileError, match="no run yet"):
         ranking(Profile())

@@ -114,7 +114,7 @@ def form_of(profile: Profile, anchors: int, computed: tuple[int, ...] = COMPUTED
 
 
 def rollouts(profile: Profile, *forms: Form) -> list[Rollout]:
-    return rollouts_of(profile, MadeModel(profile), steps_of(forms), lambda _: None)
+    return rollouts_of(profile, MadeModel(profile), steps_of(forms), nothing)
 
 
 def nothing(_: str) -> None:

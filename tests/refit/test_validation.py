@@ -70,21 +70,9 @@ def test_candidates_differ_and_the_best_predicted_is_among_them(search: PlanSear
     assert plan.prediction.compute_steps["cond"] == points[-1].steps
 
 
-def test_bytes_limit_the_candidates_too(search: PlanSearch) -> None:
-    one = 16 * 9 * 16 * 16 * 4
-    points = search.candidates(Budget(max_bytes=one), 9)
-    assert {point.skip for point in points} == {"hold"}
-
-
 def with_run(profile: Profile, **changed: object) -> Profile:
     runs = (profile.runs[0].model_copy(update=changed), *profile.runs[1:])
     return replace(profile, runs=runs)
-
-
-def test_a_run_without_a_seed_cannot_be_repeated(search: PlanSearch) -> None:
-    plan = search.plan(Budget(speedup=2.0), "near")
-    with pytest.raises(ProfileError, match="run 1 of the profile has no seed"):
-        validate(with_run(search.profile, seed=None), [plan], MadeModel(), str)
 
 
 def test_another_size_of_clip_is_refused(search: PlanSearch) -> None:
