@@ -11,7 +11,7 @@ from test_benchmarks import tiny_trees  # noqa: F401
 from benchmarks.baselines import MagCache, TeaCache, Variant
 from benchmarks.baselines.diffusers_hooks import PACKAGES
 from benchmarks.baselines.magcache import MagVariant
-from benchmarks.compare import compare, plot, policies, samplers, table, tuning
+from benchmarks.compare import compare, policies, samplers, table, tuning
 from benchmarks.lib import calibrate, clips
 from benchmarks.lib import rows as row_files
 from profiling_core.profile.profile import Profile, Settings
@@ -330,21 +330,6 @@ def test_figures_are_drawn_from_rows_alone(tmp_path, monkeypatch, capsys):
     assert names == ["compare.png", "compare.svg", "compare_all.png", "compare_all.svg"]
     assert all((tmp_path / "figures" / name).stat().st_size > 5000 for name in names)
     assert "### wan, 3x" in capsys.readouterr().out
-
-
-def test_labels_are_spread_as_far_as_they_need():
-    found = plot.spread([5.0, 5.1, 9.0, 4.9], 1.0, 0.0)
-    assert found == pytest.approx([5.0, 6.0, 9.0, 4.0])
-    assert plot.spread([0.1, 0.2], 1.0, 0.0) == pytest.approx([0.0, 1.0])
-
-
-def test_paper_schedules_lie_near_the_paper_first(ready):
-    prepare("wan", ready)
-    profile = Profile.load(ready / "wan.profile")
-    plans = policies.PaperPlans(profile, "background", "stepwise").candidates(1.5)
-    assert 1 <= len(plans) <= 3
-    speeds = [plan.expected.speedup_flops for plan in plans]
-    assert speeds == pytest.approx([1.5] * len(plans), rel=policies.TOLERANCE)
 
 
 @pytest.mark.parametrize(
