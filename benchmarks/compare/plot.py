@@ -32,7 +32,7 @@ OWN_COLOUR, PLAIN_COLOUR = "#b3202c", "#111111"
 # apart from ours and from each other; none is red or black
 COLOURS = (
     *("#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf"),
-    *("#8c564b", "#e377c2", "#7f7f7f", "#8a9a00", "#0b5394"),
+    *("#8c564b", "#e377c2", "#7f7f7f", "#8a9a00", "#0b5394", "#004d40"),
 )
 STYLES = ("-", "--", ":", "-.")
 

@@ -336,10 +336,7 @@ def test_figures_are_drawn_from_rows_alone(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--prompts", "0"], "--prompts 0: expected at least 1"),
-        (["--parts", "2", "--part", "2"], "--part 2 of 2 parts: expected 0 to parts - 1"),
-        (["--budgets", "0.5"], "--budgets 0.5: expected above 1 and at most 10"),
         (["--policies", "teacash"], "no policy 'teacash': groups and policies are fewer, "),
-        (["--tune-prompts", "9"], "--tune-prompts 9: there are 6 calibration prompts"),
         (["--table"], "no rows of wan, hunyuan in "),
     ],
 )
@@ -348,10 +345,3 @@ def test_bad_arguments_are_one_line(arguments, message, tmp_path, monkeypatch, c
     assert compare.main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
-
-
-def test_bad_command_line_is_one_line(capsys):
-    with pytest.raises(SystemExit) as exit:
-        compare.main(["--trees", "flux"])
-    said = capsys.readouterr().err
-    assert exit.value.code == 2 and said.count("\n") == 1 and "invalid choice: 'flux'" in said
