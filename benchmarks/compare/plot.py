@@ -32,7 +32,7 @@ OWN_COLOUR, PLAIN_COLOUR = "#b3202c", "#111111"
 # apart from ours and from each other; none is red or black
 COLOURS = (
     *("#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf"),
-    *("#8c564b", "#e377c2", "#7f7f7f", "#8a9a00", "#0b5394"),
+    *("#8c564b", "#e377c2", "#7f7f7f", "#8a9a00", "#0b5394", "#004d40"),
 )
 STYLES = ("-", "--", ":", "-.")
 
@@ -67,29 +67,22 @@ def _figure(panels: dict[str, list[Group]], groups: Sequence[Group], stem: Path)
 
 
 def _panel(axis: Any, groups: Sequence[Group]) -> None:
-    """Lines of mean PSNR with the worst prompt as a thin mark below; labels at their ends."""
+    """Lines of mean PSNR with the worst prompt as a thin mark below."""
     lines: dict[str, list[Group]] = {}
     for group in groups:
         lines.setdefault(group.policy, []).append(group)
-    ends = []
     for number, (policy, points) in enumerate(lines.items()):
         x = [point.speedup for point in points]
         y = [point.mean("psnr_frames") for point in points]
         worst = [min(point.psnr.values()) for point in points]
         style = _style(policy, number)
-        axis.plot(x, y, marker="o", markersize=4, **style)
+        axis.plot(x, y, marker="o", markersize=4, label=policy, **style)
         axis.plot(x, worst, marker="_", markersize=9, linestyle="", color=style["color"], alpha=0.6)
-        if len(points) > 1:
-            ends.append((y[-1], x[-1], policy, style["color"]))
-        else:
-            axis.annotate(
-                f"  {policy}", (x[0], y[0]), color=style["color"], va="bottom", fontsize=9
-            )
     axis.set_xlabel("speed-up by block FLOPs")
     axis.set_ylabel("PSNR against the full run, dB (– worst prompt)")
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    _label(axis, ends)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def _style(policy: str, number: int) -> dict[str, Any]:
@@ -102,43 +95,3 @@ def _style(policy: str, number: int) -> dict[str, Any]:
         blocks, pattern = divmod(GROUPS["paper"].index(policy), len(PATTERNS))
         return {"color": COLOURS[blocks], "linewidth": 1.3, "linestyle": STYLES[pattern]}
     return {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.3}
-
-
-def _label(axis: Any, ends: list[tuple[float, float, str, Any]]) -> None:
-    """Names right of the panel at the height of their lines, moved apart where they would touch."""
-    low, high = axis.get_ylim()
-    left, right = axis.get_xlim()
-    axis.set_xlim(left, right + 0.42 * (right - left))
-    axis.set_xticks([tick for tick in axis.get_xticks() if left <= tick <= right])
-    gap = (high - low) * 0.042
-    spots = spread([y for y, *_ in ends], gap, low + gap)
-    place = right + 0.03 * (right - left)
-    for spot, (y, x, policy, colour) in zip(spots, ends, strict=True):
-        axis.plot([x, place], [y, spot], color=colour, linewidth=0.5, alpha=0.6)
-        axis.text(place, spot, f" {policy}", color=colour, va="center", fontsize=9)
-    axis.set_ylim(low, max([high, *spots]))
-
-
-def spread(heights: Sequence[float], gap: float, low: float) -> list[float]:
-    """The heights at least `gap` apart, in the same order, near their places; none below low."""
-    order = sorted(range(len(heights)), key=lambda n: heights[n])
-    spots: list[list[float]] = []  # runs of labels that touch: members' heights
-    for n in order:
-        spots.append([heights[n]])
-        while len(spots) > 1 and _start(spots[-1], gap) < _end(spots[-2], gap) + gap:
-            last = spots.pop()
-            spots[-1] += last
-    placed = [_start(run, gap) + gap * k for run in spots for k in range(len(run))]
-    shift = max(0.0, low - placed[0]) if placed else 0.0
-    found = [0.0] * len(heights)
-    for n, spot in zip(order, placed, strict=True):
-        found[n] = spot + shift
-    return found
-
-
-def _start(run: Sequence[float], gap: float) -> float:
-    return sum(run) / len(run) - gap * (len(run) - 1) / 2
-
-
-def _end(run: Sequence[float], gap: float) -> float:
-    return _start(run, gap) + gap * (len(run) - 1)

@@ -1,7 +1,6 @@
 """The benchmarks run: at toy sizes on the CPU, so that the GPU scripts do not rot unseen."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,11 +9,11 @@ import pytest
 import torch
 
 from benchmarks.compare import shipped_plans
-from benchmarks.lib import ROOT, calibrate, clips, timing
+from benchmarks.lib import calibrate, clips, timing
 from benchmarks.lib import rows as row_files
 from benchmarks.lib.subjects import random_model
 from benchmarks.speed import demo as demo_rows
-from benchmarks.speed import engine, gpu_step
+from benchmarks.speed import engine
 from examples import demo
 from gpu_toys import TOY_HUNYUAN, TOY_WAN, TOYS
 from hunyuan_toys import TINY as TINY_HUNYUAN
@@ -56,61 +55,6 @@ def run(monkeypatch):
         return script.main()
 
     return run
-
-
-@pytest.mark.parametrize(("name", "preset"), [(n, p) for n in PRESETS for p in PRESETS[n]])
-def test_full_size_benchmark_counts_what_the_plan_says(name, preset):
-    subject = toy(name)
-    assert subject.presets == PRESETS[name]
-    row = gpu_step.one_row(subject, TOYS[name].dtype, preset, 1, CPU)
-    assert row["bytes"] == row["bytes_formula"]
-    assert (row["bytes"] == 0) == (name == TOY_WAN and preset == "balanced")
-    assert row["ideal"] == pytest.approx(subject.plan(preset).expected.speedup_flops, rel=1e-4)
-    assert row["bare"] > 0 and row["achieved"] > 0
-    plan = subject.plan(preset)
-    planned_calls = len(plan.solver_steps) * len(plan.branches)
-    assert sum(kind["calls"] for kind in row["kinds"].values()) == planned_calls
-    assert len(gpu_step.cells(row)) == 10
-
-
-@pytest.mark.parametrize("name", TOYS)
-def test_full_size_benchmark_runs_the_whole_loop(name):
-    assert gpu_step.whole_loop(toy(name), "paper", CPU)["ratio"] > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "official"),
-    [
-        ("wan2.1-t2v-1.3B", "wan2.1-t2v-1.3B"),
-        ("wan2.1-t2v-14B", "wan2.1-t2v-14B"),
-        ("hunyuan-video-720p", "hunyuan-video-t2v-720p"),
-    ],
-)
-def test_full_sizes_are_those_that_plans_are_shipped_for(name, official, monkeypatch):
-    def on_meta(build, dtype, device):
-        with torch.device("meta"):
-            return build().to(dtype)
-
-    monkeypatch.setattr(gpu_step, "random_model", on_meta)
-    subject, shipped = gpu_step.MODELS[name].subject(name, CPU), MODELS[official]
-    assert subject.planned.clip.tokens == shipped.clip.tokens
-    assert subject.planned.clip.latent == shipped.clip.latent
-    for preset in subject.presets:
-        assert subject.plan(preset).sites == load_preset(official, preset).sites
-    assert subject.planned.fingerprint.width == shipped.fingerprint.width
-
-
-def test_full_size_benchmark_needs_torch_numpy_and_pydantic_alone():
-    others = ("transformers", "diffusers", "loguru", "safetensors", "tqdm", "matplotlib", "skimage")
-    blocked = f"import sys; sys.modules.update(dict.fromkeys({others!r}))"
-    command = f"{blocked}; import benchmarks.speed.gpu_step"
-    subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT)
-
-
-def test_gpu_benchmark_without_a_gpu_says_so(monkeypatch, capsys, run):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run(gpu_step) == 2
-    assert capsys.readouterr().err == "error: no CUDA device: this benchmark measures a GPU\n"
 
 
 def test_release_of_hunyuan_has_calls_that_reuse_one_list_and_keep_the_other():
@@ -174,13 +118,6 @@ def test_engine_benchmark_measures_the_mid_sizes(tree, monkeypatch, rows, run, c
     assert half["bytes"] == half["bytes_formula"] == full["bytes"] / 2
 
 
-def test_engine_benchmark_measures_bf16_where_there_is_any(monkeypatch):
-    made = lambda dtype, device: dtype  # noqa: E731
-    monkeypatch.setattr(engine, "MID_SIZE", {"wan": made})
-    monkeypatch.setattr(engine, "has_bf16", lambda device: True)
-    assert list(engine.subjects("wan", ["mid"], CPU)) == [torch.float32, torch.bfloat16]
-
-
 def test_engine_benchmark_measures_the_wan_miniature_as_its_pipeline_runs_it():
     subject = engine.wan_miniature(CPU, bf16=False)
     assert subject.plan("paper").sites == load_preset("wan2.1-t2v-mini", "paper").sites
@@ -237,13 +174,6 @@ def test_demo_writes_clips_and_a_sheet_of_both_trees(tiny_trees, tmp_path, run, 
     assert sum(line.startswith("hunyuan paper, 1/1: ") for line in lines) == 1
 
 
-def test_demo_runs_one_tree_with_a_prompt_of_the_users(tiny_trees, tmp_path, run, capsys):
-    prompt = "green square moving up over noise"
-    assert run(demo, "--trees", "hunyuan", "--prompt", prompt, "--out", tmp_path / "demo") == 0
-    text = capsys.readouterr().out
-    assert repr(prompt) in text and "wan" not in text
-
-
 def test_demo_marks_a_ratio_above_the_ideal_as_noise(made_runs):
     full, quick, slow = made_runs(10.0, 4.0, 5.1)
     lines = [demo.cells("wan", one, full) for one in (full, quick, slow)]
@@ -283,15 +213,6 @@ def test_rows_of_the_demo_are_recorded_by_a_benchmark(tiny_trees, rows, run):
     assert all(0 < row["psnr_frames"] <= 100 for row in found if row["run"] != "full")
 
 
-def test_videos_of_both_trees_have_one_range(tiny_trees, tmp_path):
-    for name in row_files.TREES:
-        tree = clips.load(name)
-        latent = tree.denoise(tree.inputs(clips.EXAMPLES[name], 0), steps=2)
-        video = tree.decode(latent)
-        assert video.shape == (3, 5, 32, 32) and video.device == CPU
-        assert -1 <= video.min() < 0 and video.max() <= 1
-
-
 def test_policies_put_as_many_plain_steps_beside_each_plan(tiny_trees, rows, run, capsys):
     assert run(shipped_plans, "--prompts", 1, "--solvers", "unipc", "euler") == 0
     found = rows("policies")
@@ -322,13 +243,6 @@ def test_parts_of_a_calibration_make_one_profile(tiny_trees, tmp_path, run, monk
     assert sorted(run.seed for run in found.runs) == [7, 8, 9]
 
 
-def test_hunyuan_has_one_solver(tiny_trees):
-    tree = clips.load("hunyuan")
-    inputs = tree.inputs(clips.EXAMPLES["hunyuan"], 0)
-    with pytest.raises(ValueError, match="HunyuanVideo has no solver unipc, it has euler"):
-        tree.denoise(inputs, steps=2, solver="unipc")
-
-
 def test_alternating_rounds_turn_their_order_and_drop_the_first():
     order = []
     variants = {name: (lambda name=name: order.append(name)) for name in "ab"}
@@ -337,27 +251,10 @@ def test_alternating_rounds_turn_their_order_and_drop_the_first():
     assert timing.paired_ratio([2.0, 9.0, 4.0], [1.0, 3.0, 2.0]) == 2.0
 
 
-def test_environment_names_commit_device_and_load():
-    assert {"commit", "device", "torch", "load_1min", "utc"} <= row_files.environment(CPU).keys()
-
-
-def test_table_aligns_its_columns():
-    assert row_files.table(["a", "bb"], [["ccc", "d"]]) == "a    bb\n---  --\nccc  d"
-
-
 def test_random_weights_are_the_same_for_every_type():
     build = lambda: torch.nn.Linear(4, 4)  # noqa: E731
     one, other = (random_model(build, dtype, CPU) for dtype in (torch.float32, torch.bfloat16))
     assert torch.equal(one.weight.to(torch.bfloat16), other.weight)
-
-
-@pytest.mark.parametrize("name", row_files.TREES)
-def test_a_plan_is_put_on_the_grid_of_the_run(tiny_trees, name):
-    tree = clips.load(name)
-    inputs, plan = tree.inputs(clips.EXAMPLES[name], 0), tree.plan("balanced")
-    tree.denoise(inputs, plan, steps=6, shift=2.0)
-    assert plan.steps == 50 and tree.last_run.steps == 6
-    assert 0 < tree.last_run.block_runs < tree.last_run.block_runs_full
 
 
 def test_a_loaded_pipeline_is_kept(tiny_trees, monkeypatch):

@@ -11,7 +11,7 @@ from test_benchmarks import tiny_trees  # noqa: F401
 from benchmarks.baselines import MagCache, TeaCache, Variant
 from benchmarks.baselines.diffusers_hooks import PACKAGES
 from benchmarks.baselines.magcache import MagVariant
-from benchmarks.compare import compare, plot, policies, samplers, table, tuning
+from benchmarks.compare import compare, policies, samplers, table, tuning
 from benchmarks.lib import calibrate, clips
 from benchmarks.lib import rows as row_files
 from profiling_core.profile.profile import Profile, Settings
@@ -332,29 +332,11 @@ def test_figures_are_drawn_from_rows_alone(tmp_path, monkeypatch, capsys):
     assert "### wan, 3x" in capsys.readouterr().out
 
 
-def test_labels_are_spread_as_far_as_they_need():
-    found = plot.spread([5.0, 5.1, 9.0, 4.9], 1.0, 0.0)
-    assert found == pytest.approx([5.0, 6.0, 9.0, 4.0])
-    assert plot.spread([0.1, 0.2], 1.0, 0.0) == pytest.approx([0.0, 1.0])
-
-
-def test_paper_schedules_lie_near_the_paper_first(ready):
-    prepare("wan", ready)
-    profile = Profile.load(ready / "wan.profile")
-    plans = policies.PaperPlans(profile, "background", "stepwise").candidates(1.5)
-    assert 1 <= len(plans) <= 3
-    speeds = [plan.expected.speedup_flops for plan in plans]
-    assert speeds == pytest.approx([1.5] * len(plans), rel=policies.TOLERANCE)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--prompts", "0"], "--prompts 0: expected at least 1"),
-        (["--parts", "2", "--part", "2"], "--part 2 of 2 parts: expected 0 to parts - 1"),
-        (["--budgets", "0.5"], "--budgets 0.5: expected above 1 and at most 10"),
         (["--policies", "teacash"], "no policy 'teacash': groups and policies are fewer, "),
-        (["--tune-prompts", "9"], "--tune-prompts 9: there are 6 calibration prompts"),
         (["--table"], "no rows of wan, hunyuan in "),
     ],
 )
@@ -363,10 +345,3 @@ def test_bad_arguments_are_one_line(arguments, message, tmp_path, monkeypatch, c
     assert compare.main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
-
-
-def test_bad_command_line_is_one_line(capsys):
-    with pytest.raises(SystemExit) as exit:
-        compare.main(["--trees", "flux"])
-    said = capsys.readouterr().err
-    assert exit.value.code == 2 and said.count("\n") == 1 and "invalid choice: 'flux'" in said

@@ -17,11 +17,8 @@ from benchmarks.baselines.base import BRANCHES, Call, intercepted
 from benchmarks.baselines.cache_dit import SCM_PRESETS, DBCache, StepMask, graded_mask
 from benchmarks.baselines.diffusers_hooks import (
     PACKAGES,
-    FasterCache,
     FirstBlockCache,
     MagCacheHook,
-    PyramidAttentionBroadcast,
-    TaylorSeer,
 )
 from benchmarks.baselines.diffusers_models import LISTS, PARTS, convert
 from benchmarks.baselines.package_run import BatchedGuidance, PackagePeer, PackageRule
@@ -342,8 +339,3 @@ def test_sea_cache_computes_everything_without_the_step(benches):
         with rule.transformer.cache_context("cond"):
             rule.converted(call.arguments)
     assert rule.meter.total == 4 * rule.converted.depth
-
-
-@pytest.mark.parametrize("build", [TaylorSeer, PyramidAttentionBroadcast, FasterCache])
-def test_fractions_come_from_caches_within_blocks_alone(build):
-    assert build.in_parts and not FirstBlockCache.in_parts

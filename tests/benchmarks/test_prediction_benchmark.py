@@ -133,19 +133,6 @@ def test_errors_are_measured_once_and_ranked(made, tmp_path, capsys) -> None:
     assert "measured / predicted" in capsys.readouterr().out
 
 
-def test_errors_without_rows_are_refused(made, tmp_path, capsys) -> None:
-    arguments = ["--parts", "errors", "--trees", "hunyuan", "--table", "--held-out-prompts", "1"]
-    assert prediction.main([*arguments, "--calibration-prompts", "1"]) == 2
-    assert capsys.readouterr().err == (
-        "error: no plan of hunyuan has rows of all 2 prompts yet: run without --table\n"
-    )
-
-
-def test_a_prompt_that_the_profile_lacks_is_refused(search) -> None:
-    with pytest.raises(ValueError, match="the profile has no run of"):
-        prediction.prompts_of(search, 1, 0)
-
-
 @pytest.mark.parametrize("model", [WAN, HUNYUAN])
 def test_speed_is_predicted_with_what_steps_cost_beside_the_model(model) -> None:
     search = PlanSearch(made_profile(model=model, runs=1, steps=STEPS))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.lib.rows import markdown
-from benchmarks.search.transfer_table import grouped, loss_table, quality_table, tables
+from benchmarks.search.transfer import grouped, loss_table, tables
 from made_profiles import made_profile
 
 
@@ -48,11 +47,6 @@ def test_every_sampler_has_a_row_and_the_newest_counts():
     assert "| 3 plain steps | 2.00x | - | 36.0 | 0.9900 | 0.0200 | - | 0.0200 | 1 |" in text
     assert "| searched, 3 computed | 2.00x | jump | 45.0 +-2.0 (43.0) |" in text
     assert "wan, 2 plans: rank correlation" in text
-
-
-def test_no_rows_give_no_table():
-    assert tables([]) == "\n"
-    assert quality_table({}).count("\n") == 1 == markdown(["a"], []).count("\n")
 
 
 def test_some_runs_keep_their_own_arrays():

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.speed import gpu_step
+from benchmarks.speed import gpu
 
 TOY_WAN, TOY_HUNYUAN = "wan2.1-t2v-1.3B", "hunyuan-video-540p"
 TOYS = {
-    TOY_WAN: gpu_step.FullWan(
+    TOY_WAN: gpu.FullWan(
         {"dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 12, "text_dim": 16, "text_len": 4},
         torch.float32,
         latent=(16, 2, 4, 4),
     ),
-    TOY_HUNYUAN: gpu_step.FullHunyuan(
+    TOY_HUNYUAN: gpu.FullHunyuan(
         {
             "hidden_size": 48,
             "heads_num": 2,

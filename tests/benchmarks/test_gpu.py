@@ -1,4 +1,4 @@
-"""Step costs of the policies on full-size models: the script runs at toy sizes on the CPU."""
+"""Plans and policies on full-size models: the script runs at toy sizes on the CPU."""
 
 import subprocess
 import sys
@@ -6,13 +6,16 @@ import sys
 import pytest
 import torch
 
-from benchmarks.lib import ROOT
+from benchmarks.lib import ROOT, timing
+from benchmarks.lib import rows as row_files
 from benchmarks.lib.timing import Subject
-from benchmarks.speed import gpu_compare, gpu_policies
+from benchmarks.speed import gpu
 from gpu_toys import TOY_HUNYUAN as HUNYUAN
 from gpu_toys import TOY_WAN as WAN
 from gpu_toys import TOYS
 from profiling_core.plan.cost import speedup_flops
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.presets import load_preset
 
 CPU = torch.device("cpu")
 CALLS = {WAN: 100, HUNYUAN: 50}
@@ -22,6 +25,7 @@ PLANS = {
     WAN: [*UNIFORM, "ours jump", "ours linear", *PUBLISHED],
     HUNYUAN: [*UNIFORM, "ours linear", "ours corrected", *PUBLISHED],
 }
+PRESETS = {WAN: ["release", "paper", "balanced"], HUNYUAN: list(timing.PLANS)}
 
 
 @pytest.fixture(scope="module", params=list(TOYS))
@@ -31,11 +35,51 @@ def subject(request) -> Subject:
 
 @pytest.fixture(scope="module")
 def rows(subject) -> list[dict]:
-    return gpu_compare.compare(subject, (1.9, 3.0), gpu_compare.NAMES, 1, CPU)
+    return gpu.compare(subject, (1.9, 3.0), gpu.NAMES, 1, CPU)
 
 
-def policy(subject: Subject, name: str) -> gpu_policies.Policy:
-    return next(each for each in gpu_compare.policies(subject) if each.name == name)
+def policy(subject: Subject, name: str) -> gpu.Policy:
+    return next(each for each in gpu.policies(subject) if each.name == name)
+
+
+def test_plans_part_counts_what_the_plans_say(subject, monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(row_files, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "MODELS", TOYS)
+    args = gpu.build_parser().parse_args(["--rounds", "1", "--whole-loop", subject.name])
+    gpu.run_plans(subject.name, args, CPU)
+    found = row_files.load_rows("gpu_step")
+    assert [row["plan"] for row in found] == PRESETS[subject.name] == subject.presets
+    for row in found:
+        plan = subject.plan(row["plan"])
+        assert row["bytes"] == row["bytes_formula"]
+        assert (row["bytes"] == 0) == (subject.name == WAN and row["plan"] == "balanced")
+        assert row["ideal"] == pytest.approx(plan.expected.speedup_flops, rel=1e-4)
+        assert row["bare"] > 0 and row["achieved"] > 0 and row["loop"]["ratio"] > 0
+        calls = len(plan.solver_steps) * len(plan.branches)
+        assert sum(kind["calls"] for kind in row["kinds"].values()) == calls
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("wan2.1-t2v-1.3B", "wan2.1-t2v-1.3B"),
+        ("wan2.1-t2v-14B", "wan2.1-t2v-14B"),
+        ("hunyuan-video-720p", "hunyuan-video-t2v-720p"),
+    ],
+)
+def test_full_sizes_are_those_that_plans_are_shipped_for(name, official, monkeypatch) -> None:
+    def on_meta(build, dtype, device):
+        with torch.device("meta"):
+            return build().to(dtype)
+
+    monkeypatch.setattr(gpu, "random_model", on_meta)
+    subject, shipped = gpu.MODELS[name].subject(name, CPU), MODELS[official]
+    assert subject.planned.clip.tokens == shipped.clip.tokens
+    assert subject.planned.clip.latent == shipped.clip.latent
+    for preset in subject.presets:
+        assert subject.plan(preset).sites == load_preset(official, preset).sites
+    assert subject.planned.fingerprint.width == shipped.fingerprint.width
 
 
 def test_every_policy_has_a_row_for_every_budget(subject, rows) -> None:
@@ -44,7 +88,7 @@ def test_every_policy_has_a_row_for_every_budget(subject, rows) -> None:
     budgets = {name: [None] if name == "release" else [1.9, 3.0] for name in named}
     assert found == {(name, budget) for name in named for budget in budgets[name]}
     assert list(dict.fromkeys(row["policy"] for row in rows)) == named
-    assert len(gpu_compare.shown(rows).splitlines()) == 2 + len(rows)
+    assert len(gpu.shown(rows).splitlines()) == 2 + len(rows)
 
 
 def test_calls_are_those_of_a_clip_and_meet_the_budget(subject, rows) -> None:
@@ -79,7 +123,7 @@ def test_bytes_held_are_those_of_all_branches(subject, rows) -> None:
 
 def test_the_papers_plan_comes_as_near_to_the_budget_as_it_can(subject) -> None:
     for budget in (1.5, 1.9):
-        plan = gpu_compare.paper(subject, budget)
+        plan = gpu.paper(subject, budget)
         assert speedup_flops(plan) == pytest.approx(budget, rel=0.03)
         lists = {site.block_list for site in plan.interval_sites}
         assert lists == set(subject.planned.fingerprint.block_lists)
@@ -87,9 +131,9 @@ def test_the_papers_plan_comes_as_near_to_the_budget_as_it_can(subject) -> None:
 
 def test_a_correcting_call_is_a_kind_of_its_own() -> None:
     subject = TOYS[HUNYUAN].subject(HUNYUAN, CPU)
-    plan = gpu_compare.whole(subject, "corrected", False, 3.0)
-    kinds = gpu_policies.kinds_of(plan, "cond")
-    steps = gpu_policies.walked(plan, "cond")
+    plan = gpu.whole(subject, "corrected", False, 3.0)
+    kinds = gpu.kinds_of(plan, "cond")
+    steps = gpu.walked(plan, "cond")
     assert [kinds[step] for step in steps][-3:] == ["reuse", "reuse", "correct"]
     costs = policy(subject, "ours corrected").costs(1, CPU)
     assert {"run", "keep", "reuse", "correct"} <= costs.seconds.keys()
@@ -106,8 +150,8 @@ def test_a_forced_rule_gives_the_forced_answer(subject) -> None:
     depth, before = len(hooks), subject.model.__dict__.copy()
     for name in PEERS:
         one = policy(subject, name)
-        rule = gpu_policies.forced_rule(one, gpu_policies.Clock(CPU))
-        driven, counts = gpu_policies.Driven(subject, rule), []
+        rule = gpu.forced_rule(one, gpu.Clock(CPU))
+        driven, counts = gpu.Driven(subject, rule), []
         for step, reusing in ((0, False), (1, False), (20, True), (21, False)):
             runs.clear()
             driven.call(step, "cond", reusing=reusing)
@@ -121,12 +165,12 @@ def test_a_forced_rule_gives_the_forced_answer(subject) -> None:
 def test_torch_numpy_and_pydantic_alone_are_needed() -> None:
     others = ("transformers", "diffusers", "loguru", "safetensors", "tqdm", "matplotlib", "skimage")
     blocked = f"import sys; sys.modules.update(dict.fromkeys({others!r}))"
-    command = f"{blocked}; import benchmarks.speed.gpu_compare"
+    command = f"{blocked}; import benchmarks.speed.gpu"
     subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT)
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu_compare"])
+    monkeypatch.setattr(sys, "argv", ["gpu"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_compare.main() == 2
+    assert gpu.main() == 2
     assert capsys.readouterr().err == "error: no CUDA device: this benchmark measures a GPU\n"
