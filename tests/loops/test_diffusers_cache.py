@@ -22,24 +22,15 @@ RELEASE_LIKE = (0, 1, 2, 5, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:CPU Autocast", "ignore:In CPU autocast")
 
 
-def made_plan(tiny: Tiny, sites: list[dict], steps: int = STEPS) -> CachePlan:
+def made_plan(tiny: Tiny, sites: list[dict]) -> CachePlan:
     """A plan on the grid of the pipeline's own scheduler."""
-    seen = {}
-
-    def note(scheduler, told):
-        seen["grid"] = grid_of(scheduler, told)
-
-    with when_set(tiny.pipe.scheduler, note):
-        tiny.latents(num_inference_steps=steps)
-    grid = seen["grid"]
-    model = fingerprint_of(loop_models(tiny.pipe).models[0])
+    grids = []
+    with when_set(tiny.pipe.scheduler, lambda *given: grids.append(grid_of(*given))):
+        tiny.latents(num_inference_steps=STEPS)
     return CachePlan.build(
         name="made",
-        model=model,
-        steps=grid.steps,
-        sigmas=grid.sigmas,
-        solver=grid.solver,
-        shift=grid.shift,
+        model=fingerprint_of(loop_models(tiny.pipe).models[0]),
+        **grids[-1].sampling,
         sites=sites,
         provenance={"made_by": "tests", "source": "by hand"},
     )
