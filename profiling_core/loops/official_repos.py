@@ -119,6 +119,7 @@ def _cache(owner: Any, asked: str, loop: Loop, log: Log) -> LoopCache:
 
 def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
     ranks = loop.ranks(owner)
+    writes = ranks > 1 or not dist.is_initialized() or dist.get_rank() == 0
 
     def recorder_of(grid: Grid) -> Recorder:
         if grid.rising:
@@ -128,7 +129,7 @@ def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
             )
         more: dict[str, Any] = {"grid": grid} if loop.recorder is GuidedRecorder else {}
         return loop.recorder(
-            path if ranks > 1 or _first_rank() else None,
+            path if writes else None,
             model=loop.fingerprint(owner),
             **grid.sampling,
             branches=loop.branches,
@@ -137,10 +138,6 @@ def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
         )
 
     return LoopProfile(recorder_of, LoopModels((loop.model(owner),)))
-
-
-def _first_rank() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _schedulers_of_module(pipeline: Any) -> list[type]:

@@ -308,7 +308,7 @@ class Recorder(FullRun):
 
     def _check_known(self, sampling: dict[str, Any]) -> None:
         """ProfileError when the existing profile's runs were of another model, grid or size."""
-        if self._known is not None and self._known.subject is not None:
+        if self._known and self._known.subject:
             self._known.check_subject(self._known.subject.model_copy(update=sampling))
 
     def _check_model(self, found: dict[str, nn.ModuleList | None], width: int | None) -> None:
