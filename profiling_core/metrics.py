@@ -41,24 +41,14 @@ def compare(video: Any, reference: Any) -> Quality:
     video, reference = _unit_range(video), _unit_range(reference)
     if video.shape != reference.shape:
         raise ValueError(f"videos of shape {video.shape} and {reference.shape} cannot be compared")
+    errors = (video - reference) ** 2
     return Quality(
-        psnr_frames=psnr_frames(video, reference),
-        psnr_pooled=psnr_pooled(video, reference),
+        psnr_frames=float(np.mean([_decibels(error) for error in errors.mean(axis=(0, 2, 3))])),
+        psnr_pooled=_decibels(errors.mean()),
         ssim=ssim(video, reference),
         motion=_ratio(_motion_energy(video), _motion_energy(reference)),
         flicker=_ratio(_second_difference(video), _second_difference(reference)),
     )
-
-
-def psnr_frames(video: np.ndarray, reference: np.ndarray) -> float:
-    """Mean over frames, each capped at 100 dB; arrays (3, F, H, W) in [0, 1]."""
-    errors = ((video - reference) ** 2).mean(axis=(0, 2, 3))
-    return float(np.mean([_decibels(error) for error in errors]))
-
-
-def psnr_pooled(video: np.ndarray, reference: np.ndarray) -> float:
-    """PSNR of the clip's mean squared error; arrays (3, F, H, W) in [0, 1]."""
-    return _decibels(float(((video - reference) ** 2).mean()))
 
 
 def ssim(video: np.ndarray, reference: np.ndarray) -> float:

@@ -60,19 +60,12 @@ class LoopCache:
     """
 
     def __init__(self, plan_for: PlanFor, found: LoopModels, log: Log) -> None:
-        self._plan_for, self._found, self._log = plan_for, found, log
+        self.found = found  # of the next run
+        self._plan_for, self._log = plan_for, log
         self._caches: list[DeltaCache] = []
         self._first: FirstCall | None = None
         self.plan: CachePlan | None = None
         self.stats = RunStats()
-
-    @property
-    def models(self) -> tuple[nn.Module, ...]:
-        return self._found.models
-
-    def use(self, found: LoopModels) -> None:
-        """Take other models from the next run on."""
-        self._found = found
 
     @contextmanager
     def running(self, *targets: Any, shift: float | None = None) -> Iterator[LoopCache]:
@@ -107,22 +100,16 @@ class LoopCache:
         self.plan, visited = plan, on_visited_steps(for_both_branches(plan))
         if plan.jumps:
             visit_only(scheduler, plan.solver_steps)
-        first = 0
-        try:
-            for model, count in zip(
-                self._found.models, self._found.steps_of(scheduler), strict=True
-            ):
-                part = range(first, first + count)
-                if count:
-                    cache = DeltaCache(on_steps(visited, part), lists=self._found.lists)
-                    self._caches.append(cache.attach(model))
-                    cache.follow(strict=True)
-                    if visited.sites and len(self._caches) == 1:
-                        self._first = FirstCall(model, self._found.lists, visited, self._log)
-                first += count
-        except BaseException:
-            self._detach()
-            raise
+        first, lists = 0, self.found.lists
+        counts = self.found.steps_of(scheduler)
+        for model, count in zip(self.found.models, counts, strict=True):
+            if count:
+                part = on_steps(visited, range(first, first + count))
+                self._caches.append(DeltaCache(part, lists=lists).attach(model))
+                self._caches[-1].follow(strict=True)
+                if visited.sites and len(self._caches) == 1:
+                    self._first = FirstCall(model, lists, visited, self._log)
+            first += count
 
     def _finish(self) -> None:
         """Sum up what the run did."""

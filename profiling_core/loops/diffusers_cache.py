@@ -89,7 +89,7 @@ class PipelineCache:
         self.detach()
 
     def _call(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        self._loop.use(self._found())  # a user may have compiled, wrapped or replaced the models
+        self._loop.found = self._found()  # a user may have compiled, wrapped or replaced the models
         _refuse_strength(self.pipe, args, kwargs)
         with self._loop.running(self.pipe.scheduler):
             return call(*args, **kwargs)
@@ -103,7 +103,7 @@ class PipelineCache:
     def _plan_for(self, grid: Grid) -> CachePlan:
         plan = plan_for_solver(self._asked, self._model, grid.solver)
         if plan.interval_sites:
-            refuse_intervals(plan, self._loop.models)
+            refuse_intervals(plan, self._loop.found.models)
         return plan
 
 

@@ -82,8 +82,7 @@ def checked_name(plan: CachePlan | str | Path, model: ModelFingerprint) -> Cache
 
 def presets_for(model: ModelFingerprint) -> list[str]:
     """Names of the presets that `plan_for_solver` knows for a model."""
-    shipped = available(model.name)
-    own = shipped or [*PRESETS.get(model.family, ()), *SPEEDUPS]
+    own = available(model.name) or [*PRESETS.get(model.family, ()), *SPEEDUPS]
     return [preset for preset in ORDER if preset in own]
 
 

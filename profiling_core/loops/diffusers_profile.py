@@ -65,7 +65,9 @@ def profile_pipeline(
         )
     found = loop_models(pipe)
     refuse_other_caches(found.models)
-    settings = settings or _default_settings(unwrapped(found.models[0]))
+    if settings is None:  # attention is recorded where hooks can see it
+        seen = functions_of(unwrapped(found.models[0]).modules())
+        settings = Settings() if seen else Settings(attention_every=0)
     profile: Profile | None = None
     for number, prompt in enumerate(prompts):
         recorder_of = partial(_recorder, found.models[0], found.lists, path, settings)
@@ -94,11 +96,6 @@ def _call(pipe: Any, run: LoopProfile, given: dict[str, Any], steps: int, seed: 
         pipe(**defaults | given)
     finally:
         give_calls_back(pipe, answer)
-
-
-def _default_settings(model: nn.Module) -> Settings:
-    """Attention is recorded where hooks can see it."""
-    return Settings() if functions_of(model.modules()) else Settings(attention_every=0)
 
 
 def _recorder(

@@ -17,7 +17,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import torch.distributed as dist
@@ -87,26 +87,26 @@ def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, log: Log) -> None:
 
     @wraps(original)
     def call(*given: Any, **named: Any) -> Any:
-        arguments = signature.bind(*given, **named)
-        arguments.apply_defaults()
-        run = partial(original, *given, **named)
+        bound = signature.bind(*given, **named)
+        bound.apply_defaults()
+        shift = bound.arguments.get(loop.shift) if loop.shift else None
         if args.delta_cache is not None:
-            return _cached(owner, args.delta_cache, loop, log, arguments.arguments, run)
-        if args.delta_profile is not None:
-            return _recorded(owner, args.delta_profile, loop, log, arguments.arguments, run)
-        return run()
+            cache = _cache(owner, args.delta_cache, loop, log)
+            with cache.running(*loop.schedulers(owner), shift=shift):
+                return original(*given, **named)
+        if args.delta_profile is None:
+            return original(*given, **named)
+        profile = _profile(owner, args.delta_profile, loop)
+        with profile.running(*loop.schedulers(owner), shift=shift):
+            result = original(*given, **named)
+        recorded = profile.finish(**loop.facts(bound.arguments, result))
+        log(f"recorded a run of {recorded.recorded.steps} steps into {args.delta_profile}")
+        return result
 
     setattr(owner, loop.call, call)
 
 
-def _cached(
-    owner: Any,
-    asked: str,
-    loop: Loop,
-    log: Log,
-    arguments: dict[str, Any],
-    run: Callable[[], Any],
-) -> Any:
+def _cache(owner: Any, asked: str, loop: Loop, log: Log) -> LoopCache:
     model = loop.fingerprint(owner)
     plan = checked_name(asked, model)
 
@@ -114,20 +114,12 @@ def _cached(
         return plan_for_solver(plan, model, grid.solver)
 
     found = LoopModels((loop.model(owner),), {name: name for name in loop.lists})
-    shift = arguments.get(loop.shift) if loop.shift else None
-    with LoopCache(plan_for, found, log).running(*loop.schedulers(owner), shift=shift):
-        return run()
+    return LoopCache(plan_for, found, log)
 
 
-def _recorded(
-    owner: Any,
-    path: str,
-    loop: Loop,
-    log: Log,
-    arguments: dict[str, Any],
-    run: Callable[[], Any],
-) -> Any:
+def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
     ranks = loop.ranks(owner)
+    writes = ranks > 1 or not dist.is_initialized() or dist.get_rank() == 0
 
     def recorder_of(grid: Grid) -> Recorder:
         if grid.rising:
@@ -137,7 +129,7 @@ def _recorded(
             )
         more: dict[str, Any] = {"grid": grid} if loop.recorder is GuidedRecorder else {}
         return loop.recorder(
-            path if ranks > 1 or _first_rank() else None,
+            path if writes else None,
             model=loop.fingerprint(owner),
             **grid.sampling,
             branches=loop.branches,
@@ -145,17 +137,7 @@ def _recorded(
             **more,
         )
 
-    profile = LoopProfile(recorder_of, LoopModels((loop.model(owner),)))
-    shift = arguments.get(loop.shift) if loop.shift else None
-    with profile.running(*loop.schedulers(owner), shift=shift):
-        result = run()
-    recorded = profile.finish(**loop.facts(arguments, result))
-    log(f"recorded a run of {recorded.recorded.steps} steps into {path}")
-    return result
-
-
-def _first_rank() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return LoopProfile(recorder_of, LoopModels((loop.model(owner),)))
 
 
 def _schedulers_of_module(pipeline: Any) -> list[type]:

@@ -78,8 +78,7 @@ class Recorder(FullRun):
     ) -> None:
         super().__init__(steps, sum(model.block_lists.values()))
         self.path = None if path is None else Path(path)
-        exists = self.path is not None and self.path.exists()
-        self._known = Profile.load(self.path) if exists else None
+        self._known = Profile.load(self.path) if self.path and self.path.exists() else None
         self.settings = self._known.settings if self._known else settings or Settings()
         every = self.settings.attention_every
         attention = tuple(range(0, steps, every)) if every else ()
@@ -309,7 +308,7 @@ class Recorder(FullRun):
 
     def _check_known(self, sampling: dict[str, Any]) -> None:
         """ProfileError when the existing profile's runs were of another model, grid or size."""
-        if self._known is not None and self._known.subject is not None:
+        if self._known and self._known.subject:
             self._known.check_subject(self._known.subject.model_copy(update=sampling))
 
     def _check_model(self, found: dict[str, nn.ModuleList | None], width: int | None) -> None:

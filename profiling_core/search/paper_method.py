@@ -169,22 +169,18 @@ def _sites(
     split: BlockSplit, blocks: str, segments: list[range], profile: Profile, order: str
 ) -> list[dict]:
     """One site per block list and reused side, computed at all other steps."""
-    steps, sites = profile.recorded.steps, []
+    subject, sites = profile.recorded, []
     for name in split.lists:
         for side, reused in _reused_by_side(blocks, segments).items():
-            members = getattr(split, side)[name]
-            skipped = {step for segment in reused for step in segment}
-            computed = [step for step in range(steps) if step not in skipped]
-            if members:
-                sites.append(
-                    {
-                        "kind": "intervals",
-                        "block_list": name,
-                        "intervals": consecutive(members),
-                        "compute_steps": dict.fromkeys(profile.recorded.branches, computed),
-                        "skip": order,
-                    }
-                )
+            computed = sorted(set(range(subject.steps)).difference(*reused))
+            site = {
+                "kind": "intervals",
+                "block_list": name,
+                "intervals": consecutive(getattr(split, side)[name]),
+                "compute_steps": dict.fromkeys(subject.branches, computed),
+                "skip": order,
+            }
+            sites += [site] if site["intervals"] else []
     return sites
 
 

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from profiling_core.plan import CachePlan
+from profiling_core.plan.importers import from_steps
 from profiling_core.plan.model_specs import MODELS, PlannedModel
 from profiling_core.plan.presets import STEPS, build_preset
 from profiling_core.plan.regrid import SPEEDUPS
@@ -78,11 +79,6 @@ class ProfiledPresets:
 def _published(planned: PlannedModel, preset: str) -> CachePlan:
     name, family = planned.fingerprint.name, planned.family
     choice = _published_search(name).best(count_of(STEPS, SPEEDUPS[preset]))
-    site = {
-        "kind": "prediction",
-        "compute_steps": dict.fromkeys(family.branches, choice.steps),
-        "skip": _skip_of(family.solver),
-    }
     return CachePlan.build(
         name=preset,
         model=planned.fingerprint,
@@ -90,7 +86,7 @@ def _published(planned: PlannedModel, preset: str) -> CachePlan:
         sigmas=[round(sigma, 6) for sigma in planned.sigmas(STEPS)],
         solver=family.solver,
         shift=family.shift,
-        sites=[site],
+        sites=from_steps(STEPS, choice.steps, family.branches, _skip_of(family.solver)),
         provenance={
             "made_by": SHIPPED_BY,
             "source": f"{LABEL}: MagCache's magnitude ratios of {name} (Apache License 2.0)",

@@ -28,6 +28,7 @@ from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.describe import format_bytes
+from profiling_core.plan.importers import from_steps
 from profiling_core.plan.schema import Storage, StoragePlace
 from profiling_core.plan.solvers import SKIPS, skips_of
 from profiling_core.profile.profile import Profile
@@ -228,11 +229,7 @@ class PlanSearch:
 
     def _plan(self, point: Point, name: str, settings: dict) -> CachePlan:
         subject = self.profile.recorded
-        site = {
-            "kind": "prediction",
-            "compute_steps": dict.fromkeys(subject.branches, point.steps),
-            "skip": point.skip,
-        }
+        (site,) = from_steps(subject.steps, point.steps, subject.branches, point.skip)
         if point.skip == "weights":
             site["weights"] = dict.fromkeys(subject.branches, self._fitted(point.steps))
         sites = [site] if len(point.steps) < subject.steps else []

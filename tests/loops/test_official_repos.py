@@ -35,9 +35,7 @@ def generate(args: Namespace, fails_at: int | None = None) -> torch.Tensor:
 def plan(tmp_path: Path) -> Path:
     """A plan of intervals on the loop's grid."""
     seen = []
-    with when_set(
-        FlowToyScheduler, lambda scheduler, given: seen.append(grid_of(scheduler, given))
-    ):
+    with when_set(FlowToyScheduler, lambda *given: seen.append(grid_of(*given))):
         WanToy().generate("a lamp")
     steps = {"cond": [0, 1, 4], "uncond": [0, 1, 4]}
     site = {"kind": "intervals", "block_list": "blocks", "intervals": [[1, 3]], "skip": "hold"}
@@ -45,14 +43,11 @@ def plan(tmp_path: Path) -> Path:
     CachePlan.build(
         name="toy",
         model=known_model("wan2.1", {"blocks": 6}, 48),
-        steps=STEPS,
-        sigmas=seen[0].sigmas,
-        solver="unipc",
-        shift=5.0,
+        **seen[0].sampling,
         sites=[{**site, "compute_steps": steps}],
         provenance={"made_by": "tests", "source": "toy"},
     ).save(path)
-    assert seen[0].solver == "unipc" and seen[0].shift == 5.0
+    assert (seen[0].steps, seen[0].solver, seen[0].shift) == (STEPS, "unipc", 5.0)
     return path
 
 

@@ -33,18 +33,11 @@ def lpips(state) -> Lpips:
 def alexnet(state: dict[str, Tensor]) -> nn.Sequential:
     """AlexNet's features as torchvision orders them; parameters carry the file's names."""
     layers = nn.Sequential(
-        nn.Conv2d(3, 64, 11, stride=4, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2),
-        nn.Conv2d(64, 192, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2),
-        nn.Conv2d(192, 384, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1),
-        nn.ReLU(),
+        *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()),
     )
     prefix = "features."
     layers.load_state_dict(
@@ -76,11 +69,9 @@ def direct(state: dict[str, Tensor], one: Tensor, other: Tensor) -> list[float]:
         for number, (a, b) in enumerate(pairs):
             head = state[f"lin{number}.model.1.weight"].double().flatten()
             places = []
-            for row in range(a.shape[1]):
-                for column in range(a.shape[2]):
-                    u, v = a[:, row, column], b[:, row, column]
-                    u, v = u / (u.norm() + 1e-10), v / (v.norm() + 1e-10)
-                    places.append(float((head * (u - v) ** 2).sum()))
+            for u, v in zip(a.flatten(1).T, b.flatten(1).T, strict=True):
+                u, v = u / (u.norm() + 1e-10), v / (v.norm() + 1e-10)
+                places.append(float((head * (u - v) ** 2).sum()))
             total += sum(places) / len(places)
         distances.append(total)
     return distances
@@ -160,7 +151,6 @@ def test_unreadable_files_are_one_line(state, tmp_path):
     _, heads = features_and_heads(state)
     torch.save(heads, tmp_path / "alex.pth")
     (tmp_path / "noise.pth").write_bytes(b"no weights at all")
-    (tmp_path / "noise.safetensors").write_bytes(b"nor here")
     torch.save({"state": 3}, tmp_path / "other.pth")
     torch.save({"model": Stranger()}, tmp_path / "code.pth")
     empty = tmp_path / "empty"
@@ -168,7 +158,6 @@ def test_unreadable_files_are_one_line(state, tmp_path):
     cases = {
         "nowhere.pth": "no such file",
         "noise.pth": "not readable",
-        "noise.safetensors": "not readable",
         "other.pth": "expected a state dict of tensors alone",
         "code.pth": "not readable",
         "empty": "none of its 0 weight files",

@@ -143,11 +143,8 @@ def test_neighbouring_solver_grid_keeps_the_steps_and_says_so():
 
 @pytest.mark.parametrize(("steps", "shift"), [(25, 5.0), (100, 5.0), (50, 3.0), (50, 16.0)])
 def test_computed_noise_levels_are_the_nearest_ones_of_the_new_grid(steps, shift):
-    own, one, sigmas = (
-        load_preset("wan2.1-t2v-14B", "balanced"),
-        kept(steps, shift),
-        grid(steps, shift),
-    )
+    own, one = load_preset("wan2.1-t2v-14B", "balanced"), kept(steps, shift)
+    sigmas = grid(steps, shift)
     computed = one.prediction.compute_steps["cond"]
     assert computed[0] == 0 and one.steps == steps
     for planned in own.solver_steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from profiling_core.commands.main import main
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
+from profiling_core.plan.importers import from_steps
 from profiling_core.plan.regrid import regrid
 from profiling_core.plan.site_schedule import corrections, forecasts
-from profiling_core.profile.profile import Profile
+from profiling_core.profile.profile import Profile, Subject
 from profiling_core.refit.refit import (
     Form,
     forms,
@@ -33,6 +35,12 @@ from profiling_core.trees.tree_model import ModelRequest
 
 HUNYUAN, WAN = "hunyuan-video-t2v-mini", "wan2.1-t2v-mini"
 GUIDANCE, SPREAD = 5.0, 0.5
+
+
+def plan_of(subject: Subject, sites: Sequence[dict] = ()) -> CachePlan:
+    """A plan on the grid of a profile; by default it computes everything."""
+    provenance = {"made_by": "tests", "source": "tests"}
+    return CachePlan.build(name="made", **subject.plan_fields, sites=sites, provenance=provenance)
 
 
 class Flow(torch.nn.Module):
@@ -71,7 +79,7 @@ class MadeModel:
     def denoise(self, inputs, plan: CachePlan | None = None, *, recorder=None) -> torch.Tensor:
         *means, latent = inputs
         levels, branches = (*self.subject.sigmas, 0.0), self.subject.branches
-        watch = recorder or DeltaCache(plan or self.all_computed())
+        watch = recorder or DeltaCache(plan or plan_of(self.subject))
         with watch.attached(self.model), torch.no_grad():
             for step in range(self.subject.steps):
                 predictions = []
@@ -83,12 +91,6 @@ class MadeModel:
                     flow = predictions[1] + GUIDANCE * (predictions[0] - predictions[1])
                 latent = latent + (levels[step + 1] - levels[step]) * flow
         return latent.reshape(self.subject.latent)
-
-    def all_computed(self) -> CachePlan:
-        provenance = {"made_by": "tests", "source": "tests"}
-        return CachePlan.build(
-            name="full", **self.subject.plan_fields, sites=[], provenance=provenance
-        )
 
 
 def small(model: str = HUNYUAN, runs: int = 3) -> Profile:
@@ -102,15 +104,9 @@ COMPUTED = (0, 1, 3, 6, 7, 10, 13)
 
 
 def form_of(profile: Profile, anchors: int, computed: tuple[int, ...] = COMPUTED) -> Form:
-    site = {
-        "kind": "prediction",
-        "compute_steps": dict.fromkeys(profile.recorded.branches, computed),
-        "skip": "linear",
-    }
-    fields = profile.recorded.plan_fields
-    provenance = {"made_by": "tests", "source": "tests"}
-    plan = CachePlan.build(name="line", **fields, sites=[site], provenance=provenance)
-    return Form(plan, anchors, f"{anchors} anchors")
+    steps = profile.recorded.steps
+    sites = from_steps(steps, computed, profile.recorded.branches, "linear")
+    return Form(plan_of(profile.recorded, sites), anchors, f"{anchors} anchors")
 
 
 def rollouts(profile: Profile, *forms: Form) -> list[Rollout]:

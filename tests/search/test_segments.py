@@ -47,17 +47,11 @@ def test_two_branches_are_guided() -> None:
     profile = made_profile(runs=1, steps=9)
     gram, scale = profile.arrays["gram"][0], profile.runs[0].guidance
     trajectories = trajectories_of(profile)
-    cond, uncond = gram[:9, :9], gram[9:18, 9:18]
-    mixed = gram[:9, 9:18]
-    wanted = (
-        scale**2 * cond + scale * (1 - scale) * (mixed + mixed.T) + (1 - scale) ** 2 * uncond
-    ) / gram[-1, -1]
-    assert np.allclose(
-        trajectories.predictions[:, 0] @ trajectories.predictions[:, 0].T, wanted, atol=1e-8
-    )
-    assert np.allclose(
-        integrate(trajectories, trajectories.predictions), trajectories.latents, atol=1e-6
-    )
+    cond, uncond, mixed = gram[:9, :9], gram[9:18, 9:18], gram[:9, 9:18]
+    wanted = scale**2 * cond + (1 - scale) ** 2 * uncond + scale * (1 - scale) * (mixed + mixed.T)
+    v = trajectories.predictions
+    assert np.allclose(v[:, 0] @ v[:, 0].T, wanted / gram[-1, -1], atol=1e-8)
+    assert np.allclose(integrate(trajectories, v), trajectories.latents, atol=1e-6)
 
 
 def test_a_profile_of_another_loop_is_refused() -> None:
@@ -92,11 +86,8 @@ def test_nothing_skipped_is_no_error(solver: str) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_forecasts_are_fed_to_the_solver(solver: str, skip: str) -> None:
     trajectories = made_trajectories(solver)
-    segments, sigma, v = (
-        Segments(trajectories, skip),
-        trajectories.levels.sigma,
-        trajectories.predictions,
-    )
+    segments = Segments(trajectories, skip)
+    sigma, v = trajectories.levels.sigma, trajectories.predictions
     i, j, n = 3, 5, 9
     forecast = v.copy()
     for s in range(j + 1, n):
@@ -118,9 +109,8 @@ def test_fitted_weights_leave_less_than_a_line() -> None:
     fitted = Segments(trajectories, "weights")
     v, (i, j, s) = trajectories.predictions, (3, 5, 7)
     newest, older = fitted.weights([j, i], s)
-    slope = (trajectories.levels.sigma[s] - trajectories.levels.sigma[j]) / (
-        trajectories.levels.sigma[j] - trajectories.levels.sigma[i]
-    )
+    sigma = trajectories.levels.sigma
+    slope = (sigma[s] - sigma[j]) / (sigma[j] - sigma[i])
     by_fit = np.linalg.norm(newest * v[j] + older * v[i] - v[s])
     assert by_fit < np.linalg.norm(v[j] + slope * (v[j] - v[i]) - v[s])
 
@@ -193,11 +183,8 @@ def jumped(
     trajectories: Trajectories, start: np.ndarray, i: int, j: int, n: int, seen: bool = False
 ) -> np.ndarray:
     """The scheduler's latent at n: what it goes on from, or what the model sees."""
-    levels, clean = (
-        trajectories.levels,
-        trajectories.latents[:-1]
-        - (trajectories.levels.sigma[:-1, None, None] * trajectories.predictions),
-    )
+    levels, latents = trajectories.levels, trajectories.latents
+    clean = latents[:-1] - levels.sigma[:-1, None, None] * trajectories.predictions
     scheduler = build_scheduler(trajectories.solver, STEPS, 5.0)
     end = [0.0] if n == STEPS else [levels.sigma[n], 0.0]
     before = [levels.sigma[i]] if i != j else []
