@@ -104,38 +104,31 @@ def optimizers(vae: nn.Module, lr: float = 1.5e-3) -> list[torch.optim.Optimizer
 
 def train(
     kind: Autoencoder,
-    run: Path,
-    seed: int,
-    device: str,
-    minutes: float | None,
-    steps: int | None,
+    run: optim.Run,
     pool: int,
     checkpoint: Path | None = None,
 ) -> None:
     """Trains encoder and decoder into `run/vae.pt`, from the weights of `checkpoint` if given."""
-    rank, world = optim.start_processes(device)
-    torch.manual_seed(seed)
+    rank, world = optim.start_processes(run.device)
+    torch.manual_seed(run.seed)
     start = kind.build() if checkpoint is None else kind.read(checkpoint)
-    vae, clock = start.to(device), optim.Clock(minutes, steps)
-    crops = Crops(list(clips.clips(seed + rank, 0, pool)))
+    vae, clock = start.to(run.device), run.clock()
+    crops = Crops(list(clips.clips(run.seed + rank, 0, pool)))
     logger.info(f"{sum(p.numel() for p in vae.parameters())} parameters, {pool} clips per process")
 
     def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
         torch.manual_seed(int(rng.integers(2**31)))
         stage = next(s for s in kind.stages if progress <= s.until)
-        return loss(kind, vae, crops.batch(rng, stage, stage.batch // world).to(device))
+        return loss(kind, vae, crops.batch(rng, stage, stage.batch // world).to(run.device))
 
     average, opts = optim.Average(vae, 0.999), optimizers(vae)
-    optim.fit(vae, average, opts, batch_loss, run / "vae.pt", seed, clock, warmup=20)
+    path = run.folder / "vae.pt"
+    optim.fit(vae, average, opts, batch_loss, path, run.seed, clock, warmup=20)
 
 
 def refine(
     kind: Autoencoder,
-    run: Path,
-    seed: int,
-    device: str,
-    minutes: float | None,
-    steps: int | None,
+    run: optim.Run,
     pool: int,
     checkpoint: Path,
 ) -> None:
@@ -143,21 +136,21 @@ def refine(
 
     Without a trained autoencoder in `run` it goes on from the one in `checkpoint`.
     """
-    rank, world = optim.start_processes(device)
-    start = trained(kind, run) if (run / "vae.pt").exists() else kind.read(checkpoint)
-    vae, clock = start.to(device).requires_grad_(False), optim.Clock(minutes, steps)
+    rank, world = optim.start_processes(run.device)
+    start = trained(kind, run.folder) if (run.folder / "vae.pt").exists() else kind.read(checkpoint)
+    vae, clock = start.to(run.device).requires_grad_(False), run.clock()
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
-    crops = Crops(list(clips.clips(seed + 2 + rank, 0, pool)))
+    crops = Crops(list(clips.clips(run.seed + 2 + rank, 0, pool)))
 
     def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
         torch.manual_seed(int(rng.integers(2**31)))
         stage = kind.refining
-        return decoder_loss(kind, vae, crops.batch(rng, stage, stage.batch // world).to(device))
+        return decoder_loss(kind, vae, crops.batch(rng, stage, stage.batch // world).to(run.device))
 
     average, opts = optim.Average(vae, 0.99), optimizers(vae, lr=8e-4)
-    path = run / "decoder.pt"
-    optim.fit(vae, average, opts, batch_loss, path, seed, clock, warmup=20, flat=0.1)
+    path = run.folder / "decoder.pt"
+    optim.fit(vae, average, opts, batch_loss, path, run.seed, clock, warmup=20, flat=0.1)
 
 
 def file_of(run: Path) -> Path | None:

@@ -175,20 +175,6 @@ def draw(scene: Scene, rng: np.random.Generator, frames: int = FRAMES, size: int
     return Clip(scene, np.round(video * 255).astype(np.uint8), np.stack(centres))
 
 
-def shape_mask(seed: int, index: int, held_out: bool = False) -> np.ndarray:
-    """Pixels of `clip(seed, index, held_out)` inside a shape: (T, H, W) bool."""
-    rng = np.random.default_rng([seed, index, int(held_out)])
-    scene = random_scene(rng, held_out)
-    _background(scene, rng, FRAMES, SIZE)  # takes from `rng` what it takes in `draw`
-    return np.any(
-        [
-            _signed_distance(actor.shape, centre, radius, SIZE) < 0
-            for actor, centre, radius in _placed(scene, rng, FRAMES, SIZE)
-        ],
-        axis=0,
-    )
-
-
 def _placed(
     scene: Scene, rng: np.random.Generator, frames: int, size: int
 ) -> Iterator[tuple[Actor, np.ndarray, float]]:

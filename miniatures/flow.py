@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from loguru import logger
 from torch import Tensor, nn
 from torch.special import ndtri
 
@@ -109,6 +112,15 @@ def optimizers(
     ]
 
 
+def splits(run: optim.Run) -> tuple[Latents, Latents]:
+    """Training and held-out latents of a run."""
+    mean, std = statistics(run.folder)
+    train, held_out = (
+        Latents(run.folder, name, run.device, mean, std) for name in ("train", "held_out")
+    )
+    return train, held_out
+
+
 class Batches:
     """Random clips with noise and noise levels, this process's part of a batch."""
 
@@ -138,3 +150,38 @@ def held_out_loss(velocities: Velocities, latents: Latents, count: int = 48) -> 
         prompts = latents.prompts[first : first + 16]
         total += F.mse_loss(*velocities(x0, noise, sigma, prompts)).item()
     return total / (count // 16)
+
+
+def train(
+    run: optim.Run,
+    model: nn.Module,
+    matrices: list[nn.Parameter],
+    velocities: Callable[..., tuple[Tensor, Tensor]],
+    *,
+    batch: int,
+    lr: float,
+    decay: float,
+    negative: str,
+) -> None:
+    """Trains a transformer into `dit.pt` of the run.
+
+    velocities(model, x0, noise, sigma, prompts): predicted and true; decay: of the average.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    clock, (data, check) = run.clock(), splits(run)
+    average, opts = optim.Average(model, decay), optimizers(model, matrices, lr)
+    batches = Batches(data, batch, rank, world)
+    logger.info(f"{sum(p.numel() for p in model.parameters())} parameters, {len(data)} clips")
+
+    def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
+        x0, noise, sigma, texts = batches.draw(rng)
+        kept = [drop(prompt, rng.random(), negative) for prompt in texts]
+        return loss(*velocities(model, x0, noise, sigma, kept))
+
+    def report() -> float:
+        return held_out_loss(partial(velocities, average.model), check)
+
+    path = run.folder / "dit.pt"
+    optim.fit(
+        model, average, opts, batch_loss, path, run.seed, clock, warmup=50, flat=0.35, report=report
+    )

@@ -18,43 +18,41 @@ TOGETHER = 2  # one thread has no fast convolution for a single clip
 
 
 @torch.no_grad()
-def encode(kind: Autoencoder, run: Path, seed: int, device: str, count: int) -> None:
+def encode(kind: Autoencoder, run: optim.Run, count: int) -> None:
     """Writes train.npy, held_out.npy, their prompts and statistics.json."""
-    rank, world = optim.start_processes(device)
-    model = trained(kind, run).to(device)
+    rank, world = optim.start_processes(run.device)
+    model = trained(kind, run.folder).to(run.device)
     for name, total in (("train", count), ("held_out", HELD_OUT)):
-        _encode_split(kind, run, name, model, seed, device, range(total)[rank::world], total)
+        _encode_split(kind, run, name, model, range(total)[rank::world], total)
     if world > 1:
         dist.barrier()
     if rank == 0:
-        _write_statistics(run)
+        _write_statistics(run.folder)
 
 
 def _encode_split(
     kind: Autoencoder,
-    run: Path,
+    run: optim.Run,
     name: str,
     model: nn.Module,
-    seed: int,
-    device: str,
     indices: range,
     count: int,
 ) -> None:
-    path, held_out = run / f"{name}.npy", name == "held_out"
+    path, held_out = run.folder / f"{name}.npy", name == "held_out"
     if indices.start == 0:
         if not path.exists() or len(np.load(path, mmap_mode="r")) != count:
             np.lib.format.open_memmap(path, "w+", np.float16, (count, *SHAPE)).flush()
-        prompts = [clips.prompt_of(seed, i, held_out) for i in range(count)]
-        (run / f"{name}.json").write_text(json.dumps(prompts))
+        prompts = [clips.prompt_of(run.seed, i, held_out) for i in range(count)]
+        (run.folder / f"{name}.json").write_text(json.dumps(prompts))
     if dist.is_initialized():
         dist.barrier()
     latents = np.load(path, mmap_mode="r+")
     missing = [i for i in indices if not latents[i].any()]  # the others are from a stopped run
     groups = [missing[i : i + TOGETHER] for i in range(0, len(missing), TOGETHER)]
     for group in tqdm(groups, desc=name, disable=indices.start > 0, mininterval=10):
-        drawn = [to_tensor(clips.clip(seed, i, held_out).frames) for i in group]
-        with optim.mixed_precision(device):
-            mean, _ = kind.encode(model, torch.stack(drawn).to(device))
+        drawn = [to_tensor(clips.clip(run.seed, i, held_out).frames) for i in group]
+        with optim.mixed_precision(run.device):
+            mean, _ = kind.encode(model, torch.stack(drawn).to(run.device))
         latents[group] = mean.float().cpu().numpy()
     latents.flush()
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,20 @@ class Clock:
             dist.broadcast(shared, 0)
             done = shared.item()
         return min(done, 1.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stage's working folder, seed, device, and its length in minutes or in steps."""
+
+    folder: Path
+    seed: int
+    device: str
+    minutes: float | None = None
+    steps: int | None = None
+
+    def clock(self) -> Clock:
+        return Clock(self.minutes, self.steps)
 
 
 def rate(progress: float, step: int, warmup: int, flat: float) -> float:

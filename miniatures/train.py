@@ -61,26 +61,26 @@ def main() -> None:
     logger.add(args.run / f"{args.stage}.log")
     logger.info(f"arguments: {vars(args)}")
     from miniatures import autoencoder, latents
+    from miniatures.optim import Run
 
     def part(name: str):  # one tree's alone: the other's libraries are not loaded
         return import_module(f"miniatures.{args.tree}.{name}")
 
-    length = {"minutes": args.minutes, "steps": args.steps}
+    run = Run(args.run, args.seed, args.device, args.minutes, args.steps)
     start = args.out if args.warm else None
-    common = (args.run, args.seed, args.device)
     if args.stage == "vae":
         kind = part("vae").AUTOENCODER
-        autoencoder.train(kind, *common, pool=args.clips, checkpoint=start, **length)
+        autoencoder.train(kind, run, args.clips, start)
     elif args.stage == "decoder":
         kind = part("vae").AUTOENCODER
-        autoencoder.refine(kind, *common, pool=args.clips, checkpoint=args.out, **length)
+        autoencoder.refine(kind, run, args.clips, args.out)
     elif args.stage == "latents":
-        latents.encode(part("vae").AUTOENCODER, *common, args.clips)
+        latents.encode(part("vae").AUTOENCODER, run, args.clips)
     elif args.stage in ("dit", "distil"):
-        run = part("dit").train if args.stage == "dit" else part("distil").train
+        train = part(args.stage).train
         rate = {} if args.lr is None else {"lr": args.lr}
         rate |= {"checkpoint": start} if args.stage == "dit" else {}
-        run(*common, batch=args.batch, compiled=args.compile, **rate, **length)
+        train(run, batch=args.batch, compiled=args.compile, **rate)
     elif args.stage == "export":
         part("export").write(args.run, args.out, args.seed)
 

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.baselines.base import BLOCK_LISTS
 from benchmarks.lib.clips import Tree
-from hyvideo.model import HYVideoDiffusionTransformer, text_lens
-from wan.model import WanModel
+from hyvideo.model import text_lens
 
 # our block lists by diffusers' names
 LISTS = {
@@ -39,55 +38,6 @@ PARTS = {
     "single_blocks": ("attn", "proj_mlp", "proj_out"),
 }
 Shares = dict[str, dict[str, float]]  # per block list and part: its share of a block's FLOPs
-
-
-def wan_transformer(model: WanModel) -> WanTransformer3DModel:
-    """diffusers' model on the weights of ours."""
-    block = model.blocks[0]
-    theirs = WanTransformer3DModel(
-        patch_size=model.patch_size,
-        num_attention_heads=model.num_heads,
-        attention_head_dim=model.dim // model.num_heads,
-        in_channels=model.in_dim,
-        out_channels=model.out_dim,
-        text_dim=model.text_dim,
-        freq_dim=model.freq_dim,
-        ffn_dim=block.ffn[0].out_features,
-        num_layers=len(model.blocks),
-        cross_attn_norm=not isinstance(block.norm3, nn.Identity),
-        eps=model.head.norm.eps,
-    )
-    state = convert_wan_transformer_to_diffusers(dict(model.state_dict()))
-    theirs.load_state_dict(state, strict=True, assign=True)
-    return theirs
-
-
-def hunyuan_transformer(
-    model: HYVideoDiffusionTransformer, rope_theta: float
-) -> HunyuanVideoTransformer3DModel:
-    """diffusers' model on the weights of ours."""
-    frames, rows, _ = model.patch_size
-    theirs = HunyuanVideoTransformer3DModel(
-        in_channels=model.in_channels,
-        out_channels=model.out_channels,
-        num_attention_heads=model.heads_num,
-        attention_head_dim=model.hidden_size // model.heads_num,
-        num_layers=len(model.double_blocks),
-        num_single_layers=len(model.single_blocks),
-        num_refiner_layers=len(model.txt_in.individual_token_refiner.blocks),
-        mlp_ratio=model.double_blocks[0].img_mlp.fc1.out_features / model.hidden_size,
-        patch_size=rows,
-        patch_size_t=frames,
-        guidance_embeds=model.guidance_embed,
-        text_embed_dim=model.text_states_dim,
-        pooled_projection_dim=model.text_states_dim_2,
-        rope_theta=rope_theta,
-        rope_axes_dim=model.rope_dim_list,
-    )
-    state = _with_split_linear1(dict(model.state_dict()), model.hidden_size)
-    state = convert_hunyuan_video_transformer_to_diffusers(state)
-    theirs.load_state_dict(state, strict=True, assign=True)
-    return theirs
 
 
 def _with_split_linear1(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
@@ -154,7 +104,24 @@ class ConvertedWan(Converted):
     """x: clips (C, F, H, W); context: text rows per clip, zero-padded to text_len as by ours."""
 
     def _build(self, tree: Tree) -> nn.Module:
-        return wan_transformer(tree.pipeline.model)
+        model = tree.pipeline.model
+        block = model.blocks[0]
+        theirs = WanTransformer3DModel(
+            patch_size=model.patch_size,
+            num_attention_heads=model.num_heads,
+            attention_head_dim=model.dim // model.num_heads,
+            in_channels=model.in_dim,
+            out_channels=model.out_dim,
+            text_dim=model.text_dim,
+            freq_dim=model.freq_dim,
+            ffn_dim=block.ffn[0].out_features,
+            num_layers=len(model.blocks),
+            cross_attn_norm=not isinstance(block.norm3, nn.Identity),
+            eps=model.head.norm.eps,
+        )
+        state = convert_wan_transformer_to_diffusers(dict(model.state_dict()))
+        theirs.load_state_dict(state, strict=True, assign=True)
+        return theirs
 
     def translated(self, arguments: dict[str, Any]) -> dict[str, Tensor | None]:
         clips, rows = arguments["x"], self.ours.text_len
@@ -176,7 +143,29 @@ class ConvertedHunyuan(Converted):
     """Text is cut to the longest prompt as by ours; diffusers would carry and mask the padding."""
 
     def _build(self, tree: Tree) -> nn.Module:
-        return hunyuan_transformer(tree.pipeline.model, float(tree.config.rope_theta))
+        model = tree.pipeline.model
+        frames, rows, _ = model.patch_size
+        theirs = HunyuanVideoTransformer3DModel(
+            in_channels=model.in_channels,
+            out_channels=model.out_channels,
+            num_attention_heads=model.heads_num,
+            attention_head_dim=model.hidden_size // model.heads_num,
+            num_layers=len(model.double_blocks),
+            num_single_layers=len(model.single_blocks),
+            num_refiner_layers=len(model.txt_in.individual_token_refiner.blocks),
+            mlp_ratio=model.double_blocks[0].img_mlp.fc1.out_features / model.hidden_size,
+            patch_size=rows,
+            patch_size_t=frames,
+            guidance_embeds=model.guidance_embed,
+            text_embed_dim=model.text_states_dim,
+            pooled_projection_dim=model.text_states_dim_2,
+            rope_theta=float(tree.config.rope_theta),
+            rope_axes_dim=model.rope_dim_list,
+        )
+        state = _with_split_linear1(dict(model.state_dict()), model.hidden_size)
+        state = convert_hunyuan_video_transformer_to_diffusers(state)
+        theirs.load_state_dict(state, strict=True, assign=True)
+        return theirs
 
     def translated(self, arguments: dict[str, Any]) -> dict[str, Tensor | None]:
         x, rows = arguments["x"], max(text_lens(arguments["text_mask"]))

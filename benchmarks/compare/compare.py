@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 after one line on stderr for bad input."""
     try:
         args = build_parser().parse_args(arguments)
-        names = check(args)
+        names = chosen_names(args.policies)
+        if not 0 <= args.part < args.parts:
+            raise ValueError(f"--part {args.part} of {args.parts} parts: expected 0 to parts - 1")
         if args.table:
             sys.stdout.write(show(args.trees, args.out))
             return 0
@@ -174,25 +176,6 @@ def one_row(one: Settled, of_prompt: dict[str, Any]) -> dict[str, Any]:
 
 def label(budget: float | None) -> str:
     return "at its own speed" if budget is None else f"{budget:g}x"
-
-
-def check(args: argparse.Namespace) -> list[str]:
-    """The names of the policies; ValueError for arguments that do not fit."""
-    counts = ("prompts", "parts", "threads", "tune_prompts", "calibration_prompts")
-    for name in counts:
-        if (count := getattr(args, name)) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {count}: expected at least 1")
-    if not 0 <= args.part < args.parts:
-        raise ValueError(f"--part {args.part} of {args.parts} parts: expected 0 to parts - 1")
-    if args.tune_prompts > args.calibration_prompts:
-        raise ValueError(
-            f"--tune-prompts {args.tune_prompts}: there are {args.calibration_prompts} "
-            "calibration prompts"
-        )
-    for budget in args.budgets:
-        if not 1 < budget <= 10:
-            raise ValueError(f"--budgets {budget:g}: expected above 1 and at most 10")
-    return chosen_names(args.policies)
 
 
 def build_parser() -> Parser:

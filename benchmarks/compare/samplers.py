@@ -23,8 +23,9 @@ from torch import Tensor
 
 from benchmarks.baselines import Peer, Variant
 from benchmarks.lib.clips import Inputs, Tree
+from benchmarks.lib.rows import quality_row
 from profiling_core.files import write_whole
-from profiling_core.metrics import compare, latent_error
+from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 
@@ -153,12 +154,11 @@ class References:
 def measured(tree: Tree, sampler: Sampler, reference: Reference) -> dict[str, Any]:
     """Figures of a row: speed-up by block FLOPs, bytes, latent error, video metrics, seconds."""
     ran = sampler.run(tree, reference.inputs)
-    quality = compare(tree.decode(ran.latent), reference.video)
     return {
         "speedup": round(1 / ran.share, 4),
         "bytes_held": ran.bytes_held,
         "latent_error": round(latent_error(ran.latent, reference.latent), 6),
-        **{key: round(value, 4) for key, value in quality.as_row().items()},
+        **quality_row(tree.decode(ran.latent), reference.video),
         "seconds": round(ran.seconds, 3),
         "full_seconds": round(reference.seconds, 3),
     }

@@ -13,9 +13,17 @@ import torch
 
 from benchmarks.lib.clips import Tree, load
 from benchmarks.lib.command_line import Parser, log
-from benchmarks.lib.rows import TREES, append_row, default_device, environment, spread, table
+from benchmarks.lib.rows import (
+    TREES,
+    append_row,
+    default_device,
+    environment,
+    quality_row,
+    spread,
+    table,
+)
 from miniatures.clips import held_out_prompts
-from profiling_core.metrics import compare, latent_error
+from profiling_core.metrics import latent_error
 from profiling_core.plan.presets import available
 from profiling_core.trees.registry import TREES as ADAPTERS
 
@@ -49,7 +57,6 @@ def one_prompt(tree: Tree, prompt: str, seed: int, solver: str) -> list[dict]:
     rows = []
     for policy, (preset, steps) in policies(tree).items():
         latent = tree.denoise(inputs, tree.plan(preset), steps=steps, solver=solver)
-        quality = compare(tree.decode(latent), reference)
         rows.append(
             {
                 "tree": tree.name,
@@ -60,7 +67,7 @@ def one_prompt(tree: Tree, prompt: str, seed: int, solver: str) -> list[dict]:
                 "block_share": round(tree.last_run.block_runs / blocks, 4),
                 "bytes_held": tree.last_run.peak_bytes,
                 "latent_error": round(latent_error(latent.cpu(), full.cpu()), 5),
-                **{key: round(value, 4) for key, value in quality.as_row().items()},
+                **quality_row(tree.decode(latent), reference),
             }
         )
     return rows

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.lib import ROOT
+from profiling_core.metrics import compare
 
 RESULTS = ROOT / "benchmarks" / "results"
 TREES = ("wan", "hunyuan")
@@ -102,6 +103,11 @@ class Rows:
 
     def _key(self, row: Row, names: tuple[str, ...]) -> str:
         return json.dumps([row[name] for name in names], sort_keys=True)
+
+
+def quality_row(video: torch.Tensor, reference: torch.Tensor) -> Row:
+    """Metrics of a decoded clip against the full run's."""
+    return {name: round(value, 4) for name, value in compare(video, reference).as_row().items()}
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

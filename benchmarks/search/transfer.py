@@ -40,9 +40,10 @@ from benchmarks.lib.rows import (
     environment,
     load_rows,
     markdown,
+    quality_row,
     spread,
 )
-from profiling_core.metrics import compare, latent_error
+from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.regrid import regrid
@@ -233,11 +234,8 @@ def one_prompt(place: Place, samplers: list[Sampler], prompt: str, seed: int, pa
         same = json.dumps([sampler.steps, plan and plan.model_dump(mode="json")["sites"]])
         if same not in ran:
             latent = place.run(inputs, plan, sampler.steps)
-            quality = compare(tree.decode(latent), reference)
-            ran[same] = {
-                "latent_error": round(latent_error(latent, full), 6),
-                **{name: round(value, 4) for name, value in quality.as_row().items()},
-            }
+            error = round(latent_error(latent, full), 6)
+            ran[same] = {"latent_error": error, **quality_row(tree.decode(latent), reference)}
         append_row(NAME, {**of_prompt, "seed": seed, **facts(place, sampler), **ran[same], **found})
         psnr = f"{ran[same]['psnr_frames']:.1f} dB"
         log(f"{tree.name} {setting.name}, seed {seed}, {sampler.policy}: {psnr}")

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from statistics import median
 
 import torch
 
+from benchmarks.lib.clips import EXAMPLES, load
 from benchmarks.lib.command_line import Parser, log
 from benchmarks.lib.rows import append_row, default_device, environment, has_bf16, table
 from benchmarks.lib.subjects import hunyuan_subject, random_model, wan_subject
 from benchmarks.lib.timing import PLANS, Subject, cost_row
+from hyvideo.model import HYVideoDiffusionTransformer
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
+from wan.model import WanModel
 
 MID_LATENT = (16, 8, 32, 32)  # 8 x 16 x 16 = 2,048 tokens
 MID_TEXT = 64
@@ -65,72 +67,34 @@ def subjects(tree: str, wanted: list[str], device: torch.device) -> Iterator[Sub
     """The tree's models, one after another; in bf16 only where the device computes in it."""
     bf16 = has_bf16(device)
     if "mini" in wanted:
-        yield MINIATURES[tree](device, bf16)
+        yield miniature(tree, device, bf16)
     if "mid" not in wanted:
         return
-    yield MID_SIZE[tree](torch.float32, device)
+    yield mid_size(tree, torch.float32, device)
     if bf16:
-        yield MID_SIZE[tree](torch.bfloat16, device)
+        yield mid_size(tree, torch.bfloat16, device)
     else:
         log(f"{tree} mid-size, bfloat16 left out: no bf16 instructions here")
 
 
-def wan_miniature(device: torch.device, bf16: bool) -> Subject:
-    """As its pipeline runs it: fp32 weights, bf16 autocast where that is not emulated."""
-    from wan.configs import WAN_CONFIGS, parse_size
-    from wan.weights import load_transformer
-
-    config = WAN_CONFIGS["t2v-mini"]
-    latent = config.latent_shape(parse_size(config.default_size), config.frame_num)
-    model = load_transformer(config.ckpt_dir, device, torch.float32)
-    return wan_subject(miniature_name(bf16), model, latent, autocast=bf16)
-
-
-def hunyuan_miniature(device: torch.device, bf16: bool) -> Subject:
-    """As its pipeline runs it: bf16 weights and autocast, fp32 where bf16 is emulated."""
-    from hyvideo.checkpoint import find_files
-    from hyvideo.config import CONFIGS
-    from hyvideo.weights import load_transformer
-
-    config = replace(CONFIGS["HYVideo-mini"], precision="bf16" if bf16 else "fp32")
-    latent = config.latent_shape(config.video_size, config.video_length)
-    model = load_transformer(find_files(config.model_base).dit, config, device)
-    name = miniature_name(bf16)
-    return hunyuan_subject(name, model, latent, config.text_len, autocast=bf16)
+def miniature(tree_name: str, device: torch.device, bf16: bool) -> Subject:
+    """As its pipeline runs it: in bf16 autocast where that is not emulated, else in fp32."""
+    tree = load(tree_name, fp32=not bf16)
+    *_, noise = tree.inputs(EXAMPLES[tree_name], 0)
+    model, name = tree.pipeline.model, f"miniature, {'bf16 autocast' if bf16 else 'float32'}"
+    if tree_name == "wan":
+        return wan_subject(name, model, tuple(noise.shape), autocast=bf16)
+    text = tree.config.text_len
+    return hunyuan_subject(name, model, tuple(noise.shape[1:]), text, autocast=bf16)
 
 
-def miniature_name(bf16: bool) -> str:
-    return f"miniature, {'bf16 autocast' if bf16 else 'float32'}"
-
-
-def mid_wan(dtype: torch.dtype, device: torch.device) -> Subject:
-    from wan.model import WanModel
-
-    model = random_model(lambda: WanModel(**MID_WAN), dtype, device)
-    half = dtype == torch.bfloat16
-    return wan_subject(mid_name(dtype), model, MID_LATENT, autocast=half)
-
-
-def mid_hunyuan(dtype: torch.dtype, device: torch.device) -> Subject:
-    from hyvideo.model import HYVideoDiffusionTransformer
-
+def mid_size(tree_name: str, dtype: torch.dtype, device: torch.device) -> Subject:
+    name, half = f"mid-size, {str(dtype).removeprefix('torch.')}", dtype == torch.bfloat16
+    if tree_name == "wan":
+        model = random_model(lambda: WanModel(**MID_WAN), dtype, device)
+        return wan_subject(name, model, MID_LATENT, autocast=half)
     model = random_model(lambda: HYVideoDiffusionTransformer(**MID_HUNYUAN), dtype, device)
-    half = dtype == torch.bfloat16
-    return hunyuan_subject(mid_name(dtype), model, MID_LATENT, MID_TEXT, autocast=half)
-
-
-def mid_name(dtype: torch.dtype) -> str:
-    return f"mid-size, {str(dtype).removeprefix('torch.')}"
-
-
-MINIATURES: dict[str, Callable[[torch.device, bool], Subject]] = {
-    "wan": wan_miniature,
-    "hunyuan": hunyuan_miniature,
-}
-MID_SIZE: dict[str, Callable[[torch.dtype, torch.device], Subject]] = {
-    "wan": mid_wan,
-    "hunyuan": mid_hunyuan,
-}
+    return hunyuan_subject(name, model, MID_LATENT, MID_TEXT, autocast=half)
 
 
 def one_row(subject: Subject, preset: str, rounds: int, device: torch.device, storage: str) -> dict:

@@ -29,7 +29,6 @@ from benchmarks.speed.scaling_model import (
     WAN_14B,
     Clip,
     Fit,
-    Model,
     PaperFit,
     clip_seconds,
     fit_paper,
@@ -58,7 +57,6 @@ DEGREES = (
 )
 
 GB = 1e9
-RANKS = (1, 2, 4, 8)
 ENCODER = 5_680_910_336 * 2  # bytes of the official text encoder, bf16
 PLANS = ("release", "paper", "balanced")
 
@@ -80,13 +78,10 @@ def main() -> int:
 
 def local_table(rows: list[dict]) -> str:
     latest = {(row["tree"], row["processes"]): row for row in rows}
-    lines = [
-        [
-            *(tree, str(count), f"{row['full_seconds']:.2f}", f"{row['plan_seconds']:.2f}"),
-            f"{row['speedup']:.2f}x",
-        ]
-        for (tree, count), row in sorted(latest.items())
-    ]
+    lines = []
+    for (tree, count), row in sorted(latest.items()):
+        seconds = (f"{row[name]:.2f}" for name in ("full_seconds", "plan_seconds"))
+        lines.append([tree, str(count), *seconds, f"{row['speedup']:.2f}x"])
     return table(["tree", "processes", "full, s", "balanced, s", "speed-up"], lines)
 
 
@@ -94,22 +89,16 @@ def shown(fit: Fit, paper: PaperFit) -> Iterator[str]:
     """All tables of the model."""
     reached = f"{fit.compute:.0%} of the matmul rate, {fit.link:.0%} of the link"
     header = [f"HunyuanVideo 720p, 129 frames, seconds ({reached})", *map(str, GPUS)]
-    yield table(
-        header,
-        [
-            ["published, H100", *(f"{s:.0f}" for s in PUBLISHED_SECONDS)],
-            ["model", *(f"{s:.0f}" for s in fit.seconds)],
-        ],
-    )
+    found = {"published, H100": PUBLISHED_SECONDS, "model": fit.seconds}
+    yield table(header, [[name, *(f"{s:.0f}" for s in of)] for name, of in found.items()])
     words = f"the paper's speed-ups; model: {paper.speedup:.2f}x of the blocks"
     lines = []
     for clip, published in PUBLISHED_SPEEDUPS.items():
         lines.append([f"{clip}: published", *(f"{s:.2f}" for s in published)])
         lines.append(["model", *(f"{s:.2f}" for s in paper.modelled[clip])])
     yield table([words, *map(str, GPUS)], lines)
-    yield table(
-        [f"predicted, {SPEEDUP:g}x plan", *map(str, GPUS), "8 over 1"], list(_predicted(fit))
-    )
+    header = [f"predicted, {SPEEDUP:g}x plan", *map(str, GPUS), "8 over 1"]
+    yield table(header, list(_predicted(fit)))
     yield table(["one call, MB sent by each of 8 ranks", *map(_words, DEGREES)], list(_sent()))
     yield table(["loop seconds, 8 H100", *map(_words, DEGREES)], list(_loops(fit)))
     heads = [f"{n} GPUs a clip" for n in GPUS]
@@ -141,15 +130,9 @@ def _sent() -> Iterator[list[str]]:
 
 def _loops(fit: Fit) -> Iterator[list[str]]:
     for model, clip in PREDICTED:
-        yield [
-            f"{model.name} {clip}",
-            *(_seconds(model, clip, one, fit) for one in DEGREES),
-        ]
-
-
-def _seconds(model: Model, clip: Clip, degrees: Degrees, fit: Fit) -> str:
-    fits = degrees.cfg <= model.branches
-    return f"{loop_seconds(model, clip, degrees, fit.machine(H100)):.0f}" if fits else "-"
+        fitting = [one if one.cfg <= model.branches else None for one in DEGREES]
+        seconds = [one and loop_seconds(model, clip, one, fit.machine(H100)) for one in fitting]
+        yield [f"{model.name} {clip}", *("-" if s is None else f"{s:.0f}" for s in seconds)]
 
 
 def _clips(fit: Fit, gpus: int = 0) -> Iterator[list[str]]:
@@ -166,15 +149,8 @@ def _clips(fit: Fit, gpus: int = 0) -> Iterator[list[str]]:
 
 
 def _words(degrees: Degrees) -> str:
-    return " x ".join(
-        f"{name} {count}"
-        for name, count in (
-            ("ulysses", degrees.ulysses),
-            ("ring", degrees.ring),
-            ("cfg", degrees.cfg),
-        )
-        if count > 1
-    )
+    counts = {name: getattr(degrees, name) for name in ("ulysses", "ring", "cfg")}
+    return " x ".join(f"{name} {count}" for name, count in counts.items() if count > 1)
 
 
 def memory_table(clip: Clip) -> str:
@@ -184,24 +160,18 @@ def memory_table(clip: Clip) -> str:
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
     rest = sum(p.numel() for p in model.parameters()) - sum(blocks)
     lines = [
-        ["transformer's share, fp32", *((sum(blocks) + rest) * 4 / n for n in RANKS)],
+        ["transformer's share, fp32", *((sum(blocks) + rest) * 4 / n for n in GPUS)],
         ["gathered: embeddings and head, fp32", *([0.0] + [rest * 4] * 3)],
         ["gathered: one block, bf16", *([0.0] + [blocks[0] * 2] * 3)],
-        ["text encoder's share", *(ENCODER / n for n in RANKS)],
+        ["text encoder's share", *(ENCODER / n for n in GPUS)],
     ]
     for preset in PLANS:
         plan = resolve_plan(preset, "wan2.1-t2v-14B")
-        held = [
-            bytes_held(
-                plan,
-                tokens=-(-clip.tokens // n),
-                stream_itemsize=4,
-                latent_numel=16 * clip.latents * (clip.height // 8) * (clip.width // 8),
-            )
-            for n in RANKS
-        ]
+        latent = 16 * clip.latents * (clip.height // 8) * (clip.width // 8)
+        sizes = {"stream_itemsize": 4, "latent_numel": latent}
+        held = [bytes_held(plan, tokens=-(-clip.tokens // n), **sizes) for n in GPUS]
         lines.append([f"anchors of `{preset}`", *held])
-    header = [f"Wan2.1 14B, {clip}: GB a rank", *map(str, RANKS)]
+    header = [f"Wan2.1 14B, {clip}: GB a rank", *map(str, GPUS)]
     return table(header, [[name, *(f"{n / GB:.2f}" for n in sizes)] for name, *sizes in lines])
 
 

@@ -272,12 +272,11 @@ def speedups(
     speedup: float,
     *,
     shared: bool = False,
-    cfg: int = 1,
 ) -> tuple[float, ...]:
     """End to end without over with the plan, on GPUS; both decode in the same way."""
     found = []
     for n in GPUS:
-        degrees = Degrees(ulysses=max(1, n // cfg), cfg=min(cfg, n))
+        degrees = Degrees(ulysses=n)
         plain, planned = (
             clip_seconds(model, clip, degrees, machine, rest, s, shared=shared)
             for s in (1.0, speedup)

@@ -5,8 +5,6 @@ starts as the trained transformer, gets w through its guidance embedder and lear
 as the official distilled checkpoint was made.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from loguru import logger
@@ -19,29 +17,23 @@ STRENGTHS = (1.0, 8.0)
 
 
 def train(
-    run: Path,
-    seed: int,
-    device: str,
-    minutes: float | None,
-    steps: int | None,
+    run: optim.Run,
     batch: int,
     compiled: bool,
     lr: float = 5e-4,
 ) -> None:
-    """Distils `run/dit.pt` into `run/distil.pt`."""
-    rank, world = optim.start_processes(device)
-    (teacher, trained_steps), (student, _) = (dit.load(run / "dit.pt") for _ in range(2))
-    teacher, student = teacher.to(device).requires_grad_(False), student.to(device).train()
-    clock = optim.Clock(minutes, steps)
+    """Distils `dit.pt` of the run into `distil.pt`."""
+    rank, world = optim.start_processes(run.device)
+    (teacher, trained_steps), (student, _) = (dit.load(run.folder / "dit.pt") for _ in range(2))
+    teacher, student = teacher.to(run.device).requires_grad_(False), student.to(run.device).train()
+    clock = run.clock()
     average = optim.Average(student, 0.99)
     opts = flow.optimizers(student, dit.matrices_of(student), lr)
-    data, check = (
-        flow.Latents(run, name, device, *flow.statistics(run)) for name in ("train", "held_out")
-    )
+    data, check = flow.splits(run)
     batches = flow.Batches(data, batch, rank, world)
-    predict = dit.Flow(dit.Prompts(run / "encoders", seed, device), device)
+    predict = dit.Flow(dit.Prompts(run.folder / "encoders", run.seed, run.device), run.device)
     for model in (teacher, student):
-        dit.prepare(model, device, compiled)
+        dit.prepare(model, run.device, compiled)
     logger.info(f"teacher of step {trained_steps}")
 
     def guided(noisy: Tensor, sigma: Tensor, prompts: list[str], scale: Tensor) -> Tensor:
@@ -78,7 +70,7 @@ def train(
         return (per_clip / scale).mean()
 
     def report() -> float:
-        scale = torch.linspace(*STRENGTHS, 16, device=device)
+        scale = torch.linspace(*STRENGTHS, 16, device=run.device)
         return flow.held_out_loss(lambda *clip: error(average.model, *clip, scale), check, count=16)
 
     optim.fit(
@@ -86,8 +78,8 @@ def train(
         average,
         opts,
         batch_loss,
-        run / "distil.pt",
-        seed + 1,
+        run.folder / "distil.pt",
+        run.seed + 1,
         clock,
         warmup=20,
         flat=0.2,

@@ -7,10 +7,8 @@ stage `distil` then teaches that embedder the strengths 1 to 8.
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from loguru import logger
 from torch import Tensor, nn
 
 from miniatures import flow, optim
@@ -116,32 +114,22 @@ def prepare(model: nn.Module, device: str, compiled: bool) -> None:
 
 
 def train(
-    run: Path,
-    seed: int,
-    device: str,
-    minutes: float | None,
-    steps: int | None,
+    run: optim.Run,
     batch: int,
     compiled: bool,
     lr: float = 1.5e-3,
     checkpoint: Path | None = None,
 ) -> None:
-    """Trains the transformer into `run/dit.pt`, from the weights of `checkpoint` if given."""
-    rank, world = optim.start_processes(device)
-    torch.manual_seed(seed)
-    model, clock = build(), optim.Clock(minutes, steps)
+    """Trains the transformer into `dit.pt`, from the weights of `checkpoint` if given."""
+    optim.start_processes(run.device)
+    torch.manual_seed(run.seed)
+    model = build()
     model.init_weights()
     if checkpoint is not None:
         model.load_state_dict(read(checkpoint))
-    model.to(device)
-    average, opts = optim.Average(model, 0.99), flow.optimizers(model, matrices_of(model), lr)
-    data, check = (
-        flow.Latents(run, name, device, *flow.statistics(run)) for name in ("train", "held_out")
-    )
-    batches = flow.Batches(data, batch, rank, world)
-    predict = Flow(Prompts(run / "encoders", seed, device), device)
-    prepare(model, device, compiled)
-    logger.info(f"{sum(p.numel() for p in model.parameters())} parameters, {len(data)} clips")
+    model.to(run.device)
+    predict = Flow(Prompts(run.folder / "encoders", run.seed, run.device), run.device)
+    prepare(model, run.device, compiled)
 
     def velocities(
         net: nn.Module, x0: Tensor, noise: Tensor, sigma: Tensor, prompts: list[str]
@@ -149,18 +137,8 @@ def train(
         noisy = flow.noisy_latents(x0, noise, sigma)
         return predict(net, noisy, sigma, prompts, torch.ones_like(sigma)), noise - x0
 
-    def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
-        x0, noise, sigma, texts = batches.draw(rng)
-        kept = [flow.drop(prompt, rng.random(), NEGATIVE_PROMPT) for prompt in texts]
-        return flow.loss(*velocities(model, x0, noise, sigma, kept))
-
-    def report() -> float:
-        return flow.held_out_loss(lambda *clip: velocities(average.model, *clip), check)
-
-    path = run / "dit.pt"
-    optim.fit(
-        model, average, opts, batch_loss, path, seed, clock, warmup=50, flat=0.35, report=report
-    )
+    settings = {"batch": batch, "lr": lr, "decay": 0.99, "negative": NEGATIVE_PROMPT}
+    flow.train(run, model, matrices_of(model), velocities, **settings)
 
 
 def read(folder: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from miniatures import clips
+from miniatures.text import PAD, UNKNOWN, prompt_tokenizer, prompt_words
 
 HEADS = 4  # of the Llama, each looking one word further back
 LOOK_BACK = 12.0  # attention score of a head's own word over that of its neighbours
@@ -41,7 +41,6 @@ CLIP = {
     "num_attention_heads": 2,
     "max_position_embeddings": 77,
 }
-PAD, UNKNOWN = "<pad>", "<unk>"
 BEGIN, HEADER, HEADER_END, TURN_END = (
     f"<|{name}|>" for name in ("begin_of_text", "start_header_id", "end_header_id", "eot_id")
 )
@@ -49,11 +48,6 @@ CLIP_BEGIN, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 # Words, marks and paragraph breaks of the official templates. Llama's own tokenizer takes 95 and
 # 36 tokens for what stands before the prompt; with one word in two parts this one does as well.
 TOKENS = r"atmo(?=sphere)|\n\n|[a-z]+|[0-9]|[^\sa-z0-9]"
-
-
-def prompt_words() -> list[str]:
-    words = " ".join((*clips.COLOURS, *clips.SHAPES, *clips.MOTIONS, *clips.BACKGROUNDS))
-    return list(dict.fromkeys([*words.split(), "over", "and"]))
 
 
 def build_llama_tokenizer(templates: tuple[str, ...]) -> PreTrainedTokenizerFast:
@@ -97,20 +91,7 @@ def build_llama_tokenizer(templates: tuple[str, ...]) -> PreTrainedTokenizerFast
 def build_clip_tokenizer() -> PreTrainedTokenizerFast:
     """Lower-case words between begin and end; articles and marks are dropped."""
     special = [PAD, UNKNOWN, CLIP_BEGIN, CLIP_END]
-    words = {word: i for i, word in enumerate([*special, *prompt_words()])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.Lowercase(),
-            normalizers.Replace(Regex("[^a-z]+"), " "),
-            normalizers.Replace(Regex(r"\b(a|an|the)\b"), ""),
-        ]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{CLIP_BEGIN} $A {CLIP_END}",
-        special_tokens=[(t, words[t]) for t in (CLIP_BEGIN, CLIP_END)],
-    )
+    tokenizer = prompt_tokenizer(special, "", f"{CLIP_BEGIN} $A {CLIP_END}")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

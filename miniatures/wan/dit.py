@@ -3,9 +3,7 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from loguru import logger
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -51,66 +49,40 @@ class Prompts:
         return self.rows[prompt]
 
 
-def velocities(
-    model: WanModel, x0: Tensor, noise: Tensor, sigma: Tensor, context: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Predicted and true velocity noise - x0 at x0 + sigma (noise - x0)."""
-    noisy = flow.noisy_latents(x0, noise, sigma)
-    with optim.mixed_precision(x0.device):
-        predicted = torch.stack(model(list(noisy), 1000 * sigma, context, TOKENS))
-    return predicted.float(), noise - x0
-
-
 def train(
-    run: Path,
-    seed: int,
-    device: str,
-    minutes: float | None,
-    steps: int | None,
+    run: optim.Run,
     batch: int,
     compiled: bool,
     lr: float = 1.5e-3,
     checkpoint: Path | None = None,
 ) -> None:
-    """Trains the transformer into `run/dit.pt`, from the weights of `checkpoint` if given."""
-    rank, world = optim.start_processes(device)
-    torch.manual_seed(seed)
-    model, clock = WanModel(**CONFIG), optim.Clock(minutes, steps)
+    """Trains the transformer into `dit.pt`, from the weights of `checkpoint` if given."""
+    optim.start_processes(run.device)
+    torch.manual_seed(run.seed)
+    model = WanModel(**CONFIG)
     if checkpoint is not None:
         model.load_state_dict(
             {name: tensor.float() for name, tensor in load_file(checkpoint / FILE).items()}
         )
-    model.to(device)
+    model.to(run.device)
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    average, opts = optim.Average(model, 0.999), flow.optimizers(model, matrices, lr)
-    data, check = (
-        flow.Latents(run, name, device, *flow.statistics(run)) for name in ("train", "held_out")
-    )
-    prompts, batches = Prompts(seed, device), flow.Batches(data, batch, rank, world)
-    if device == "cpu":
+    prompts = Prompts(run.seed, run.device)
+    if run.device == "cpu":
         wan.model.attention = flow.plain_attention
     if compiled:
         for block in model.blocks:
             block.compile()
-    logger.info(f"{sum(p.numel() for p in model.parameters())} parameters, {len(data)} clips")
 
-    def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
-        x0, noise, sigma, texts = batches.draw(rng)
-        kept = [flow.drop(prompt, rng.random(), NEGATIVE_PROMPT) for prompt in texts]
-        return flow.loss(*velocities(model, x0, noise, sigma, [prompts[p] for p in kept]))
+    def velocities(
+        net: WanModel, x0: Tensor, noise: Tensor, sigma: Tensor, texts: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        noisy, context = flow.noisy_latents(x0, noise, sigma), [prompts[text] for text in texts]
+        with optim.mixed_precision(x0.device):
+            predicted = torch.stack(net(list(noisy), 1000 * sigma, context, TOKENS))
+        return predicted.float(), noise - x0
 
-    def report() -> float:
-        return flow.held_out_loss(
-            lambda x0, noise, sigma, texts: velocities(
-                average.model, x0, noise, sigma, [prompts[p] for p in texts]
-            ),
-            check,
-        )
-
-    path = run / "dit.pt"
-    optim.fit(
-        model, average, opts, batch_loss, path, seed, clock, warmup=50, flat=0.35, report=report
-    )
+    settings = {"batch": batch, "lr": lr, "decay": 0.999, "negative": NEGATIVE_PROMPT}
+    flow.train(run, model, matrices, velocities, **settings)
 
 
 def load(run: Path, averaged: bool = True) -> tuple[nn.Module, int]:

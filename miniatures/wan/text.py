@@ -9,41 +9,25 @@ there into the row.
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from miniatures import clips
+from miniatures.text import PAD, UNKNOWN, prompt_tokenizer, prompt_words
 
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+END = "</s>"
 OFFSETS = (-4, -3, -2, -1, 1, 2, 3, 4)  # one per attention head
 TEXT_LEN = 32
 HOLD = 8.0  # attention bias at a head's offset; elsewhere 0
 
 
-def vocabulary() -> dict[str, int]:
-    words = " ".join((*clips.COLOURS, *clips.SHAPES, *clips.MOTIONS, *clips.BACKGROUNDS))
-    ordered = list(dict.fromkeys([*words.split(), "over", "and"]))
-    return {word: i for i, word in enumerate([PAD, END, UNKNOWN, *ordered])}
+def vocabulary_size() -> int:
+    return len(prompt_words()) + 3
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Lower-case words; letters outside a-z and punctuation separate them; articles are dropped."""
-    words = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
-    words.normalizer = normalizers.Sequence(
-        [
-            normalizers.Lowercase(),
-            normalizers.Replace(Regex("[^a-z<>/]+"), " "),
-            normalizers.Replace(Regex(r"\b(a|an|the)\b"), ""),
-        ]
-    )
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, vocabulary()[END])]
-    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=prompt_tokenizer([PAD, END, UNKNOWN], "<>/", f"$A {END}"),
         pad_token=PAD,
         eos_token=END,
         unk_token=UNKNOWN,
@@ -54,7 +38,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def config() -> dict:
     """Keyword arguments of UMT5Config."""
     return {
-        "vocab_size": len(vocabulary()),
+        "vocab_size": vocabulary_size(),
         "d_model": 256,
         "d_kv": 32,
         "d_ff": 256,
@@ -76,7 +60,7 @@ def build_encoder(seed: int) -> UMT5EncoderModel:
         UMT5Config(**config()), attn_implementation="eager"
     ).eval()
     width = model.config.d_model
-    embedding = torch.randn(len(vocabulary()), width, generator=generator)
+    embedding = torch.randn(vocabulary_size(), width, generator=generator)
     orthogonal = torch.linalg.qr(embedding.T).Q.T  # unit rows
     model.shared.weight.copy_(orthogonal * width**0.5)
     for block in model.encoder.block:

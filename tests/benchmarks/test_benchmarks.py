@@ -119,7 +119,7 @@ def test_engine_benchmark_measures_the_mid_sizes(tree, monkeypatch, rows, run, c
 
 
 def test_engine_benchmark_measures_the_wan_miniature_as_its_pipeline_runs_it():
-    subject = engine.wan_miniature(CPU, bf16=False)
+    subject = engine.miniature("wan", CPU, bf16=False)
     assert subject.plan("paper").sites == load_preset("wan2.1-t2v-mini", "paper").sites
     assert subject.planned.clip.tokens == MODELS["wan2.1-t2v-mini"].clip.tokens
 
@@ -129,7 +129,7 @@ def test_engine_benchmark_measures_the_hunyuan_miniature_as_its_pipeline_runs_it
 ):
     config = replace(TINY_HUNYUAN, model_base=hunyuan_checkpoint)
     monkeypatch.setitem(HUNYUAN_CONFIGS, "HYVideo-mini", config)
-    subject = engine.hunyuan_miniature(CPU, bf16=False)
+    subject = engine.miniature("hunyuan", CPU, bf16=False)
     assert {p.dtype for p in subject.model.parameters()} == {torch.float32}
     assert subject.planned.clip.tokens == 2 * 2 * 2 + 12
     assert timing.formula_sizes(subject)["stream_itemsize"] == 4

@@ -335,7 +335,7 @@ def test_figures_are_drawn_from_rows_alone(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompts", "0"], "--prompts 0: expected at least 1"),
+        (["--parts", "2", "--part", "2"], "--part 2 of 2 parts: expected 0 to parts - 1"),
         (["--policies", "teacash"], "no policy 'teacash': groups and policies are fewer, "),
         (["--table"], "no rows of wan, hunyuan in "),
     ],
