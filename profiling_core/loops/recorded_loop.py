@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from profiling_core.engine.anchors import keep
 from profiling_core.engine.block_lists import unwrapped
@@ -55,7 +56,7 @@ class LoopProfile:
                 attached.close()
                 facts = given | ({} if shift is None else {"shift": shift})
                 self._recorder = self._recorder_of(grid_of(scheduler, facts))
-                attached.enter_context(_positions(self._recorder, self._found.models[0]))
+                attached.callback(_positions(self._recorder, self._found.models[0]).remove)
                 attached.enter_context(self._recorder.attached(self._found.models[0]))
 
             for target in targets:
@@ -144,9 +145,8 @@ class GuidedRecorder(Recorder):
         return tensor.transpose(1, 2) if self._frames_first else tensor
 
 
-@contextmanager
-def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
-    """Give the recorder step and branch before its own hooks run."""
+def _positions(recorder: Recorder, model: nn.Module) -> RemovableHandle:
+    """A hook that gives the recorder step and branch, put on before its own."""
     every = CachePlan.build(
         name="full",
         **{name: recorder.sampling[name] for name in ("model", *GRID)},
@@ -158,11 +158,7 @@ def _positions(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recorder.begin(*tracker.position(args, kwargs))
 
-    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return model.register_forward_pre_hook(begin, with_kwargs=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from types import ModuleType
@@ -68,14 +68,12 @@ def tapped(blocks: Iterable[nn.Module], see: Callable[[Call], None]) -> Iterator
             f"{', '.join(FUNCTIONS)}; take an attention backend that does, or a profile prepared "
             "with --attention-every 0"
         )
-    originals = [getattr(module, name) for module, name in functions]
-    try:
-        for (module, name), original in zip(functions, originals, strict=True):
+    with ExitStack() as replaced:
+        for module, name in functions:
+            original = getattr(module, name)
+            replaced.callback(setattr, module, name, original)
             setattr(module, name, _shown(original, see))
         yield
-    finally:
-        for (module, name), original in zip(functions, originals, strict=True):
-            setattr(module, name, original)
 
 
 def _shown(original: Callable[..., Any], see: Callable[[Call], None]) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -73,13 +73,11 @@ class Recording:
             if tap.inside is not None:
                 self.flops[tap.inside] += 2.0 * output.numel() * linear.in_features
 
-        linears = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
-        handles = [linear.register_forward_hook(count) for linear in linears]
-        try:
+        with ExitStack() as hooks:
+            for part in (part for block in blocks for part in block.modules()):
+                if isinstance(part, nn.Linear):
+                    hooks.callback(part.register_forward_hook(count).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def vectors(self) -> Tensor:
         """(V, numel) fp32: predictions branch by branch, then the latents."""

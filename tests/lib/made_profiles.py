@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from profiling_core.plan.model_specs import MODELS
@@ -74,6 +76,10 @@ def made_profile(
     return Profile(
         settings or Settings(), subject, tuple(_run(i, seed) for i in range(runs)), typed
     )
+
+
+def with_arrays(profile: Profile, **arrays: np.ndarray) -> Profile:
+    return replace(profile, arrays={**profile.arrays, **arrays})
 
 
 def _vectors(rng: np.random.Generator, subject: Subject) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from made_profiles import made_profile
+from made_profiles import made_profile, with_arrays
 from profiling_core.errors import ProfileError
 from profiling_core.profile.block_scores import block_scores
 from profiling_core.profile.profile import Profile, Settings
@@ -22,8 +22,7 @@ HUNYUAN = "hunyuan-video-t2v-mini"
 
 
 def with_share(profile, share):
-    arrays = {**profile.arrays, "attention_share": np.asarray(share, np.float32)}
-    return replace(profile, arrays=arrays)
+    return with_arrays(profile, attention_share=np.asarray(share, np.float32))
 
 
 def without_attention(profile):
@@ -148,11 +147,8 @@ def test_summary_says_what_sampled_attention_and_sensitivity_cost():
     sampled = profile.runs[0].model_copy(update={"attention_rows": 512, "attention_error": 0.031})
     sensitivity = profile.arrays["sensitivity"].copy()
     sensitivity[:, 3], sensitivity[0, 12] = [13, 15], 2.5
-    profile = replace(
-        profile,
-        runs=(sampled, profile.runs[1]),
-        arrays={**profile.arrays, "sensitivity": sensitivity},
-    )
+    profile = replace(profile, runs=(sampled, profile.runs[1]))
+    profile = with_arrays(profile, sensitivity=sensitivity)
     text = "\n".join(summary_lines(profile))
     assert "attention +-3.1 % from 512 rows" in text
     assert "before a step (geometric mean): 14 at 3, 2.5 at 12" in text
@@ -162,8 +158,8 @@ def test_summary_of_a_run_whose_every_step_had_attention():
     profile = made_profile(runs=1)
     run = profile.runs[0].model_copy(update={"model_seconds": None, "foreground": None})
     seconds = np.full_like(profile.arrays["block_seconds"], np.nan)
-    arrays = {**profile.arrays, "block_seconds": seconds}
-    text = "\n".join(summary_lines(replace(profile, runs=(run,), arrays=arrays)))
+    profile = with_arrays(replace(profile, runs=(run,)), block_seconds=seconds)
+    text = "\n".join(summary_lines(profile))
     assert "  20.0 s, cpu float32\n" in text
     assert "0.08       -  F" in text.replace("0.081", "0.08").replace("0.083", "0.08")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from made_profiles import made_profile
+from made_profiles import made_profile, with_arrays
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs, speedup_flops
@@ -29,11 +29,7 @@ def with_curve(curve, model=WAN):
     """A profile whose relative L1 is `curve` in every run and branch."""
     profile = made_profile(model, steps=len(curve) + 1)
     shape = profile.arrays["l1_relative"].shape
-    return with_array(profile, l1_relative=np.broadcast_to(np.float32(curve), shape))
-
-
-def with_array(profile, **arrays):
-    return replace(profile, arrays={**profile.arrays, **arrays})
+    return with_arrays(profile, l1_relative=np.broadcast_to(np.float32(curve), shape))
 
 
 def reused(plan, site, branch="cond"):
@@ -78,11 +74,11 @@ def test_scores_are_means_over_runs_branches_and_steps_without_empty_masks():
     share[...] = np.arange(12) / 20
     share[1] += 0.1
     share[0, 0, 3] = np.nan
-    scores = block_scores(with_array(profile, attention_share=share))
+    scores = block_scores(with_arrays(profile, attention_share=share))
     entries = 2 * 2 * 10
     expected = np.arange(12) / 20 + 0.1 * (entries / 2) / (entries - 1)
     np.testing.assert_allclose(scores, expected, atol=1e-6)
-    lift = block_scores(with_array(profile, attention_share=share), score="lift")
+    lift = block_scores(with_arrays(profile, attention_share=share), score="lift")
     np.testing.assert_allclose(lift, scores / 0.2, rtol=1e-6)
     single = block_scores(made_profile(HUNYUAN), "single_blocks")
     np.testing.assert_array_equal(single, block_scores(made_profile(HUNYUAN))[4:])
@@ -271,14 +267,14 @@ def test_settings_that_do_not_fit_are_named(settings, message):
 def test_scores_that_cannot_be_split_are_refused():
     profile = made_profile()
     share = profile.arrays["attention_share"]
-    equal = with_array(profile, attention_share=np.full_like(share, 0.2))
+    equal = with_arrays(profile, attention_share=np.full_like(share, 0.2))
     with pytest.raises(ProfileError, match="one and the same score"):
         paper_plan(equal)
     with pytest.raises(ProfileError, match=r"share 0\.5 splits blocks of the same score 0\.2"):
         paper_plan(equal, share=0.5)
     with pytest.raises(ProfileError, match="blocks 0 has no R_attn over chance"):
         chance = np.zeros_like(share)
-        split_blocks(with_array(profile, attention_chance=chance), score="lift")
+        split_blocks(with_arrays(profile, attention_chance=chance), score="lift")
     with pytest.raises(ProfileError, match="score 'drift' is unknown: take share, lift"):
         split_blocks(profile, score="drift")
 
