@@ -1,6 +1,6 @@
 # make install    the virtual environment .venv with everything that both trees need, and this package
 # make demo    one clip on each bundled miniature: full, the paper's plan, ours (out/demo)
-# make test    the test suite, in two processes of one thread
+# make test    the test suite: what has time limits first, then the rest in two processes of one thread
 # make lint    ruff and mypy
 # make test-browser    the report's tests in headless Chromium, installed from Debian's packages where missing
 # All set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
@@ -19,7 +19,8 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python examples/demo.py --out out/demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m alone
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not alone"
 
 test-browser: $(INSTALLED)
 	command -v chromium || (apt-get update && apt-get install -y chromium fonts-dejavu-core)

@@ -28,7 +28,7 @@ pytest.importorskip("ray")
 from profiling_core.commands.batch.cluster import Cluster, Size
 from profiling_core.errors import BatchError
 
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
+pytestmark = pytest.mark.alone  # Ray has clocks of its own
 
 
 def made(path: Path, clips, runner, retries: int = 1) -> tuple[Batch, int]:
@@ -137,7 +137,7 @@ def test_an_interrupt_ends_in_seconds_and_the_next_run_goes_on(tmp_path) -> None
     before = content(out)
     assert len(before) == 1
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) != 0
+    assert process.wait(timeout=120) != 0  # a bound for a busy machine: Ray is slow to leave
     process.stderr.close()
     assert content(out) == before and not (out / ".work").exists()
     done = subprocess.run(
