@@ -28,7 +28,7 @@ def naively(tiny: Tiny, name: str, plan: CachePlan) -> torch.Tensor:
     firsts = (0,)
     if len(found.models) > 1:
         shares = []
-        with when_set(tiny.pipe.scheduler, lambda s, told: shares.append(found.steps_of(s))):
+        with when_set(tiny.pipe.scheduler, lambda s, given: shares.append(found.steps_of(s))):
             tiny.latents()
         firsts = (0, shares[0][0])
     with ExitStack() as stack:
@@ -220,6 +220,6 @@ def test_the_bytes_told_in_the_first_call_are_those_that_are_held(name, sites) -
     plan = made_plan(tiny, sites(tiny))
     with cache_pipeline(tiny.pipe, plan, log=lines.append) as cache:
         tiny.latents()
-    told = next(line for line in lines if line.endswith("for every model call of a step"))
+    given = next(line for line in lines if line.endswith("for every model call of a step"))
     calls = 2 if name in TWO_CALLS else 1
-    assert f"at most {format_bytes(cache.stats.peak_bytes // calls)} of" in told
+    assert f"at most {format_bytes(cache.stats.peak_bytes // calls)} of" in given

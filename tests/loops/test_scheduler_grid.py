@@ -21,9 +21,9 @@ from profiling_core.plan.solvers import SOLVERS
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 
 
-def scheduled(kind: type, steps: int = 8, told: dict | None = None, **config):
+def scheduled(kind: type, steps: int = 8, given: dict | None = None, **config):
     scheduler = kind(**config)
-    scheduler.set_timesteps(steps, **(told or {}))
+    scheduler.set_timesteps(steps, **(given or {}))
     return scheduler
 
 
@@ -49,7 +49,7 @@ def test_flow_schedulers_give_their_sigmas(kind, config, solver, shift) -> None:
 def test_a_shift_by_resolution_is_told_with_the_timesteps() -> None:
     seen = []
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    with when_set(scheduler, lambda scheduler, told: seen.append(grid_of(scheduler, told))):
+    with when_set(scheduler, lambda scheduler, given: seen.append(grid_of(scheduler, given))):
         scheduler.set_timesteps(8, mu=1.0)
     assert seen[0].shift == pytest.approx(2.718281828)
 
