@@ -137,7 +137,7 @@ def _find_places(insertion: Insertion, source: Source, before: list[Place]) -> l
     for statement in anchors:
         _check_alone(insertion, statement, source)
         indent = re.match(r"[ \t]*", source.lines[statement.lineno - 1])[0]
-        names = _placeholders(insertion, function, statement)
+        names = _code_names(insertion, function, statement)
         lines = tuple(indent + _filled(line, names, insertion) for line in insertion.lines)
         index = statement.lineno - 1 if insertion.place == "before" else statement.end_lineno
         above = [p for p in before if p.index <= index and indent.startswith(p.indent)]
@@ -255,9 +255,10 @@ def _check_alone(insertion: Insertion, statement: ast.stmt, source: Source) -> N
         )
 
 
-def _placeholders(
+def _code_names(
     insertion: Insertion, function: ast.FunctionDef, statement: ast.stmt
 ) -> dict[str, str]:
+    """What {object}, {target} and {parameter} of an inserted line stand for in this code."""
     names = {}
     call = anchor_calls(insertion, statement)[0]
     if isinstance(call.func, ast.Attribute):

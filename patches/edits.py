@@ -109,7 +109,7 @@ def find_blocks(source: Source, template: Sequence[str]) -> list[range]:
 
 
 def line_pattern(line: str) -> re.Pattern[str]:
-    """The template's line, with any dotted name in place of a placeholder."""
+    """The inserted line, with any dotted name where the template has a name in braces."""
     return re.compile(PLACEHOLDER.sub(lambda _: r"[\w.]+", re.escape(line)))
 
 
