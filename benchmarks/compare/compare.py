@@ -31,7 +31,7 @@ from benchmarks.compare.tuning import Tuning, UnreachableError
 from benchmarks.lib import rows as row_files
 from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, held_out, profile_of
 from benchmarks.lib.clips import Tree, load
-from benchmarks.lib.command_line import Parser, log
+from benchmarks.lib.command_line import Parser, at_least, log
 from benchmarks.lib.rows import TREES, Rows, append_row, default_device, environment, load_rows
 
 BUDGETS = (1.5, 1.9, 2.3, 3.0)
@@ -186,6 +186,8 @@ def build_parser() -> Parser:
         default=list(ALL),
         help=f"names or groups (policies.GROUPS); the others are compared with {OURS!r}",
     )
-    parser.add_argument("--tune-prompts", type=int, default=2, help="of the calibration prompts")
-    parser.add_argument("--calibration-prompts", type=int, default=PROMPTS)
+    parser.add_argument(
+        "--tune-prompts", type=at_least(1), default=2, help="of the calibration prompts"
+    )
+    parser.add_argument("--calibration-prompts", type=at_least(1), default=PROMPTS)
     return parser

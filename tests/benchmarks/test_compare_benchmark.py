@@ -345,3 +345,15 @@ def test_bad_arguments_are_one_line(arguments, message, tmp_path, monkeypatch, c
     assert compare.main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("--threads", "0"), ("--prompts", "-1"), ("--tune-prompts", "two"), ("--budgets", "1")],
+)
+def test_a_value_out_of_range_is_one_line_that_names_it(option, text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.main([option, text])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert said.startswith(f"error: argument {option}: found {text}, expected ")
