@@ -10,6 +10,7 @@ import numpy as np
 from profiling_core.plan.schema import BRANCHES, Branch, ModelFingerprint
 
 Runs = tuple[tuple[int, int], ...]  # [first, last] of consecutive blocks, inclusive
+BACKGROUND_ALONE = ("double_blocks",)  # the rows of the paper's table 3 differ in other lists alone
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ class Family:
     """What the models of one code base share: block lists, guidance branches, noise levels."""
 
     released: dict[str, ReleasedList]
-    paper_lists: tuple[str, ...]  # block lists that the paper's preset reuses
     branches: tuple[Branch, ...]
     solver: str
     shift: float
@@ -88,7 +88,6 @@ WAN = Family(
     released={
         "blocks": ReleasedList(40, ((0, 0), (2, 7), (10, 20), (25, 32), (37, 38))),
     },
-    paper_lists=("blocks",),
     branches=BRANCHES,
     solver="unipc",
     shift=5.0,
@@ -105,7 +104,6 @@ HUNYUAN = Family(
             40, ((0, 0), (2, 2), (4, 7), (10, 21), (23, 23), (25, 27), (31, 31), (33, 33))
         ),
     },
-    paper_lists=("single_blocks",),
     branches=("cond",),
     solver="euler",
     shift=7.0,

@@ -3,8 +3,10 @@
 Two things can be kept. The levels: what was computed at sigma 0.83 is computed at the level nearest
 to it, so the error stays about the same; with fewer steps between, less is skipped. Or the speed:
 at every noise level the same share of the steps is computed as before; the compute steps then lie
-further apart in sigma and the error grows. A plan that is named by its speed, one of SPEEDUPS,
-keeps the speed; every other plan keeps its levels.
+further apart in sigma and the error grows. A plan that was made for a speed, as its provenance says
+(the presets of SPEEDUPS, searches for a speed-up), keeps the speed; every other plan keeps its
+levels. On fewer than FEWEST_STEPS steps every plan computes everything: models of few steps have
+nothing to skip.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from profiling_core.plan.plan import CachePlan
 from profiling_core.plan.schema import Site
 
 SPEEDUPS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}  # names of plans that mean a speed
+FEWEST_STEPS = 12  # of a run, for another plan than one made for its own grid
 
 
 def regrid(
@@ -30,7 +33,7 @@ def regrid(
     shift: float,
     keep_speed: bool | None = None,
 ) -> CachePlan:
-    """The plan on the noise levels `sigmas` of a solver; None for keep_speed: as its name asks.
+    """The plan on the noise levels `sigmas` of a solver; keep_speed None: as its provenance asks.
 
     Steps are matched by sigma, never by index: a plan that computes at sigma 0.83 computes at the
     level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
@@ -42,25 +45,31 @@ def regrid(
     """
     sigmas = tuple(float(sigma) for sigma in sigmas)
     if keep_speed is None:
-        keep_speed = plan.name in SPEEDUPS
+        keep_speed = "speedup" in plan.provenance.settings
     if on_grid(plan, sigmas, solver=solver):
         return plan
     nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
     one_to_one = nearest == list(range(len(sigmas)))
     outside = _outside(plan.sigmas, sigmas)
+    few = len(sigmas) < FEWEST_STEPS and not one_to_one
+    if not one_to_one:
+        _refuse_weights(plan)
     if one_to_one:
         sites = plan.sites
+    elif few:
+        sites = tuple(_with_steps(site, lambda _: set(range(len(sigmas)))) for site in plan.sites)
     else:
-        _refuse_weights(plan)
         sites_there = _spread_sites if keep_speed else _nearest_sites
         sites = sites_there(plan, sigmas, outside)
     changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
     wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
-    kept = "speed is" if keep_speed else "noise levels are"
-    notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} its {kept} kept"]
-    if plan.prediction is not None and not plan.interval_sites:
+    kept = f"its {'speed is' if keep_speed else 'noise levels are'} kept"
+    if few:
+        kept = "everything is computed: a run of few steps has nothing to skip"
+    notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} {kept}"]
+    if plan.prediction is not None and not plan.interval_sites and not few:
         notes.append(_search_note(plan, len(sigmas), solver, shift))
-    if outside and not one_to_one:
+    if outside and not one_to_one and not few:
         notes.append(
             f"{len(outside)} noise levels lie outside the planned range {plan.sigmas[-1]:.4f} to "
             f"{plan.sigmas[0]:.4f} and are computed"
@@ -91,10 +100,7 @@ def _cost_note(plan: CachePlan, there: CachePlan) -> list[str]:
     before, after = speedup_flops(plan), speedup_flops(there)
     if isclose(before, after, rel_tol=0.02):
         return []
-    note = f"the ideal speed-up is {after:.2f}x there instead of {before:.2f}x"
-    if after < 1.05:
-        note += ": too few steps are left to skip, take a plan that was made for this step count"
-    return [note]
+    return [f"the ideal speed-up is {after:.2f}x there instead of {before:.2f}x"]
 
 
 def _search_note(plan: CachePlan, steps: int, solver: str, shift: float) -> str:

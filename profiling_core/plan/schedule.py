@@ -28,11 +28,14 @@ delta to the input, and the released code overwrites. Summing deltas of several 
 the same blocks several times, so everything here overwrites: one compute step, one anchor.
 """
 
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from math import floor
 
+from profiling_core.errors import PlanError
+
 RELEASED_STEPS = (6, 18, 26, 32, 38, 42, 46, 48)
+BLOCKS = ("background", "foreground", "split", "alternate")  # rows of the paper's table 3
 
 
 def round_half_up(value: float) -> int:
@@ -102,6 +105,37 @@ def explicit(steps: int, computed: Iterable[int]) -> tuple[int, ...]:
                 f"compute steps must ascend, but {after} follows {before}: sort them, drop doubles"
             )
     return listed
+
+
+def segments(steps: int, computed: Sequence[int]) -> list[range]:
+    """The reuse steps of every segment with any; PlanError where there is none.
+
+    A segment runs from one compute step to the next.
+    """
+    if not computed or computed[0] != 0:
+        raise PlanError("compute steps must begin with step 0: a reuse step before has no anchor")
+    found = [range(a + 1, b) for a, b in pairwise((*computed, steps)) if b - a > 1]
+    if not found:
+        raise PlanError(f"all {steps} steps are computed, none is left to reuse")
+    return found
+
+
+def reused_by_side(blocks: str, parts: list[range]) -> dict[str, list[range]]:
+    """The segments that reuse the background blocks and those that reuse the foreground ones.
+
+    By `blocks`, one of BLOCKS: background; foreground; split, the foreground early and the
+    background late, parted where the reuse steps are halved best; alternate, by turns and the
+    foreground first.
+    """
+    if blocks in ("background", "foreground"):
+        return {blocks: parts}
+    if len(parts) < 2:
+        raise PlanError(f"blocks {blocks!r} needs two segments with reuse steps, found 1")
+    if blocks == "alternate":
+        return {"foreground": parts[::2], "background": parts[1::2]}
+    done = list(accumulate(len(part) for part in parts))
+    first = min(range(1, len(parts)), key=lambda n: abs(2 * done[n - 1] - done[-1]))
+    return {"foreground": parts[:first], "background": parts[first:]}
 
 
 def _with_warmup(

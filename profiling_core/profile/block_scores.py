@@ -1,8 +1,9 @@
 """How much each block attends to the foreground, and the split into F and B (equations 6 and 7).
 
-One threshold serves all the block lists that are looked at together, as equation 7 has one tau. By
-default these are the lists that the model's `paper` preset reuses (for HunyuanVideo the single
-blocks alone, which the paper analyses and caches), or all lists of a model without preset.
+One threshold serves all the block lists that are looked at together, as equation 7 has one tau; by
+default these are all lists of the model. The paper shows the scores of HunyuanVideo's 40 single
+blocks alone (its figures 2 and 3), but its released code reuses double blocks too, and only with
+them its speed-up is reached (docs/paper.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiling_core.errors import ProfileError
-from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.schedule import round_half_up
 from profiling_core.profile.profile import Profile
 
@@ -75,15 +75,6 @@ def attention(profile: Profile, name: str = "attention_share") -> np.ndarray:
     return profile.arrays[name].astype(np.float64)
 
 
-def default_lists(profile: Profile) -> tuple[str, ...]:
-    """The block lists that the model's `paper` preset reuses; all lists of any other model."""
-    model = profile.recorded.model
-    planned = MODELS.get(model.name)
-    if planned is None or planned.fingerprint.block_lists != model.block_lists:
-        return tuple(model.block_lists)
-    return planned.family.paper_lists
-
-
 def check_lists(profile: Profile, lists: Sequence[str]) -> None:
     """ProfileError for a list that the model does not have, a list named twice, or none."""
     known = profile.recorded.model.block_lists
@@ -106,7 +97,7 @@ def split_blocks(
 
     ProfileError when one side is empty.
     """
-    lists = default_lists(profile) if lists is None else tuple(lists)
+    lists = tuple(profile.recorded.model.block_lists if lists is None else lists)
     check_lists(profile, lists)
     per_list = {name: block_scores(profile, name, score) for name in lists}
     for name, scores in per_list.items():

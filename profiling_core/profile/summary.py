@@ -19,7 +19,6 @@ from profiling_core.plan.model_specs import consecutive
 from profiling_core.profile.block_scores import (
     attention,
     block_scores,
-    default_lists,
     mean_over,
     split_blocks,
 )
@@ -41,7 +40,7 @@ class RankedBlock:
     score: float  # R_attn, mean over runs, branches and attention steps
     lift: float  # the same over the mean chance level
     spread: float  # standard deviation over attention steps of R_attn's mean over runs, branches
-    side: str  # "F", "B" by Otsu's tau over the default lists; "" outside them or without a tau
+    side: str  # "F", "B" by Otsu's tau over all lists; "" without a tau
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def _side_lines(profile: Profile) -> list[str]:
 def _correlation_lines(profile: Profile) -> list[str]:
     steady, alike = stability(profile), agreement(profile)
     return [
-        f"rank correlation of R_attn ({', '.join(default_lists(profile))}):",
+        "rank correlation of R_attn over all blocks:",
         f"  between steps {_number(steady.mean)}, early against late {_number(steady.early_late)}",
         f"  between runs {_number(alike.runs)}, prompts {_number(alike.prompts)}, "
         f"branches {_number(alike.branches)}",
@@ -262,8 +261,7 @@ def _or_error(measure: Callable[[Profile], Found], profile: Profile) -> Found | 
 
 
 def _shares_of(profile: Profile) -> np.ndarray:
-    chosen = default_lists(profile)
-    return attention(profile)[..., [name in chosen for name, _ in profile.blocks]]
+    return attention(profile)
 
 
 def _step_spread(profile: Profile) -> np.ndarray:

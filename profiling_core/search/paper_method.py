@@ -9,6 +9,9 @@ split        F in the early segments, B in the later ones; the change is at the 
              halves the reuse steps best
 alternate    F and B by turns, F in the first segment
 
+HunyuanVideo's double blocks are split like the single ones, and their background is reused in every
+row: the speeds of the paper's tables 3 and 4 follow from that alone, see docs/paper.md.
+
 A segment runs from one compute step to the next and has at least one reuse step. All blocks run at
 its first step, so that a reuse always has its anchor there. The blocks that a segment does not
 reuse run at all of its steps.
@@ -20,18 +23,17 @@ come from the curve of relative L1 between consecutive predictions, see `step_ch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 
 from profiling_core.errors import PlanError, UserError
 from profiling_core.plan import CachePlan, schedule
-from profiling_core.plan.model_specs import consecutive
+from profiling_core.plan.model_specs import BACKGROUND_ALONE, consecutive
+from profiling_core.plan.schedule import BLOCKS, reused_by_side, segments
 from profiling_core.plan.schema import Storage, StoragePlace
 from profiling_core.profile.block_scores import SCORES, BlockSplit, split_blocks
 from profiling_core.profile.profile import Profile
 from profiling_core.profile.step_change import shrinking_intervals
 
-BLOCKS = ("background", "foreground", "split", "alternate")
 PATTERNS = {
     "stepwise": schedule.stepwise,
     "inverse": schedule.inverse,
@@ -89,7 +91,7 @@ def paper_plan(
         **subject.plan_fields,
         storage=storage,
         storage_place=storage_place,
-        sites=_sites(split, blocks, _segments(subject.steps, computed), profile, order),
+        sites=_sites(split, blocks, segments(subject.steps, computed), profile, order),
         provenance={
             "made_by": "profiling_core.paper_plan",
             "source": _source(profile, split, blocks, step_words),
@@ -155,23 +157,14 @@ def _check_alone(pattern: str, intervals: dict[str, int | None]) -> None:
         raise PlanError(f"steps and {', '.join(others)} both set the compute steps: give one")
 
 
-def _segments(steps: int, computed: Sequence[int]) -> list[range]:
-    """The reuse steps of every segment with any."""
-    if not computed or computed[0] != 0:
-        raise PlanError("compute steps must begin with step 0: a reuse step before has no anchor")
-    found = [range(a + 1, b) for a, b in pairwise((*computed, steps)) if b - a > 1]
-    if not found:
-        raise PlanError(f"all {steps} steps are computed, none is left to reuse")
-    return found
-
-
 def _sites(
-    split: BlockSplit, blocks: str, segments: list[range], profile: Profile, order: str
+    split: BlockSplit, blocks: str, parts: list[range], profile: Profile, order: str
 ) -> list[dict]:
     """One site per block list and reused side, computed at all other steps."""
-    subject, sites = profile.recorded, []
+    subject, sites, several = profile.recorded, [], len(split.lists) > 1
     for name in split.lists:
-        for side, reused in _reused_by_side(blocks, segments).items():
+        row = "background" if several and name in BACKGROUND_ALONE else blocks
+        for side, reused in reused_by_side(row, parts).items():
             computed = sorted(set(range(subject.steps)).difference(*reused))
             site = {
                 "kind": "intervals",
@@ -182,18 +175,6 @@ def _sites(
             }
             sites += [site] if site["intervals"] else []
     return sites
-
-
-def _reused_by_side(blocks: str, segments: list[range]) -> dict[str, list[range]]:
-    if blocks in ("background", "foreground"):
-        return {blocks: segments}
-    if len(segments) < 2:
-        raise PlanError(f"blocks {blocks!r} needs two segments with reuse steps, found 1")
-    if blocks == "alternate":
-        return {"foreground": segments[::2], "background": segments[1::2]}
-    done = list(accumulate(len(segment) for segment in segments))
-    first = min(range(1, len(segments)), key=lambda n: abs(2 * done[n - 1] - done[-1]))
-    return {"foreground": segments[:first], "background": segments[first:]}
 
 
 def _source(profile: Profile, split: BlockSplit, blocks: str, step_words: str) -> str:

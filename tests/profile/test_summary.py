@@ -60,7 +60,7 @@ def test_ranking_lists_all_blocks_the_largest_first():
     }
     sides = {(row.block_list, row.block): row.side for row in rows}
     assert sides["single_blocks", 1] == "F" and sides["single_blocks", 0] == "B"
-    assert sides["double_blocks", 1] == ""  # not in the lists of the paper's plan
+    assert sides["double_blocks", 1] == "F" and sides["double_blocks", 0] == "B"
     for row in rows:
         assert row.lift == pytest.approx(row.score / 0.2, rel=1e-5)
         assert 0 < row.spread < 0.05

@@ -1,7 +1,5 @@
 """From a profile to the paper's plan: blocks by equation 7, steps by equation 15, ablations."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,6 @@ from profiling_core.plan.model_specs import consecutive
 from profiling_core.plan.site_schedule import computes, forecasts
 from profiling_core.profile.block_scores import (
     block_scores,
-    default_lists,
     otsu_threshold,
     split_blocks,
 )
@@ -50,22 +47,24 @@ def test_the_blocks_that_look_at_the_background_are_reused():
     assert (plan.sigmas, plan.solver) == (profile.subject.sigmas, "unipc")
 
 
-def test_only_the_single_blocks_of_hunyuan_are_cached_unless_asked():
+def test_double_blocks_are_split_by_r_attn_as_single_ones_are():
     profile = made_profile(HUNYUAN)  # axis B: double blocks 0-3, then single blocks 0-9
-    assert default_lists(profile) == ("single_blocks",)
-    (site,) = paper_plan(profile).sites
-    assert (site.block_list, site.intervals) == ("single_blocks", ((0, 0), (2, 3), (6, 9)))
-    both = paper_plan(profile, lists=["double_blocks", "single_blocks"])
-    assert [site.block_list for site in both.sites] == ["double_blocks", "single_blocks"]
-    assert both.sites[0].intervals == ((0, 0), (2, 3))
-    assert both.sites[1].compute_steps == both.sites[0].compute_steps
+    double, single = paper_plan(profile).sites
+    assert (double.block_list, double.intervals) == ("double_blocks", ((0, 0), (2, 3)))
+    assert (single.block_list, single.intervals) == ("single_blocks", ((0, 0), (2, 3), (6, 9)))
+    assert double.compute_steps == single.compute_steps
+    (alone,) = paper_plan(profile, lists=["single_blocks"]).sites
+    assert alone == single
 
 
-def test_a_model_without_preset_is_planned_on_all_its_lists():
+@pytest.mark.parametrize("row", ["foreground", "split", "alternate"])
+def test_the_background_of_the_double_blocks_is_reused_in_every_row(row):
     profile = made_profile(HUNYUAN)
-    model = profile.subject.model.model_copy(update={"name": "somebody-s-finetune"})
-    profile = replace(profile, subject=profile.subject.model_copy(update={"model": model}))
-    assert default_lists(profile) == ("double_blocks", "single_blocks")
+    background, plan = paper_plan(profile, **PAPER), paper_plan(profile, blocks=row, **PAPER)
+    assert plan.sites[0] == background.sites[0]
+    assert plan.sites[1].intervals == ((1, 1), (4, 5))  # foreground single blocks
+    (alone,) = paper_plan(profile, blocks="foreground", lists=["double_blocks"], **PAPER).sites
+    assert alone.intervals == ((1, 1),)
 
 
 def test_scores_are_means_over_runs_branches_and_steps_without_empty_masks():
@@ -175,7 +174,7 @@ def test_split_reuses_foreground_early_and_background_late():
 
 def test_alternate_switches_at_every_segment_and_starts_with_foreground():
     plan = paper_plan(made_profile(HUNYUAN), blocks="alternate", steps=[0, 1, 2, 5, 8, 40])
-    foreground, background = plan.sites
+    _, foreground, background = plan.sites
     assert reused(plan, foreground) == [3, 4, *range(9, 40)]
     assert reused(plan, background) == [6, 7, *range(41, 50)]
 
@@ -191,7 +190,8 @@ def test_two_sites_of_one_list_have_right_anchors_and_cost(model, blocks):
         for step in range(plan.steps):
             runs += sum(plan.model.block_lists.values())
             sides = [site for site in plan.sites if step not in computes(plan, site, branch)]
-            assert len(sides) == (step not in schedule)  # one side is reused, or none
+            lists = len(plan.model.block_lists)
+            assert len(sides) == lists * (step not in schedule)  # one side of each, or none
             for site in sides:
                 ((anchor, weight),) = forecasts(plan, site, branch)[step]
                 assert anchor in computes(plan, site, branch) and weight == 1.0
