@@ -24,7 +24,6 @@ from benchmarks.lib.schedules import even
 from profiling_core.errors import UserError
 from profiling_core.plan import CachePlan, importers
 from profiling_core.plan.solvers import SKIPS
-from profiling_core.profile.block_scores import default_lists
 from profiling_core.profile.profile import Profile
 from profiling_core.refit import PASSES
 from profiling_core.refit.refit import forms, refit, rollouts_of, with_facts
@@ -139,16 +138,14 @@ class _Paper:
 
     @cached_property
     def plans(self) -> list[CachePlan]:
-        """Otsu's share first; the lists of the model's preset before all lists."""
+        """Otsu's share first."""
         profile, found = self.given.profile, {}
-        sizes = profile.recorded.model.block_lists
-        for lists in dict.fromkeys((default_lists(profile), tuple(sizes))):
-            count = sum(sizes[name] for name in lists)
-            shares = [None, *(number / count for number in range(1, count))]
-            for share, tmax in product(shares, range(2, LONGEST + 1)):
-                with suppress(UserError):  # blocks of equal score, too few segments
-                    plan = paper_plan(profile, share=share, lists=lists, tmax=tmax, **self.choice)
-                    found.setdefault(plan_hash(plan), plan)  # two shares may split the blocks alike
+        count = sum(profile.recorded.model.block_lists.values())
+        shares = [None, *(number / count for number in range(1, count))]
+        for share, tmax in product(shares, range(2, LONGEST + 1)):
+            with suppress(UserError):  # blocks of equal score, too few segments
+                plan = paper_plan(profile, share=share, tmax=tmax, **self.choice)
+                found.setdefault(plan_hash(plan), plan)  # two shares may split the blocks alike
         return list(found.values())
 
     def __call__(self, budget: float) -> Sampler:
@@ -166,7 +163,7 @@ def _paper_words(plan: CachePlan) -> str:
     settings = plan.provenance.settings
     share = f"share {settings['share']:.3g}" if "share" in settings else "Otsu"
     steps = f"Tmax {settings['tmax']}, Tmin {settings['tmin']}, warm-up {settings['warmup']}"
-    return f"{settings['lists']}: {share}, {steps}"
+    return f"{share}, {steps}"
 
 
 def _peer(given: Given, build: type[Peer]) -> Callable[[float], Sampler]:
