@@ -334,9 +334,8 @@ def test_masks_are_pooled_as_the_recorder_pools_maps():
 def test_the_outermost_blocks_are_chosen_for_the_maps():
     chosen, sides = chosen_blocks(small())
     assert sides == ("F", "F", "F", "B", "B", "B") and set(chosen[:3]) <= {1, 5, 8, 9}
-    double = MODELS["hunyuan-video-t2v-mini"].fingerprint.block_lists["double_blocks"]
     chosen, _ = chosen_blocks(made_profile("hunyuan-video-t2v-mini", steps=STEPS))
-    assert min(chosen) >= double  # F and B part the single blocks alone
+    assert 1 in chosen  # a double block: F and B part the blocks of all lists
 
 
 def test_without_attention_the_page_says_so(tmp_path):

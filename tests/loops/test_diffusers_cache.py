@@ -170,7 +170,7 @@ def test_detach_gives_back_what_was_there() -> None:
     pipe, scheduler = tiny.pipe, tiny.pipe.scheduler
     expected = tiny.latents()
     before = (type(pipe), set(vars(pipe)), type(pipe.transformer), set(vars(scheduler)))
-    cache = cache_pipeline(pipe, "balanced")
+    cache = cache_pipeline(pipe, made_plan(tiny, intervals(tiny)))
     assert not torch.equal(tiny.latents(), expected)
     assert isinstance(pipe, before[0]) and type(pipe).__name__ == before[0].__name__
     assert type(pipe.transformer) is before[2]  # between calls the model is the bare one
