@@ -1,6 +1,8 @@
 """The shipped plans: what they compute, what they hold, how their lists are scaled."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,17 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held, speedup_flops
 from profiling_core.plan.describe import format_bytes, summary_lines
 from profiling_core.plan.model_specs import HUNYUAN, MODELS, WAN
-from profiling_core.plan.presets import available, build_preset, load_preset, presets_of
+from profiling_core.plan.presets import (
+    SHRINKING,
+    available,
+    build_preset,
+    load_preset,
+    paper_sites,
+    presets_of,
+)
 from profiling_core.search import preset_search as searched_presets
 from profiling_core.search.level_prior import LABEL
+from profiling_core.search.paper_method import ABLATIONS, PATTERNS
 
 SHIPPED = [(model, preset) for model, planned in MODELS.items() for preset in presets_of(planned)]
 HUNYUAN_720P, HUNYUAN_MINI = "hunyuan-video-t2v-720p", "hunyuan-video-t2v-mini"
@@ -89,6 +99,20 @@ def test_every_row_of_table_3_is_as_fast_as_the_paper_reports():
             plan = load_preset(model, "paper" if row == "background" else row)
             assert speedup_flops(plan) == pytest.approx(figure, abs=0.04)
             assert f"which reports {figure}x" in plan.provenance.source
+
+
+def test_the_document_has_the_ideal_speed_of_every_row_of_tables_3_and_4():
+    text = (Path(__file__).parents[2] / "docs" / "paper.md").read_text("utf-8")
+    rows = re.findall(r"^\| (.+) \| (?:`\w+`|-) \| ([\d.]+)x \| ([\d.]+)x \|$", text, re.M)
+    planned, found = MODELS[HUNYUAN_720P], {}
+    for row, (side, pattern) in ABLATIONS.items():
+        computed = SHRINKING if pattern == "stepwise" else PATTERNS[pattern](50, 6, 12, 2)
+        plan = load_preset(HUNYUAN_720P, "paper").replace(
+            sites=paper_sites(planned, side, computed)
+        )
+        found[row] = f"{speedup_flops(plan):.2f}"
+    assert {name: ideal for names, ideal, _ in rows for name in names.split(", ")} == found
+    assert [float(figure) for _, _, figure in rows[:4]] == list(TABLE_3.values())
 
 
 def test_hunyuan_paper_and_foreground_share_the_single_blocks_between_them():
