@@ -66,7 +66,7 @@ class Given:
 
     @cached_property
     def inputs(self) -> list[Inputs]:
-        """Of the calibration prompts."""
+        """Inputs of the calibration prompts."""
         prompts = calibration_prompts(self.calibration)
         return [self.tree.inputs(prompt, SEED + n) for n, prompt in enumerate(prompts)]
 

@@ -165,7 +165,7 @@ def measured(tree: Tree, sampler: Sampler, reference: Reference) -> dict[str, An
 
 
 def plan_hash(plan: CachePlan) -> str:
-    """Of what the plan does; its name and provenance do not count."""
+    """A hash of what the plan does; its name and provenance do not count."""
     document = plan.model_dump(mode="json", exclude_none=True)
     named = ("steps", "sigmas", "solver", "shift", "sites")
     kept = {name: document[name] for name in named if name in document}
@@ -186,7 +186,7 @@ def _rounded(values: Any) -> Any:
 
 
 def weights_hash(tree: Tree) -> str:
-    """Of the model's weights: results of other weights are never mixed with these."""
+    """A hash of the model's weights: results of other weights are never mixed with these."""
     found = hashlib.sha256()
     for name, tensor in sorted(tree.pipeline.model.state_dict().items()):
         found.update(name.encode())

@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the PSNR on the same prompts: mean, standard error of the mean, number of prompts."""
+    """Difference in PSNR on the same prompts: mean, standard error of the mean, prompts."""
 
     mean: float
     error: float
@@ -129,7 +129,7 @@ def tables(rows: Sequence[Row]) -> str:
 def summary(rows: Sequence[Row]) -> str:
     """One Markdown table per tree: policies down, budgets across, PSNR mean (worst prompt).
 
-    Of the paper's blocks and patterns the published one, of ours those that choose the reuse mode
+    The paper's published blocks and pattern, and ours those that choose the reuse mode
     themselves; policies with a speed of their own are left to `tables`.
     """
     found: dict[str, dict[str, dict[float, Group]]] = {}
@@ -217,5 +217,5 @@ against the full run of the same prompt and noise; mean ± standard deviation ov
 prompt). Ours is `{OURS}`; the difference is taken prompt by prompt, mean ± standard error. Latent
 error: relative L2. Motion, flicker: ratios to the full run. Extra memory: the most kept between two
 model calls. n: prompts. The rows also hold seconds, which say nothing where other work came and
-went beside the run: `prediction.py --parts speed` and `demo.py` time side by side.
+went beside the run: `benchmarks.search.prediction` and `benchmarks.speed.demo` time side by side.
 """

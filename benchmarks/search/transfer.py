@@ -259,7 +259,7 @@ def facts(place: Place, sampler: Sampler) -> dict[str, Any]:
 
 
 def tables(rows: list[Row]) -> str:
-    """Of every part that has rows."""
+    """Tables of every part that has rows."""
     found, rows = [], sorted(rows, key=lambda row: TREES.index(row["tree"]))
     settings = grouped(rows, "settings")
     if settings:

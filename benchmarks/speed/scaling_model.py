@@ -77,7 +77,7 @@ class Clip:
 
     @property
     def megapixels(self) -> float:
-        """Of all frames: what a decode's seconds go by."""
+        """Pixels of all frames: what a decode's seconds go by."""
         return self.height * self.width * self.frames / 1e6
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ class Model:
     decode_share: Callable[[Clip, int], float]
 
     def flops(self, clip: Clip) -> float:
-        """Of one call: 2 per weight and token, and the attention."""
+        """FLOPs of one call: 2 per weight and token, and the attention."""
         return 2 * self.blocks * self.block_weights * (clip.tokens + self.text) + self.attention(
             clip
         )

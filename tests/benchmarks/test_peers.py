@@ -198,7 +198,7 @@ def always_computed(peer: Peer, variant: Variant) -> list[int]:
 
 
 def bytes_needed(name: str, peer: Peer, variant: Variant) -> int:
-    """Of the tensors that the rule has to keep."""
+    """Bytes of the tensors that the rule has to keep."""
     branches, stream = len(BRANCHES[name]), 4 * TOKENS * WIDTH
     if isinstance(peer, TeaCache):
         signals = {"embedding": 4 * WIDTH, "projection": 6 * 4 * WIDTH, "modulated": stream}
