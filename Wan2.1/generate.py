@@ -183,7 +183,9 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
     sigma_grid(args.sample_solver, args.sample_steps, args.sample_shift)
     check_target(Path(args.save_file), still=config.still)
     if args.ckpt_dir is None:
-        raise InputError(f"--ckpt_dir is missing: task {args.task} needs its checkpoint folder")
+        raise InputError(
+            f"--ckpt_dir is missing: task {args.task} needs its checkpoint folder: {config.way_out}"
+        )
     check_folder(Path(args.ckpt_dir), config)
 
 

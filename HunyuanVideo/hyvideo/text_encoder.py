@@ -20,7 +20,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from profiling_core.errors import InputError
-from profiling_core.runtime.checkpoint_files import first_line
+from profiling_core.files import first_line
+from profiling_core.runtime.state_dicts import (
+    check_types,
+    plain_state,
+    read_header,
+    read_torch_file,
+    types_of,
+)
 
 from .checkpoint import HOW_TO_GET
 from .config import TEMPLATES, HunyuanConfig, Template
@@ -56,6 +63,7 @@ def load_model(
     folder: Path, kind: type[AutoModel] | type[CLIPTextModel], dtype: torch.dtype
 ) -> PreTrainedModel:
     """The model of a folder; InputError unless every weight of it is there."""
+    _check_types(folder)
     try:
         with _quiet():
             model, report = kind.from_pretrained(
@@ -72,6 +80,17 @@ def load_model(
                 f"{HOW_TO_GET.get(folder.name, 'make it again')}"
             )
     return model.eval().requires_grad_(False)
+
+
+def _check_types(folder: Path) -> None:
+    """InputError for weights in 8 bits, which the library would cast without their scales."""
+    tensors = sorted(folder.glob("model*.safetensors"))
+    kinds = {path: read_header(path)[1] for path in tensors}
+    if not tensors:
+        found = sorted(folder.glob("pytorch_model*.bin"))
+        kinds = {path: types_of(plain_state(path, read_torch_file(path))) for path in found}
+    for path, kind in kinds.items():
+        check_types(path, kind, "take the files in fp16 or bf16")
 
 
 @contextmanager

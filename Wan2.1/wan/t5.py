@@ -15,13 +15,13 @@ from transformers import (
 )
 
 from profiling_core.errors import InputError
+from profiling_core.files import first_line
 from profiling_core.parallel.sharding import fill, shard
-from profiling_core.runtime.checkpoint_files import check_counts, first_line, read_json
+from profiling_core.runtime.checkpoint_files import check_counts, read_json
 from profiling_core.runtime.state_dicts import (
     assign,
     check_names,
-    plain_state,
-    read_torch_file,
+    read_weights,
     shapes,
 )
 
@@ -132,7 +132,7 @@ class TextEncoder:
                 f"tokenizer folder {tokenizer} has {len(self.tokenizer)} tokens, "
                 f"{checkpoint.name} {vocab_size}: take the tokenizer of this checkpoint"
             )
-        state = plain_state(checkpoint, read_torch_file(checkpoint))
+        state = read_weights(checkpoint)
         if sharded_on is None:
             state = {k: v.to(torch.bfloat16) for k, v in state.items()}
             assign(self.model, convert_names(state), checkpoint)
