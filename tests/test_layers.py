@@ -50,7 +50,7 @@ ALLOWED = {  # room: what it may import; heavy: torch, diffusers, transformers
     "benchmarks": PACKAGE + " examples miniatures heavy " + TREE,
 }
 GROUPS = {  # files of a folder that are a room of their own
-    "runtime": {"checkpoint_files state_dicts video_file": "runtime-files"},
+    "runtime": {"checkpoint_files prompt_tokens state_dicts video_file": "runtime-files"},
     "tree-parts": {
         "generate sample_video __init__ text2video pipeline inference": "tree",
         "checks": "tree-checks",

@@ -18,6 +18,7 @@ from profiling_core.errors import InputError
 from profiling_core.files import first_line
 from profiling_core.parallel.sharding import fill, shard
 from profiling_core.runtime.checkpoint_files import check_counts, read_json
+from profiling_core.runtime.prompt_tokens import padded_tokens
 from profiling_core.runtime.state_dicts import (
     assign,
     check_names,
@@ -158,14 +159,9 @@ class TextEncoder:
 
         The prompt is padded to text_len inside the encoder, with the padding masked.
         """
-        tokens = self.tokenizer(
-            clean(text),
-            padding="max_length",
-            truncation=True,
-            max_length=self.text_len,
-            add_special_tokens=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        ).to(self.model.device)
-        hidden = self.model(tokens.input_ids, attention_mask=tokens.attention_mask)
-        return hidden.last_hidden_state[0, : int(tokens.attention_mask.sum())]
+        device = self.model.device
+        ids, mask = padded_tokens(
+            self.tokenizer, clean(text), self.text_len, device, "text encoder"
+        )
+        hidden = self.model(ids, attention_mask=mask)
+        return hidden.last_hidden_state[0, : int(mask.sum())]
