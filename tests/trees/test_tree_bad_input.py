@@ -41,9 +41,6 @@ OWN = {
         --task vace-1.3B
         --task vace-14B
         --use_prompt_extend
-        --prompt_extend_method dashscope
-        --prompt_extend_model m
-        --prompt_extend_target_lang en
         --dit_fsdp
         --t5_fsdp
         --task t2v-1.3B --size 1280*720
@@ -56,21 +53,15 @@ OWN = {
     """,
     "hunyuan": """
         --video-size
-        --video-size 720 1280 3
         --video-size 0 1280
         --video-size -16
         --video-size 99999999999999999999
         --embedded-cfg-scale inf
-        --seed-type file
-        --seed-type fixed
-        --seed-type random --seed 1
         --num-videos 0
         --batch-size 2
         --latent-channels 8
         --denoise-type ddpm
         --flow-solver heun
-        --use-linear-quadratic-schedule
-        --linear-schedule-end 9
         --text-encoder clipL
         --tokenizer clipL
         --text-encoder-2 llm

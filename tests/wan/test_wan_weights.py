@@ -63,6 +63,7 @@ def test_official_checkpoints_load_at_full_size(tmp_path: Path, model: str, shar
     parameters = sum(p.numel() for p in loaded.parameters())
     assert parameters == SHAPES["models"][model]["parameters"]
     assert transformer_bytes(tmp_path, torch.float32) == 4 * parameters
+    assert transformer_bytes(tmp_path, torch.bfloat16) == 2 * parameters
 
 
 def test_a_full_size_shard_of_the_other_model_is_refused(tmp_path: Path) -> None:
