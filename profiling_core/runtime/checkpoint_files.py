@@ -39,9 +39,9 @@ def foreign_layout(folder: Path, option: str, holds: Callable[[Path], bool]) -> 
     """
     if folder.is_file():
         return stand_in(folder) or "is a file: give the folder of all parts, or"
-    near = (path for pattern in CACHES for path in sorted(folder.glob(pattern)) if holds(path))
-    for path in near:
-        return f"is not the checkpoint itself: give {option} {path}, or"
+    for path in (path for pattern in CACHES for path in sorted(folder.glob(pattern))):
+        if holds(path) and not path.name.endswith("-mini"):  # the bundled one, of another model
+            return f"is not the checkpoint itself: give {option} {path}, or"
     return next((what for mark, what in LAYOUTS if any(folder.glob(mark))), None)
 
 

@@ -169,6 +169,14 @@ def test_a_known_layout_of_another_program_is_named_with_the_way_out(
     assert "config.json is missing" not in line
 
 
+def test_the_bundled_miniature_is_not_taken_for_the_checkpoint_that_is_looked_for(
+    tree: TreeCase, outcome: Outcome, nothing_loads: None
+) -> None:
+    line = outcome(*tree.argv(folder=tree.script_path.parent / "ckpts"))
+    assert "is missing" in line or "has no folder" in line
+    assert "is not the checkpoint itself" not in line
+
+
 def test_a_missing_checkpoint_names_the_official_weights_and_the_miniature(
     tree: TreeCase, outcome: Outcome, nothing_loads: None, tmp_path: Path
 ) -> None:
