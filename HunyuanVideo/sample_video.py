@@ -4,8 +4,8 @@
 Unlike the official script: --model-base names the folder of all parts (the environment's MODEL_BASE
 still wins, but for the bundled model); one --video-size value is a square; --num-videos saves them
 all, one after the other, and --video-length 1 saves an image; file names hold no colon and nothing
-of a prompt that is special to a file system; options that officially do nothing work, or end with
-the reason why they do not.
+of a prompt that is special to a file system; options that officially do nothing work, or are warned
+of.
 """
 
 import argparse
@@ -47,6 +47,7 @@ from profiling_core.runtime.command_line import (
     defaults_text,
     exit_script,
     run_main,
+    warn_unused,
 )
 from profiling_core.runtime.options import (
     DEFAULT_PRESET,
@@ -56,6 +57,13 @@ from profiling_core.runtime.options import (
     resolve_plan,
 )
 
+# officially parsed and never read
+UNUSED = {
+    "--use-linear-quadratic-schedule": "no schedule of that kind is defined",
+    "--linear-schedule-end": "no schedule of that kind is defined",
+    "--model-resolution": "--video-size alone decides",
+    "--seed-type": "--seed alone decides",
+}
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # torch's generators take 64 bits
 LARGEST_DRAWN_SEED = 1_000_000
 MOST_TEXT = 100_000
@@ -134,8 +142,8 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
     add("--flow-shift", type=float, help=default_of("flow_shift"))
     add("--flow-reverse", action="store_true", help="NEEDED: without it the result is noise")
     add("--flow-solver", default=SOLVER, help=f"only {SOLVER}")
-    add("--use-linear-quadratic-schedule", action="store_true", help="not available")
-    add("--linear-schedule-end", type=int, default=25, help="not available")
+    add("--use-linear-quadratic-schedule", action="store_true", help="has no effect")
+    add("--linear-schedule-end", type=int, default=25, help="has no effect")
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +167,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--video-size", type=int, nargs="+", help=f"height width; {default_of('video_size')}")
     add("--video-length", type=int, help=f"frames, 4n+1; {default_of('video_length')}")
     add("--prompt", help="what is to be seen; needed")
-    add("--seed-type", default="auto", choices=["file", "random", "fixed", "auto"])
+    kinds = ["file", "random", "fixed", "auto"]
+    add("--seed-type", default="auto", choices=kinds, help="has no effect")
     add("--seed", type=int, help="default: one is drawn and logged")
     add("--neg-prompt", help="with --cfg-scale above 1; default: the model's own")
     add("--cfg-scale", type=float, default=1.0, help="above 1: real guidance, twice the work")
@@ -183,15 +192,12 @@ def check_supported(args: argparse.Namespace) -> None:
         "tokenizer_2": ("clipL", "it belongs to the second text encoder"),
         "latent_channels": (16, "the VAE 884-16c-hy has 16"),
         "batch_size": (1, "a batch has one prompt: take --num-videos for several clips of it"),
-        "use_linear_quadratic_schedule": (False, "no schedule of that kind is defined"),
-        "linear_schedule_end": (25, "it belongs to --use-linear-quadratic-schedule"),
     }
     for name, (value, reason) in only.items():
         if getattr(args, name) != value:
-            shown = "" if value is False else f" {getattr(args, name)}"
-            way_out = "leave it out" if value is False else f"take {value}"
-            raise InputError(f"{flag(name)}{shown}: {reason}, {way_out}")
+            raise InputError(f"{flag(name)} {getattr(args, name)}: {reason}, take {value}")
     check_processes(args)
+    warn_unused(args, UNUSED, build_parser)
     check_seed(args)
 
 
@@ -222,13 +228,7 @@ def flag(name: str) -> str:
 
 
 def check_seed(args: argparse.Namespace) -> None:
-    """InputError for a kind of seed that is not there, or that does not go with --seed."""
-    if args.seed_type == "file":
-        raise InputError("--seed-type file: there is no file of seeds, give --seed")
-    if args.seed_type == "random" and args.seed is not None:
-        raise InputError(f"--seed-type random and --seed {args.seed} exclude each other")
-    if args.seed_type == "fixed" and args.seed is None:
-        raise InputError("--seed-type fixed: give the seed with --seed")
+    """InputError for seeds that torch does not take, or none."""
     if args.num_videos < 1:
         raise InputError(f"num-videos {args.num_videos} is too few: take at least 1")
     last = (args.seed or 0) + args.num_videos - 1
@@ -247,14 +247,10 @@ def fill_defaults(args: argparse.Namespace, config: HunyuanConfig) -> None:
     if os.getenv("MODEL_BASE") and not config.model_base.is_absolute():  # not of a bundled model
         args.model_base = os.environ["MODEL_BASE"]
         logger.info(f"the environment's MODEL_BASE is taken for --model-base: {args.model_base}")
-    if args.model_resolution != "540p":
-        logger.info("--model-resolution has no effect: --video-size alone decides")
     sides = tuple(args.video_size)
     if len(sides) > 2:
-        raise InputError(
-            f"video-size {' '.join(map(str, sides))}: give height and width, or one for both"
-        )
-    asked = (sides[0], sides[-1])
+        logger.warning(f"--video-size: only height and width count, not {sides[2:]}")
+    asked = (sides[0], sides[:2][-1])
     args.video_size = round_size(asked)
     if args.video_size != asked:
         height, width = args.video_size
@@ -293,11 +289,10 @@ def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
             "that only autocast brings together, take --precision fp32 with it"
         )
     sigma_grid(args.infer_steps, args.flow_shift)
-    if (args.delta_cache or args.delta_profile) is not None and not args.flow_reverse:
-        option = "--delta_profile" if args.delta_cache is None else "--delta_cache"
+    if args.delta_profile is not None and not args.flow_reverse:
         raise InputError(
-            f"{option} without --flow-reverse: plans are for falling noise levels, and without "
-            "it the result is noise: add --flow-reverse"
+            "--delta_profile without --flow-reverse: plans are for falling noise levels, and "
+            "without it the result is noise: add --flow-reverse"
         )
     check_target(save_folder(args.save_path, args.save_path_suffix), file_name(args, args.seed[-1]))
     find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)

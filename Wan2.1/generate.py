@@ -1,5 +1,5 @@
-"""Wan2.1 text to video and text to image: the official command line, plus `--delta_cache`
-and `--delta_profile`.
+"""Wan2.1 text to video and text to image: the official command line, plus `--delta_cache`,
+`--delta_profile` and Wan2.2's `--convert_model_dtype`.
 
 Unlike the official script: a frame_num that is not 4n+1 is refused; t2v-1.3B takes a size of its
 own when none is given; default file names hold no `*` and nothing of a prompt that is special to
@@ -32,6 +32,7 @@ from profiling_core.runtime.command_line import (
     defaults_text,
     exit_script,
     run_main,
+    warn_unused,
 )
 from profiling_core.runtime.options import (
     DEFAULT_PRESET,
@@ -49,6 +50,16 @@ if TYPE_CHECKING:
     import torch
 
 LOCAL = ("ckpt_dir", "save_file", "delta_cache")  # paths may differ between machines
+# officially read by other tasks, or with another option
+UNUSED = {
+    **dict.fromkeys(
+        ("--prompt_extend_method", "--prompt_extend_model", "--prompt_extend_target_lang"),
+        "it belongs to --use_prompt_extend",
+    ),
+    **dict.fromkeys(("--src_video", "--src_mask", "--src_ref_images"), "it is for vace tasks"),
+    **dict.fromkeys(("--first_frame", "--last_frame"), "it is for flf2v tasks"),
+    "--image": "it is for i2v tasks",
+}
 LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
 
 
@@ -84,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cfg_size", type=int, default=1, help="2: guidance branches on processes of their own")
     add("--t5_fsdp", action="store_true", help="share out the text encoder's weights")
     add("--t5_cpu", action="store_true", help="keep the text encoder on the CPU")
+    add("--convert_model_dtype", action="store_true", help="the transformer in bf16, half of fp32")
     add("--dit_fsdp", action="store_true", help="share out the transformer's weights")
     add("--save_file", help="output path; default: a name made of task, size, prompt and time")
     add("--src_video", help="for vace tasks")
@@ -110,14 +122,12 @@ def check_supported(args: argparse.Namespace) -> None:
     """InputError for what the official command line can and this tree cannot do."""
     if args.task in ABSENT_TASKS:
         raise InputError(f"task {args.task} is not there yet: take one of {', '.join(WAN_CONFIGS)}")
-    parser = build_parser()
-    extend = ("prompt_extend_method", "prompt_extend_model", "prompt_extend_target_lang")
-    for name in ("use_prompt_extend", *extend):
-        if getattr(args, name) != parser.get_default(name):
-            raise InputError(
-                f"--{name} is not available: write the longer text into --prompt yourself"
-            )
+    if args.use_prompt_extend:
+        raise InputError(
+            "--use_prompt_extend is not available: write the longer text into --prompt yourself"
+        )
     check_processes(args)
+    warn_unused(args, UNUSED, build_parser)
 
 
 def degrees_of(args: argparse.Namespace) -> Degrees:
@@ -183,7 +193,9 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
     sigma_grid(args.sample_solver, args.sample_steps, args.sample_shift)
     check_target(Path(args.save_file), still=config.still)
     if args.ckpt_dir is None:
-        raise InputError(f"--ckpt_dir is missing: task {args.task} needs its checkpoint folder")
+        raise InputError(
+            f"--ckpt_dir is missing: task {args.task} needs its checkpoint folder: {config.way_out}"
+        )
     check_folder(Path(args.ckpt_dir), config)
 
 
@@ -210,6 +222,7 @@ def run(
 ) -> None:
     """Sample one clip and save it; asked: the options that all processes have to share."""
     # torch, diffusers and transformers take seconds to import; a wrong argument ends before that
+    import torch
 
     from profiling_core.parallel.launch import fingerprint, from_first, joined
     from profiling_core.parallel.ranks import local_device
@@ -244,6 +257,7 @@ def run(
             device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
+            torch_dtype=torch.bfloat16 if args.convert_model_dtype else torch.float32,
             ranks=ranks,
             dit_fsdp=args.dit_fsdp,
             t5_fsdp=args.t5_fsdp,

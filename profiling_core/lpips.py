@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from profiling_core.errors import LpipsError
+from profiling_core.files import PLAIN_TYPES, unreadable
 
 # layer of AlexNet's `features`: (output channels, input channels, kernel), stride, padding
 CONVOLUTIONS = {
@@ -136,15 +137,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise LpipsError(
-            f"LPIPS weights {path}: not readable ({reason}): download it again"
-        ) from None
+        raise LpipsError(f"LPIPS weights: {unreadable(path, 'weight file', error)}") from None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise LpipsError(f"LPIPS weights {path}: expected a state dict of tensors alone")
+    coded = {str(t.dtype).removeprefix("torch.") for t in state.values()} - PLAIN_TYPES
+    if coded:
+        raise LpipsError(f"LPIPS weights {path}: {coded.pop()} needs scales: take fp32 weights")
     return state
 
 

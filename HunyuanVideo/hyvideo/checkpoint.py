@@ -6,11 +6,14 @@ from pathlib import Path
 from loguru import logger
 
 from profiling_core.errors import InputError
+from profiling_core.runtime.checkpoint_files import check_present, foreign_layout
 
 MODEL = "hunyuan-video-t2v-720p"
 DIT = "mp_rank_00_model_states"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 WEIGHT_FILES = ("*.safetensors", "*.bin")
+REPOSITORY = "tencent/HunyuanVideo on Hugging Face"
+MINI = "--model HYVideo-mini runs at once, its weights are bundled"
 HOW_TO_GET = {
     "text_encoder": (
         "it holds the language model and the tokenizer of xtuner's "
@@ -53,11 +56,12 @@ class Files:
 
 def find_files(root: Path, dit_weight: Path | str | None = None, *, use_fp8: bool = False) -> Files:
     """The files of a complete checkpoint; InputError names the first that is missing."""
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
+    if not _holds(root):
+        what = "does not exist:" if not root.exists() else f"has no folder {MODEL}:"
         raise InputError(
-            f"checkpoint folder {root} {what}: give --model-base the folder that holds {MODEL}, "
-            "text_encoder and text_encoder_2"
+            f"checkpoint folder {root} {foreign_layout(root, '--model-base', _holds) or what} give "
+            f"--model-base the folder that holds {MODEL}, text_encoder and text_encoder_2; the "
+            f"weights are {REPOSITORY}, whose README names the encoders; {MINI}"
         )
     default = root / MODEL / "transformers" / f"{DIT}{'_fp8' if use_fp8 else ''}.pt"
     files = Files(
@@ -73,7 +77,10 @@ def find_files(root: Path, dit_weight: Path | str | None = None, *, use_fp8: boo
         )
     for path in (files.vae_config, files.vae_weights):
         if not path.is_file():
-            raise InputError(f"checkpoint folder {root}: {path} is missing: download it as well")
+            raise InputError(
+                f"checkpoint folder {root}: {path} is missing: download it from {REPOSITORY}"
+            )
+        check_present(path)
     _check_encoder(files.text_encoder)
     _check_encoder(files.text_encoder_2)
     return files
@@ -82,26 +89,27 @@ def find_files(root: Path, dit_weight: Path | str | None = None, *, use_fp8: boo
 def find_dit(path: Path) -> Path:
     """The transformer's file: `path` itself, or the first that fits in the folder it names."""
     if path.is_file():
+        check_present(path)
         return path
     if not path.is_dir():
         raise InputError(
-            f"the transformer's weights {path} do not exist: download them, or give --dit-weight "
-            f"their file or folder"
+            f"the transformer's weights {path} do not exist: download them from {REPOSITORY}, or "
+            f"give --dit-weight their file or folder; {MINI}"
         )
     found = sorted(path.glob("*_model_states.pt")) or sorted(path.glob("pytorch_model_*.pt"))
     if not found:
-        raise InputError(
-            f"--dit-weight {path}: the folder holds no *_model_states.pt and no "
-            "pytorch_model_*.pt: name the file"
-        )
+        what = "holds no *_model_states.pt and no pytorch_model_*.pt:"
+        layout = foreign_layout(path, "--dit-weight", lambda _: False)
+        raise InputError(f"--dit-weight {path}: the folder {layout or what} name the file")
     if len(found) > 1:
         logger.warning(f"{len(found)} weight files in {path}, taking {found[0].name}")
+    check_present(found[0])
     return found[0]
 
 
 def fp8_map(dit: Path) -> Path:
     """The file of scales that belongs to fp8 weights."""
-    return dit.with_name(dit.name.replace(".pt", "_map.pt"))
+    return dit.with_name(f"{dit.stem}_map.pt")
 
 
 def _check_encoder(folder: Path) -> None:
@@ -114,5 +122,12 @@ def _check_encoder(folder: Path) -> None:
         f"tokenizer ({', '.join(TOKENIZER_FILES)})": TOKENIZER_FILES,
     }
     for what, patterns in needed.items():
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
+        found = next((files for p in patterns if (files := sorted(folder.glob(p)))), [])
+        if not found:
             raise InputError(f"checkpoint folder {folder} has no {what}: {HOW_TO_GET[name]}")
+        for path in found:
+            check_present(path)
+
+
+def _holds(root: Path) -> bool:
+    return (root / MODEL).is_dir()

@@ -54,13 +54,10 @@ def check_autocast(config: HunyuanConfig) -> None:
         )
 
 
-def warn_of_noise(plan: CachePlan | None) -> None:
-    """What a run without flow_reverse gives; PlanError when it has a plan as well."""
-    if plan is not None:
-        raise PlanError(
-            f"plan {plan.name!r} is for falling noise levels: add --flow-reverse, without it the "
-            "levels rise and the result is noise"
-        )
+def warn_of_noise(recorded: bool) -> None:
+    """What a run without flow_reverse gives; InputError when it is to be recorded."""
+    if recorded:
+        raise InputError("a profile is for falling noise levels: record with --flow-reverse")
     logger.warning(
         "without --flow-reverse THE RESULT IS NOISE: the noise levels run from 0 to 1, as upstream "
         "has it by default; add --flow-reverse for a video"

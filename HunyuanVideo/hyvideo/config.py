@@ -31,6 +31,11 @@ class Template:
         """The part before the prompt: crop_start tokens of the official tokenizer."""
         return self.text.partition("{}")[0]
 
+    @property
+    def tail(self) -> str:
+        """The part behind the prompt."""
+        return self.text.partition("{}")[2]
+
     def fill(self, prompt: str) -> str:
         return self.text.replace("{}", prompt)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiling_core.errors import InputError
-from profiling_core.runtime.checkpoint_files import first_line
+from profiling_core.files import unreadable
 
 BLOCK_LISTS = ("double_blocks", "single_blocks")
 
@@ -51,9 +51,7 @@ def load_scales(model: nn.Module, path: Path) -> None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage can surface anywhere in the unpickler
-        raise InputError(
-            f"{path} is not a complete file of scales ({first_line(error)}): download it again"
-        ) from None
+        raise InputError(unreadable(path, "file of scales", error)) from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no dict of scales: download it again")
     linears = block_linears(model)

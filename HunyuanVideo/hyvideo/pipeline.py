@@ -267,7 +267,7 @@ class HunyuanVideo:
         shift = config.flow_shift if flow_shift is None else flow_shift
         strength = config.embedded_cfg_scale if embedded_guidance is None else embedded_guidance
         if not flow_reverse:
-            warn_of_noise(plan)
+            warn_of_noise(recorder is not None)
         run = self._run(plan, recorder, steps, shift, conditioning, noise)
         scheduler = build_scheduler(
             steps, shift, self.device, run.solver_steps, reverse=flow_reverse

@@ -20,7 +20,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from profiling_core.errors import InputError
-from profiling_core.runtime.checkpoint_files import first_line
+from profiling_core.files import first_line
+from profiling_core.runtime.prompt_tokens import padded_tokens
+from profiling_core.runtime.state_dicts import (
+    check_types,
+    plain_state,
+    read_header,
+    read_torch_file,
+    types_of,
+)
 
 from .checkpoint import HOW_TO_GET
 from .config import TEMPLATES, HunyuanConfig, Template
@@ -56,6 +64,7 @@ def load_model(
     folder: Path, kind: type[AutoModel] | type[CLIPTextModel], dtype: torch.dtype
 ) -> PreTrainedModel:
     """The model of a folder; InputError unless every weight of it is there."""
+    _check_types(folder)
     try:
         with _quiet():
             model, report = kind.from_pretrained(
@@ -72,6 +81,17 @@ def load_model(
                 f"{HOW_TO_GET.get(folder.name, 'make it again')}"
             )
     return model.eval().requires_grad_(False)
+
+
+def _check_types(folder: Path) -> None:
+    """InputError for weights in 8 bits, which the library would cast without their scales."""
+    tensors = sorted(folder.glob("model*.safetensors"))
+    kinds = {path: read_header(path)[1] for path in tensors}
+    if not tensors:
+        found = sorted(folder.glob("pytorch_model*.bin"))
+        kinds = {path: types_of(plain_state(path, read_torch_file(path))) for path in found}
+    for path, kind in kinds.items():
+        check_types(path, kind, "take the files in fp16 or bf16")
 
 
 @contextmanager
@@ -150,18 +170,6 @@ class Encoder(ABC):
     def to(self, device: torch.device | str) -> None:
         self.model.to(device)
 
-    def _tokens(self, text: str, length: int) -> tuple[Tensor, Tensor]:
-        """Padded ids and mask, (1, length) each, on the model's device."""
-        tokens = self.tokenizer(
-            text,
-            padding="max_length",
-            truncation=True,
-            max_length=length,
-            return_attention_mask=True,
-            return_tensors="pt",
-        ).to(self.model.device)
-        return tokens.input_ids, tokens.attention_mask
-
 
 class LanguageModel(Encoder):
     """A prompt in its template to one state per token, taken below the model's last layers."""
@@ -206,7 +214,14 @@ class LanguageModel(Encoder):
         """
         template = self.config.template(length)
         crop = template.crop_start
-        ids, mask = self._tokens(template.fill(text), crop + self.config.text_tokens(length))
+        ids, mask = padded_tokens(
+            self.tokenizer,
+            template.fill(text),
+            crop + self.config.text_tokens(length),
+            self.model.device,
+            "text encoder with its template",
+            template.tail,
+        )
         out = self.model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
         skip = self.config.hidden_state_skip_layer
         states = out.hidden_states[-(skip + 1)]
@@ -235,5 +250,6 @@ class PooledClip(Encoder):
     @torch.no_grad()
     def __call__(self, text: str) -> Tensor:
         """The vector (1, dim) of a prompt, cut or padded to text_len tokens."""
-        ids, mask = self._tokens(text, self.text_len)
+        what = "second text encoder"
+        ids, mask = padded_tokens(self.tokenizer, text, self.text_len, self.model.device, what)
         return self.model(ids, attention_mask=mask).pooler_output.to(self.dtype)

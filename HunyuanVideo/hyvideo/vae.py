@@ -12,10 +12,17 @@ from loguru import logger
 from torch import Tensor
 
 from profiling_core.errors import InputError
+from profiling_core.files import first_line
 from profiling_core.parallel.ranks import Ranks
 from profiling_core.parallel.vae_tiles import shared_tiles
-from profiling_core.runtime.checkpoint_files import check_counts, first_line, read_json
-from profiling_core.runtime.state_dicts import assign, plain_state, read_torch_file
+from profiling_core.runtime.checkpoint_files import check_counts, read_json
+from profiling_core.runtime.state_dicts import (
+    assign,
+    check_types,
+    plain_state,
+    read_torch_file,
+    types_of,
+)
 
 from .model import no_autocast
 from .weights import DTYPES
@@ -107,6 +114,7 @@ def read_vae_file(path: Path) -> dict[str, Tensor]:
     if any(name.startswith("vae.") for name in state):
         own = {name: tensor for name, tensor in state.items() if name.startswith("vae.")}
         state = {name.removeprefix("vae."): tensor for name, tensor in own.items()}
+    check_types(path, types_of(state), "take the official file")
     return state
 
 

@@ -7,11 +7,21 @@ then are tensors read and assigned. Nothing is renamed: the transformer has the 
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from profiling_core.errors import InputError
-from profiling_core.runtime.checkpoint_files import first_line
-from profiling_core.runtime.state_dicts import check_names, plain_state, read_torch_file, shapes
+from profiling_core.files import first_line
+from profiling_core.runtime.state_dicts import (
+    check_names,
+    check_types,
+    official_names,
+    plain_state,
+    read_header,
+    read_torch_file,
+    shapes,
+    types_of,
+)
 
 from .checkpoint import fp8_map
 from .config import HunyuanConfig
@@ -56,6 +66,10 @@ def load_transformer(
     model = build_transformer(config)
     state = read_transformer_file(file, config.load_key)
     expected = model.state_dict()
+    scaled = {name for name, tensor in expected.items() if tensor.dtype == torch.float8_e4m3fn}
+    types = {name: kind for name, kind in types_of(state).items() if name not in scaled}
+    way_out = "give --use-fp8 for the official fp8 file with its map, or take one in bf16"
+    check_types(file, types, way_out)
     check_names(file, shapes(expected), shapes(state))
     if config.use_fp8:
         _check_fp8(file, expected, state)
@@ -80,10 +94,15 @@ def _check_fp8(file: Path, expected: dict[str, Tensor], state: dict[str, Tensor]
 
 def read_transformer_file(path: Path, load_key: str) -> dict[str, Tensor]:
     """The state dict under `load_key`, or the file itself where it is a bare one."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as opened:
+            names = official_names(path, read_header(path)[0])
+            return {name: opened.get_tensor(stored) for name, stored in names.items()}
     content = read_torch_file(path)
     found = [key for key in LOAD_KEYS if key in content]
     if found and load_key not in content:
         raise InputError(
             f"{path} has no {load_key!r}: take --load-key {' or '.join(map(str, found))}"
         )
-    return plain_state(path, content[load_key] if found else content)
+    state = plain_state(path, content[load_key] if found else content)
+    return {name: state[stored] for name, stored in official_names(path, state).items()}

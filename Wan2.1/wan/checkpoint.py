@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from profiling_core.errors import InputError
-from profiling_core.runtime.checkpoint_files import read_json
+from profiling_core.runtime.checkpoint_files import check_present, foreign_layout, read_json
 
 from .configs import WanConfig
 
@@ -14,11 +14,13 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 def dit_files(folder: Path) -> dict[str, set[str] | None]:
     """The transformer's files and the tensor names that the index expects in each.
 
-    A checkpoint of one file has no index: its names are not known beforehand (None).
+    A checkpoint of one file has no index: its names are not known beforehand (None). The file may
+    have a name of its own, as ComfyUI's have, where it is the folder's only one.
     """
     index = folder / f"{DIT}.safetensors.index.json"
     if not index.exists():
-        return {f"{DIT}.safetensors": None}
+        found = [path.name for path in folder.glob("*.safetensors")]
+        return {found[0] if len(found) == 1 else f"{DIT}.safetensors": None}
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index} has no weight_map: download it again")
@@ -32,22 +34,17 @@ def dit_files(folder: Path) -> dict[str, set[str] | None]:
 
 def check_folder(folder: Path, config: WanConfig) -> None:
     """InputError naming the first thing that a complete checkpoint folder would have."""
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(
-            f"checkpoint folder {folder} {what}: give --ckpt_dir a Wan2.1 checkpoint folder"
-        )
-    for name in ("config.json", config.t5_checkpoint, config.vae_checkpoint):
-        _need(folder, name)
-    tokenizer = folder / config.t5_tokenizer
-    if not any((tokenizer / name).is_file() for name in TOKENIZER_FILES):
-        raise InputError(
-            f"checkpoint folder {folder}: {config.t5_tokenizer} has none of "
-            f"{', '.join(TOKENIZER_FILES)}: download the tokenizer folder as well"
-        )
-    _need(folder, f"{config.t5_tokenizer}/tokenizer_config.json")
-    for name in dit_files(folder):
-        _need(folder, name)
+
+    def holds(path: Path) -> bool:
+        return (path / config.t5_checkpoint).is_file()
+
+    absent = _first_absent(folder, config)
+    if absent is None:
+        return
+    layout = None if holds(folder) else foreign_layout(folder, "--ckpt_dir", holds)
+    raise InputError(
+        f"checkpoint folder {folder}{f' {layout}' if layout else absent} {config.way_out}"
+    )
 
 
 def checkpoint_files(folder: Path, config: WanConfig) -> list[Path]:
@@ -56,6 +53,18 @@ def checkpoint_files(folder: Path, config: WanConfig) -> list[Path]:
     return [folder / name for name in (*own, *dit_files(folder))]
 
 
-def _need(folder: Path, name: str) -> None:
-    if not (folder / name).is_file():
-        raise InputError(f"checkpoint folder {folder}: {name} is missing: download it as well")
+def _first_absent(folder: Path, config: WanConfig) -> str | None:
+    if not folder.is_dir():
+        return " is not a folder:" if folder.exists() else " does not exist:"
+    tokenizer = config.t5_tokenizer
+    own = (folder / tokenizer / name for name in TOKENIZER_FILES)
+    found = [str(path.relative_to(folder)) for path in own if path.is_file()]
+    parts = ("config.json", config.t5_checkpoint, config.vae_checkpoint)
+    if not found and all((folder / name).is_file() for name in parts):
+        return f": {tokenizer} has none of {', '.join(TOKENIZER_FILES)}:"
+    for name in (*parts, *found, f"{tokenizer}/tokenizer_config.json", *dit_files(folder)):
+        if not (folder / name).is_file():
+            quantised = name.startswith(DIT) and any(folder.glob("*.gguf"))
+            return f": {name} is missing{' and GGUF files are not read here' * quantised}:"
+        check_present(folder / name)
+    return None

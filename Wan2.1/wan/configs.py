@@ -36,6 +36,7 @@ class WanConfig:
     sample_guide_scale: float = 5.0
     sample_fps: int = 16
     sample_neg_prompt: str = NEGATIVE_PROMPT
+    repository: str | None = None  # of the official weights, on Hugging Face
     still: bool = False  # one frame, written as an image
     ckpt_dir: Path | None = None  # None: the user has to name it
     latent_channels: int = 16
@@ -49,6 +50,16 @@ class WanConfig:
         if self.default_size not in self.sizes:
             raise ValueError(f"{self.task}: default size {self.default_size} not in {self.sizes}")
         check_frame_num(self.frame_num, self.vae_stride[0])
+
+    @property
+    def way_out(self) -> str:
+        """Where weights are."""
+        if self.repository is None:
+            return "leave --ckpt_dir out, the weights are bundled"
+        return (
+            f"download {self.repository} from Hugging Face; --task t2v-mini runs at once, its "
+            "weights are bundled"
+        )
 
     def latent_shape(self, size: tuple[int, int], frame_num: int) -> tuple[int, int, int, int]:
         """(channels, frames, rows, columns) of the latent of a clip of (width, height) pixels."""
@@ -85,8 +96,22 @@ def check_frame_num(frame_num: int, stride: int = 4) -> None:
 WAN_CONFIGS = {
     config.task: config
     for config in (
-        WanConfig("t2v-14B", "wan2.1-t2v-14B", VIDEO_SIZES, "1280*720", EXAMPLE_PROMPT),
-        WanConfig("t2v-1.3B", "wan2.1-t2v-1.3B", ("480*832", "832*480"), "832*480", EXAMPLE_PROMPT),
+        WanConfig(
+            "t2v-14B",
+            "wan2.1-t2v-14B",
+            VIDEO_SIZES,
+            "1280*720",
+            EXAMPLE_PROMPT,
+            repository="Wan-AI/Wan2.1-T2V-14B",
+        ),
+        WanConfig(
+            "t2v-1.3B",
+            "wan2.1-t2v-1.3B",
+            ("480*832", "832*480"),
+            "832*480",
+            EXAMPLE_PROMPT,
+            repository="Wan-AI/Wan2.1-T2V-1.3B",
+        ),
         WanConfig(
             "t2i-14B",
             "wan2.1-t2v-14B",
@@ -94,6 +119,7 @@ WAN_CONFIGS = {
             "1280*720",
             "A portrait of an old fisherman in soft window light",
             frame_num=1,
+            repository="Wan-AI/Wan2.1-T2V-14B",
             still=True,
         ),
         # bundled; its small text encoder knows the words of its own grammar and no Chinese

@@ -15,13 +15,14 @@ from transformers import (
 )
 
 from profiling_core.errors import InputError
+from profiling_core.files import first_line
 from profiling_core.parallel.sharding import fill, shard
-from profiling_core.runtime.checkpoint_files import check_counts, first_line, read_json
+from profiling_core.runtime.checkpoint_files import check_counts, read_json
+from profiling_core.runtime.prompt_tokens import padded_tokens
 from profiling_core.runtime.state_dicts import (
     assign,
     check_names,
-    plain_state,
-    read_torch_file,
+    read_weights,
     shapes,
 )
 
@@ -132,7 +133,7 @@ class TextEncoder:
                 f"tokenizer folder {tokenizer} has {len(self.tokenizer)} tokens, "
                 f"{checkpoint.name} {vocab_size}: take the tokenizer of this checkpoint"
             )
-        state = plain_state(checkpoint, read_torch_file(checkpoint))
+        state = read_weights(checkpoint)
         if sharded_on is None:
             state = {k: v.to(torch.bfloat16) for k, v in state.items()}
             assign(self.model, convert_names(state), checkpoint)
@@ -158,14 +159,9 @@ class TextEncoder:
 
         The prompt is padded to text_len inside the encoder, with the padding masked.
         """
-        tokens = self.tokenizer(
-            clean(text),
-            padding="max_length",
-            truncation=True,
-            max_length=self.text_len,
-            add_special_tokens=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        ).to(self.model.device)
-        hidden = self.model(tokens.input_ids, attention_mask=tokens.attention_mask)
-        return hidden.last_hidden_state[0, : int(tokens.attention_mask.sum())]
+        device = self.model.device
+        ids, mask = padded_tokens(
+            self.tokenizer, clean(text), self.text_len, device, "text encoder"
+        )
+        hidden = self.model(ids, attention_mask=mask)
+        return hidden.last_hidden_state[0, : int(mask.sum())]

@@ -13,10 +13,11 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from torch import Tensor
 
 from profiling_core.errors import InputError
+from profiling_core.files import first_line
 from profiling_core.parallel.ranks import Ranks
 from profiling_core.parallel.vae_tiles import shared_tiles, tile_grid
-from profiling_core.runtime.checkpoint_files import check_counts, first_line, read_json
-from profiling_core.runtime.state_dicts import assign, plain_state, read_torch_file
+from profiling_core.runtime.checkpoint_files import check_counts, read_json
+from profiling_core.runtime.state_dicts import assign, read_weights
 
 from .model import no_autocast
 
@@ -62,8 +63,7 @@ class VideoVAE:
     def __init__(self, checkpoint: Path, device: torch.device | str) -> None:
         """Load; InputError when the weights or the sizes beside them are unusable."""
         self.model = build_vae(checkpoint)
-        stored = plain_state(checkpoint, read_torch_file(checkpoint))
-        state = {name: tensor.float() for name, tensor in stored.items()}
+        state = {name: tensor.float() for name, tensor in read_weights(checkpoint).items()}
         assign(self.model, convert_wan_vae_to_diffusers(state), checkpoint)
         self.model.to(device)
         column = (1, -1, 1, 1, 1)

@@ -15,9 +15,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from profiling_core.errors import InputError
+from profiling_core.files import first_line
 from profiling_core.parallel.sharding import Precision, fill, shard
-from profiling_core.runtime.checkpoint_files import check_counts, first_line, read_json
-from profiling_core.runtime.state_dicts import Shapes, check_names, shapes
+from profiling_core.runtime.checkpoint_files import check_counts, read_json
+from profiling_core.runtime.state_dicts import (
+    Shapes,
+    check_names,
+    check_types,
+    official_names,
+    read_header,
+    shapes,
+)
 
 from .checkpoint import dit_files
 from .model import WanModel
@@ -80,7 +88,7 @@ def load_transformer(
     files = dit_files(folder)
     found: Shapes = {}
     for file, names in files.items():
-        found |= _header(folder / file, names)
+        found |= _checked_header(folder / file, names)
     check_names(folder, expected, found)
     if sharded is not None:
         with _Rows(folder, files) as read:
@@ -93,22 +101,17 @@ def load_transformer(
     return model.eval().requires_grad_(False)
 
 
-def _header(path: Path, names: set[str] | None) -> Shapes:
-    """Names and shapes in a safetensors file; `names` must be among them."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a complete safetensors file ({error}): download it again"
-        ) from None
+def _checked_header(path: Path, names: set[str] | None) -> Shapes:
+    """Official names and shapes in a safetensors file; `names` must be among its own."""
+    found, types = read_header(path)
+    check_types(path, types, "take the official file, or one in bf16, fp16 or fp32")
     absent = (names or set()) - found.keys()
     if absent:
         raise InputError(
             f"{path}: tensor {min(absent)!r} is missing, though the index names it: "
             "download both again"
         )
-    return found
+    return {name: found[stored] for name, stored in official_names(path, found).items()}
 
 
 def _read(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -116,7 +119,10 @@ def _read(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Ten
         with safe_open(path, framework="pt") as file:
             # What comes out of the file is mapped memory at odd addresses. A copy of each tensor is
             # aligned, so that results do not depend on how a checkpoint was cut into shards.
-            return {k: file.get_tensor(k).to(device, dtype, copy=True) for k in file.keys()}
+            return {
+                name: file.get_tensor(stored).to(device, dtype, copy=True)
+                for name, stored in official_names(path, file.keys()).items()
+            }
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}): download it again") from None
 
@@ -129,11 +135,12 @@ class _Rows(ExitStack):
         self._found = {}
         for path in (folder / file for file in files):
             opened = self.enter_context(safe_open(path, framework="pt"))
-            self._found |= {name: (opened, path) for name in opened.keys()}
+            names = official_names(path, opened.keys())
+            self._found |= {name: (opened, path, stored) for name, stored in names.items()}
 
     def __call__(self, name: str, first: int, end: int) -> Tensor:
-        opened, path = self._found[name]
+        opened, path, stored = self._found[name]
         try:
-            return opened.get_slice(name)[first:end]
+            return opened.get_slice(stored)[first:end]
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read ({error}): download it again") from None

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from profiling_core.errors import ProfileError
+from profiling_core.files import PLAIN_TYPES, stand_in
 from profiling_core.recording.pca_mask import saliency
 
 MODEL_TYPES = ("sam2", "sam2_video")  # only the image part of the latter is used
@@ -100,7 +101,12 @@ def _load(folder: str, device: torch.device) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ProfileError(f"SAM 2 weights {folder}: {error}; {LAYOUT}") from error
+        reason = stand_in(Path(folder) / "model.safetensors") or error
+        raise ProfileError(f"SAM 2 weights {folder}: {reason}; {LAYOUT}") from error
+    with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
+        coded = {str(file.get_slice(name).get_dtype()) for name in file.keys()} - PLAIN_TYPES
+    if coded:
+        raise ProfileError(f"SAM 2 weights {folder}: {coded.pop()} needs scales; {LAYOUT}")
     model, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:

@@ -1,12 +1,55 @@
-"""JSON files of a checkpoint, and sizes read from them; no torch, so that bad input ends early."""
+"""Folders and JSON files of a checkpoint; no torch, so that bad input ends early.
+
+A folder of another program is recognised by what lies in it, and named with the way out.
+"""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from profiling_core.errors import InputError
+from profiling_core.files import stand_in
 
 MOST_LAYERS, LARGEST_SIZE = 1000, 10**6  # far past every real model, small enough to be counted
+
+CACHES = ("*", "snapshots/*", "models--*/snapshots/*", "hub/models--*/snapshots/*")
+ELSEWHERE = "run it with diffusers and cache_pipeline, or"
+DIFFUSERS = f"is in diffusers' layout: {ELSEWHERE}"
+CACHE = "belongs to a cache of the Hugging Face Hub, and this model is not in it:"
+LAYOUTS = (  # what lies in a folder, what the folder is
+    ("model_index.json", DIFFUSERS),
+    ("../model_index.json", DIFFUSERS),
+    ("snapshots", CACHE),
+    ("models--*", CACHE),
+    ("hub/models--*", CACHE),
+    ("diffusion_models", "is ComfyUI's: of its files only the transformer's can be taken;"),
+    ("*.gguf", "has quantised GGUF files, which are not read here:"),
+    ("high_noise_model", f"is Wan 2.2's: {ELSEWHERE}"),
+    ("Wan2.2_VAE.pth", f"is Wan 2.2's: {ELSEWHERE}"),
+    ("hunyuan-video-i2v-720p", f"is HunyuanVideo-I2V's: {ELSEWHERE}"),
+    ("transformer/*0p_*", f"is HunyuanVideo-1.5's: {ELSEWHERE}"),
+)
+
+
+def foreign_layout(folder: Path, option: str, holds: Callable[[Path], bool]) -> str | None:
+    """What an unfit checkpoint folder is, as the begin of the way out; None when it is not known.
+
+    holds: does this folder look like the checkpoint itself?
+    """
+    if folder.is_file():
+        return stand_in(folder) or "is a file: give the folder of all parts, or"
+    for path in (path for pattern in CACHES for path in sorted(folder.glob(pattern))):
+        if holds(path) and not path.name.endswith("-mini"):  # the bundled one, of another model
+            return f"is not the checkpoint itself: give {option} {path}, or"
+    return next((what for mark, what in LAYOUTS if any(folder.glob(mark))), None)
+
+
+def check_present(path: Path) -> None:
+    """InputError for a file that another one stands in for."""
+    instead = stand_in(path)
+    if instead is not None:
+        raise InputError(f"{path} {instead}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -29,8 +72,3 @@ def check_counts(path: Path, sizes: dict[str, Any], least: int = 0) -> None:
         for count in value if isinstance(value, list | tuple) else (value,):
             if type(count) is int and not least <= count <= most:
                 raise InputError(f"{path}: {name} is {value!r}, expected {least} to {most}")
-
-
-def first_line(error: Exception) -> str:
-    """The message of another library's error, short enough for one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,8 @@ from profiling_core.runtime.exit_codes import EXIT_TERMINATED, end_on_sigterm, e
 
 LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
 
+Parsers = Callable[[], argparse.ArgumentParser]
+
 
 class Parser(argparse.ArgumentParser):
     """argparse without the usage text: an error is one line, as every other user error."""
@@ -31,6 +33,15 @@ def defaults_text(values: Iterable[tuple[str, Any]]) -> str:
     return ", ".join(
         [f"default {first}", *(f"{value} for {name}" for name, value in others if value != first)]
     )
+
+
+def warn_unused(args: argparse.Namespace, unused: dict[str, str], build: Parsers) -> None:
+    """Warn of options that were given and change nothing; unused: option -> why."""
+    parser = build()
+    for option, reason in unused.items():
+        name = option.lstrip("-").replace("-", "_")
+        if getattr(args, name) != parser.get_default(name):
+            logger.warning(f"{option} has no effect: {reason}")
 
 
 def check_prompt(prompt: str) -> None:
@@ -58,7 +69,7 @@ def init_logging() -> None:
 
 
 def run_main(
-    build_parser: Callable[[], argparse.ArgumentParser],
+    build_parser: Parsers,
     run: Callable[[argparse.Namespace], None],
     argv: list[str] | None = None,
 ) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from profiling_core.errors import InputError
-from profiling_core.runtime.checkpoint_files import first_line
+from profiling_core.files import first_line
 
 GB = 1e9
 CGROUP = Path("/sys/fs/cgroup")

@@ -1,16 +1,24 @@
 """Weight files as state dicts, and strict loading of them into modules on the meta device."""
 
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from profiling_core.errors import InputError
-from profiling_core.runtime.checkpoint_files import first_line
+from profiling_core.files import PLAIN_TYPES, unreadable
 
 Shapes = dict[str, tuple[int, ...]]
+PREFIXES = ("model.diffusion_model.", "model.model.", "diffusion_model.")  # of ComfyUI's files
+FOREIGN = {  # in a tensor's name: whose file it is
+    "lora_": "this is a LoRA, which is not applied here",
+    "condition_embedder.": "these are diffusers' names: run that file with cache_pipeline",
+    "transformer_blocks.": "these are diffusers' names: run that file with cache_pipeline",
+}
 
 
 def shapes(state: dict[str, Tensor]) -> Shapes:
@@ -25,7 +33,7 @@ def check_names(source: Path, expected: Shapes, found: Shapes) -> None:
         if names:
             raise InputError(
                 f"{source}: {len(names)} tensors are {what}, the first is {names[0]!r}: "
-                "this is another model's checkpoint, or a part of one"
+                f"{_whose(found)}"
             )
     for name, shape in expected.items():
         if found[name] != shape:
@@ -35,6 +43,57 @@ def check_names(source: Path, expected: Shapes, found: Shapes) -> None:
             )
 
 
+def _whose(names: Collection[str]) -> str:
+    known = (text for part, text in FOREIGN.items() if any(part in name for name in names))
+    return next(known, "this is another model's checkpoint, or a part of one")
+
+
+def check_types(source: Path, types: dict[str, str], way_out: str) -> None:
+    """InputError for numbers that are weights only together with a scale, as in 8 bits.
+
+    A cast would take them for the weights, and the clip would be noise.
+    """
+    coded = [name for name, kind in types.items() if kind not in PLAIN_TYPES]
+    if coded:
+        raise InputError(
+            f"{source}: {len(coded)} tensors are stored as {types[coded[0]]}, the first is "
+            f"{coded[0]!r}: these are no weights without their scales, {way_out}"
+        )
+
+
+def types_of(state: dict[str, Tensor]) -> dict[str, str]:
+    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
+
+
+def official_names(source: Path, names: Collection[str]) -> dict[str, str]:
+    """Official name -> name in the file, which ComfyUI's prefix may lead.
+
+    InputError for a file that has more than the transformer.
+    """
+    for prefix in PREFIXES:
+        others = [name for name in names if not name.startswith(prefix)]
+        if len(others) == len(names):
+            continue
+        if others:
+            raise InputError(
+                f"{source} has a whole model in ComfyUI's layout: {len(others)} tensors belong to "
+                f"other parts, the first is {others[0]!r}: take the transformer's own file"
+            )
+        return {name.removeprefix(prefix): name for name in names}
+    return {name: name for name in names}
+
+
+def read_header(path: Path) -> tuple[Shapes, dict[str, str]]:
+    """Shapes and types in a safetensors file, by name; no tensor is read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            found = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            return found, {name: str(part.get_dtype()) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(unreadable(path, "safetensors file", error)) from None
+
+
 def read_torch_file(path: Path) -> dict[str, Any]:
     """The dict in a .pt or .pth file, mapped rather than read where its format allows."""
     try:
@@ -42,9 +101,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except Exception as error:  # damage can surface anywhere in the unpickler
-        raise InputError(
-            f"{path} is not a complete weight file ({first_line(error)}): download it again"
-        ) from None
+        raise InputError(unreadable(path, "weight file", error)) from None
     return plain_dict(path, content)
 
 
@@ -53,6 +110,13 @@ def plain_dict(path: Path, content: Any) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"{path} holds no plain state dict of tensors: download it again")
     return dict(content)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pt or .pth file, whose numbers are the weights."""
+    state = plain_state(path, read_torch_file(path))
+    check_types(path, types_of(state), "take the official file")
+    return state
 
 
 def plain_state(path: Path, content: Any) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from profiling_core.errors import InputError
-from profiling_core.runtime.checkpoint_files import first_line
+from profiling_core.files import first_line
 
 
 def write_video(frames: np.ndarray, path: Path, fps: int, option: str) -> None:

@@ -114,6 +114,8 @@ class WanModel(TreeModel):
         return checkpoint_files(self.checkpoint_dir, self.config)
 
     def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
+        import torch
+
         from wan.text2video import WanT2V
 
         args = self.args
@@ -123,6 +125,7 @@ class WanModel(TreeModel):
             self.device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
+            torch_dtype=torch.bfloat16 if args.convert_model_dtype else torch.float32,
             fp32=fp32,
             ranks=ranks,
         )

@@ -73,17 +73,15 @@ def test_one_frame_needs_room_beside_a_longer_template(
     assert "--text-len 12 leave one frame's prompt no token: take a larger --text-len" in line
 
 
-def test_a_plan_without_flow_reverse_is_refused(
-    outcome: Callable[..., str], nothing_loads: None
+def test_noise_is_warned_of_and_a_plan_runs_with_it(
+    tree: TreeCase, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    line = outcome("--prompt", "a cat", "--delta_cache")
-    assert line.startswith("error: --delta_cache without --flow-reverse: plans are for falling")
-
-
-def test_noise_is_warned_of(tree: TreeCase, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     argv = [word for word in tree.argv(target=tmp_path / "out") if word != "--flow-reverse"]
-    assert sample_video.main(argv) == 0
-    assert "WARNING: without --flow-reverse THE RESULT IS NOISE" in capsys.readouterr().out
+    tree.plan(tree.intervals(0, 3)).save(tmp_path / "mine.json")
+    for plan in ((), ("--delta_cache", str(tmp_path / "mine.json"))):
+        assert sample_video.main([*argv, *plan]) == 0
+        assert "WARNING: without --flow-reverse THE RESULT IS NOISE" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,25 @@ def test_weights_that_are_not_in_8_bits_are_refused(
         load_transformer(file, FP8, "cpu")
 
 
+def test_the_fp8_file_without_its_option_is_refused_with_the_option(
+    written: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    file, _ = written
+    with pytest.raises(InputError, match=r"float8_e4m3fn, .*, give --use-fp8 for the official fp8"):
+        load_transformer(file, tiny_config(precision="fp32"), "cpu")
+
+
+def test_the_map_serves_the_blocks_linears_alone(
+    written: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    file, _ = written
+    state = torch.load(file)["module"]
+    state["img_in.proj.weight"] = state["img_in.proj.weight"].to(torch.float8_e4m3fn)
+    torch.save({"module": state}, file)
+    with pytest.raises(InputError, match=r"1 tensors are stored as .* 'img_in\.proj\.weight'"):
+        load_transformer(file, FP8, "cpu")
+
+
 def test_fp8_takes_its_own_file_by_default_and_needs_the_map(new_hunyuan_checkpoint: Path) -> None:
     plain = dit_file(new_hunyuan_checkpoint)
     with pytest.raises(InputError, match=r"model_states_fp8\.pt do not exist"):

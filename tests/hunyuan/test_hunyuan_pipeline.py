@@ -34,7 +34,7 @@ from hyvideo.pipeline import Conditioning, HunyuanVideo
 from hyvideo.sigmas import sigmas_fp32
 from hyvideo.vae import vae_bytes
 from hyvideo.weights import transformer_bytes
-from profiling_core.errors import InputError, PlanError
+from profiling_core.errors import InputError
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.presets import available, load_preset
 
@@ -395,8 +395,19 @@ def test_missing_reverse_is_warned_of_and_runs(pipeline: HunyuanVideo) -> None:
     logger.remove(sink)
     assert lines and "without --flow-reverse THE RESULT IS NOISE" in lines[0]
     assert times[0] == 0 and times == sorted(times)
-    with pytest.raises(PlanError, match=r"is for falling noise levels: add --flow-reverse"):
-        pipeline.generate(PROMPT, **CLIP, flow_reverse=False, plan=tiny_plan(*PLANS["both"]))
+    with pytest.raises(InputError, match=r"falling noise levels: record with --flow-reverse"):
+        calls_of(pipeline, flow_reverse=False, recorder=object())
+
+
+def test_plans_run_on_rising_levels_too_as_upstream(pipeline: HunyuanVideo) -> None:
+    """The levels that upstream takes without --flow-reverse: 1 minus the falling ones."""
+    rising = {**CLIP, "flow_reverse": False}
+    noise = pipeline.generate(PROMPT, **rising)
+    every = tiny_plan(intervals(*range(STEPS)))
+    assert torch.equal(pipeline.generate(PROMPT, **rising, plan=every), noise)
+    clip = pipeline.generate(PROMPT, **rising, plan=tiny_plan(*PLANS["both"]))
+    assert pipeline.last_run.block_runs == STEPS * BLOCKS - 3 * 2 - 4 * 2
+    assert not torch.equal(clip, noise)
 
 
 @pytest.mark.parametrize("model", [m for m in CONFIGS if m != TINY.model])

@@ -13,19 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import generate
 import hunyuan_toys
+import hyvideo.checkpoint
 import hyvideo.checks
 import hyvideo.pipeline
 import hyvideo.sigmas
 import hyvideo.video
+import hyvideo.weights
 import sample_video
 import wan.checks
 import wan.sigmas
 import wan.text2video
 import wan.video
+import wan.weights
 import wan_toys
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from profiling_core.plan import CachePlan
@@ -70,6 +74,10 @@ class TreeCase:
     default_name: Callable[..., str]
     weight_file: Callable[[Path], Path]
     write_deeper_weights: Callable[[Path], None]
+    state: Callable[[], dict[str, Tensor]]  # of the checkpoint's transformer
+    load_single: Callable[[Path, dict[str, Tensor]], nn.Module]  # one .safetensors of that state
+    weights: tuple[str, ...]  # files
+    official: str  # the repository that errors name
     parts: dict[str, str] = field(default_factory=dict)  # file -> what its absence is called
 
     def argv(self, **values: object) -> list[str]:
@@ -146,6 +154,12 @@ def wan_case(checkpoint: Path) -> TreeCase:
     def deeper(folder: Path) -> None:
         wan_toys.write_dit(folder, wan_toys.tiny_dit(num_layers=4))
 
+    def single(folder: Path, state: dict[str, Tensor]) -> nn.Module:
+        for old in folder.glob("*.safetensors"):
+            old.unlink()
+        save_file(state, folder / "wan2.1_t2v_tiny_bf16.safetensors")
+        return wan.weights.load_transformer(folder, "cpu")
+
     grid = {"solver": "unipc", "steps": STEPS, "shift": 5.0}
     options = {"model": "task", "frames": "frame_num", "steps": "sample_steps"}
     options |= {"shift": "sample_shift", "guidance": "sample_guide_scale", "seed": "base_seed"}
@@ -189,6 +203,10 @@ def wan_case(checkpoint: Path) -> TreeCase:
         ),
         weight_file=lambda folder: folder / "diffusion_pytorch_model.safetensors",
         write_deeper_weights=deeper,
+        state=lambda: dict(wan_toys.tiny_dit().state_dict()),
+        load_single=single,
+        weights=files[1:],
+        official="Wan-AI/Wan2.1-T2V-14B",
         parts={name: name for name in files}
         | {f"{tokenizer}/tokenizer{end}.json": tokenizer for end in ("", "_config")},
     )
@@ -198,6 +216,12 @@ def hunyuan_case(checkpoint: Path) -> TreeCase:
     def deeper(folder: Path) -> None:
         model = hunyuan_toys.tiny_dit(mm_single_blocks_depth=4)
         torch.save({"module": model.state_dict()}, hunyuan_toys.dit_file(folder))
+
+    def single(folder: Path, state: dict[str, Tensor]) -> nn.Module:
+        file = folder / "hunyuan_tiny_bf16.safetensors"
+        save_file(state, file)
+        config = hunyuan_toys.tiny_config(precision="fp32")
+        return hyvideo.weights.load_transformer(hyvideo.checkpoint.find_dit(file), config, "cpu")
 
     options = {"model": "model", "frames": "video-length", "steps": "infer-steps"}
     options |= {"shift": "flow-shift", "guidance": "cfg-scale", "seed": "seed"}
@@ -248,6 +272,15 @@ def hunyuan_case(checkpoint: Path) -> TreeCase:
         ),
         weight_file=hunyuan_toys.dit_file,
         write_deeper_weights=deeper,
+        state=lambda: dict(hunyuan_toys.tiny_dit().state_dict()),
+        load_single=single,
+        weights=(
+            f"{official}/transformers/mp_rank_00_model_states.pt",
+            f"{official}/vae/pytorch_model.pt",
+            "text_encoder/model.safetensors",
+            "text_encoder_2/model.safetensors",
+        ),
+        official="tencent/HunyuanVideo",
         parts={
             f"{official}/vae/config.json": "config.json is missing: download it",
             f"{official}/vae/pytorch_model.pt": "pytorch_model.pt is missing: download",

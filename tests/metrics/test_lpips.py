@@ -151,15 +151,19 @@ def test_unreadable_files_are_one_line(state, tmp_path):
     _, heads = features_and_heads(state)
     torch.save(heads, tmp_path / "alex.pth")
     (tmp_path / "noise.pth").write_bytes(b"no weights at all")
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    torch.save({k: t.to(torch.float8_e4m3fn) for k, t in heads.items()}, tmp_path / "eight.pth")
     torch.save({"state": 3}, tmp_path / "other.pth")
     torch.save({"model": Stranger()}, tmp_path / "code.pth")
     empty = tmp_path / "empty"
     empty.mkdir()
     cases = {
         "nowhere.pth": "no such file",
-        "noise.pth": "not readable",
+        "noise.pth": "is not a complete weight file (torch.save did not write it): download it",
+        "pointer.pth": "is a git-lfs pointer, not the file: run `git lfs pull` there",
+        "eight.pth": "float8_e4m3fn needs scales: take fp32 weights",
         "other.pth": "expected a state dict of tensors alone",
-        "code.pth": "not readable",
+        "code.pth": "is not a complete weight file (it holds code beside tensors)",
         "empty": "none of its 0 weight files",
     }
     for name, says in cases.items():

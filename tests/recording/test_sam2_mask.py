@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from profiling_core.errors import ProfileError
@@ -116,6 +117,11 @@ def test_prompt_points_are_not_lone_outliers() -> None:
     assert prompt_points(shown)[1] == (7, 9)
 
 
+def in_eight_bits(file: Path) -> None:
+    eight = {name: t.to(torch.float8_e4m3fn) for name, t in load_file(file).items()}
+    save_file(eight, file, {"format": "pt"})
+
+
 def test_a_video_checkpoint_serves_by_its_image_part(tmp_path: Path, sam2_folder: Path) -> None:
     from transformers import Sam2VideoConfig, Sam2VideoModel
 
@@ -134,6 +140,11 @@ def test_a_video_checkpoint_serves_by_its_image_part(tmp_path: Path, sam2_folder
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors there"),
         (lambda folder: (folder / "config.json").write_text("{}"), "model_type None"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "Sam2Model"),
+        (
+            lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs/"),
+            "is a git-lfs pointer",
+        ),
+        (lambda folder: in_eight_bits(folder / "model.safetensors"), "F8_E4M3 needs scales"),
     ],
 )
 def test_folders_that_hold_no_sam2_are_refused(
@@ -148,8 +159,6 @@ def test_folders_that_hold_no_sam2_are_refused(
 
 
 def test_weights_that_lack_tensors_are_refused(tmp_path: Path, sam2_folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(sam2_folder / "model.safetensors")
     del tensors["no_memory_embedding"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})

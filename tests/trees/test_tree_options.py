@@ -92,7 +92,7 @@ CHOICES = {
     },
 }
 OURS = {
-    "wan": {"--delta_cache", "--delta_profile", "--cfg_size"},
+    "wan": {"--delta_cache", "--delta_profile", "--cfg_size", "--convert_model_dtype"},
     "hunyuan": {"--delta_cache", "--delta_profile", "--cfg-size", "--cfg_size"},
 }
 HELP = {
@@ -149,6 +149,47 @@ def test_the_paper_plan_points_to_ours(
     assert tree.script.main(tree.argv()) == 0
     assert "--delta_cache balanced" not in capsys.readouterr().out
     assert not list(tmp_path.iterdir())  # files and folders are made when a clip is saved
+
+
+IGNORED = {  # what upstream parses and does not read
+    "wan": """
+        --prompt_extend_method dashscope
+        --prompt_extend_model m
+        --prompt_extend_target_lang en
+        --image x.png
+        --src_video x.mp4
+        --src_mask x.mp4
+        --src_ref_images a.png,b.png
+        --first_frame a.png
+        --last_frame b.png
+    """,
+    "hunyuan": """
+        --use-linear-quadratic-schedule
+        --linear-schedule-end 9
+        --model-resolution 720p
+        --seed-type file
+        --seed-type fixed
+        --seed-type random --seed 1
+        --video-size 32 32 3
+    """,
+}
+
+
+def test_options_that_upstream_ignores_are_warned_of_and_the_run_goes_on(
+    tree: TreeCase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    ran: list[argparse.Namespace] = []
+    monkeypatch.setattr(tree.script, "run", lambda args, *rest: ran.append(args))
+    assert tree.script.main(tree.argv()) == 0
+    assert "WARNING" not in capsys.readouterr().out
+    for line in IGNORED[tree.name].strip().splitlines():
+        words = line.split()
+        assert tree.script.main([*tree.argv(), *words]) == 0, line
+        (warning,) = (text for text in capsys.readouterr().out.splitlines() if "WARNING" in text)
+        assert words[0] in warning and ("has no effect" in warning or "not (3,)" in warning)
+    assert len(ran) == len(IGNORED[tree.name].strip().splitlines()) + 1
+    if tree.name == "hunyuan":
+        assert ran[-2].seed == [1] and ran[-1].video_size == (32, 32)
 
 
 def test_help_names_each_models_defaults(tree: TreeCase, official_models: None) -> None:

@@ -238,3 +238,29 @@ def test_a_gpu_samples_the_same_clip(tree: TreeCase, pipeline: Any, elsewhere: b
     if tree.name == "wan":
         assert torch.equal(tree.sample(on_gpu, offload_model=False, **options), first)
         assert next(on_gpu.model.parameters()).device.type == "cuda"
+
+
+def test_what_an_encoder_does_not_see_of_a_prompt_is_logged(
+    tree: TreeCase, pipeline: Any, messages: list[str]
+) -> None:
+    """Of each encoder, of prompts and negative prompts; a prompt that just fits is whole."""
+    start = "the prompt is longer than the "
+    first = {"wan": 16 - 1, "hunyuan": 12}[tree.name]
+    ends = {"wan": [f"{first + 1} tokens of the text encoder, which"]}
+    ends["hunyuan"] = [
+        f"{12 + 95} tokens of the text encoder with its template, which",
+        "77 tokens of the second text encoder, which",
+    ]
+    words = [f"word{number}" for number in range(80)]
+    clips = []
+    for prompt in (" ".join([*words, "red"]), " ".join([*words, "green"])):
+        clips.append(tree.sample(pipeline, prompt, steps=1))
+        lines = [line for line in messages if line.startswith(start)]
+        messages.clear()
+        assert len(lines) == len(ends[tree.name])
+        assert all(end in line for end, line in zip(ends[tree.name], lines, strict=True))
+        assert f"does not see its end: 'word{first} word{first + 1} " in lines[0]
+        assert lines[-1].endswith(f"{prompt[-3:]}'") or lines[-1].endswith("...'")
+    assert torch.equal(*clips)
+    tree.sample(pipeline, " ".join(words[:first]), steps=1, n_prompt="red " * 80, guidance=2.0)
+    assert {line.split("its end: ")[1][:6] for line in messages if start in line} == {"'red r"}

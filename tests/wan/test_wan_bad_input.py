@@ -42,3 +42,13 @@ def test_tokenizer_of_another_encoder(tree: TreeCase, capsys: pytest.CaptureFixt
     file.write_text(json.dumps(document))
     says = "tokens, models_t5_umt5-xxl-enc-bf16.pth 64: take the tokenizer of this"
     assert says in error(tree, capsys)
+
+
+def test_a_gguf_file_in_place_of_the_transformer_is_named(
+    tree: TreeCase, capsys: pytest.CaptureFixture
+) -> None:
+    for file in tree.checkpoint.glob("*.safetensors*"):
+        file.unlink()
+    (tree.checkpoint / "wan2.1-t2v-Q8_0.gguf").write_bytes(b"GGUF")
+    says = "diffusion_pytorch_model.safetensors is missing and GGUF files are not read here:"
+    assert f"error: checkpoint folder {tree.checkpoint}: {says}" in error(tree, capsys)

@@ -58,6 +58,22 @@ def test_bf16_weights_sample_a_clip_alike(tree: TreeCase, pipeline: WanT2V) -> N
     assert (tree.sample(half) - tree.sample(pipeline)).abs().mean() < 0.1
 
 
+def test_convert_model_dtype_loads_the_transformer_in_bf16(
+    tree: TreeCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    load = tree.module.load_transformer
+    monkeypatch.setattr(
+        tree.module, "load_transformer", lambda *args: loaded.append(load(*args)) or loaded[-1]
+    )
+    for given in ((), ("--convert_model_dtype",)):
+        argv = tree.argv(target=tmp_path / f"clip{len(given)}.mp4", frames=5)
+        assert tree.script.main([*argv, *given]) == 0
+    types = [{p.dtype for p in model.parameters()} for model in loaded]
+    assert types == [{torch.float32}, {torch.bfloat16}]
+    assert {file.name for file in tmp_path.iterdir()} == {"clip0.mp4", "clip1.mp4"}
+
+
 def test_text_length_comes_from_the_checkpoint(pipeline: WanT2V) -> None:
     assert pipeline.text_encoder.text_len == TINY_DIT["text_len"]
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from profiling_core.errors import InputError
 from profiling_core.runtime.memory import available_bytes, check_room
-from wan.weights import load_transformer, model_kwargs, transformer_bytes
+from wan.checkpoint import dit_files
+from wan.weights import _Rows, load_transformer, model_kwargs, transformer_bytes
 from wan_toys import OFFICIAL_CONFIG, TINY_DIT, tiny_dit, write_dit
 
 SHAPES = json.loads((Path(__file__).parents[1] / "data" / "wan2.1-t2v-shapes.json").read_text())
@@ -63,6 +64,7 @@ def test_official_checkpoints_load_at_full_size(tmp_path: Path, model: str, shar
     parameters = sum(p.numel() for p in loaded.parameters())
     assert parameters == SHAPES["models"][model]["parameters"]
     assert transformer_bytes(tmp_path, torch.float32) == 4 * parameters
+    assert transformer_bytes(tmp_path, torch.bfloat16) == 2 * parameters
 
 
 def test_a_full_size_shard_of_the_other_model_is_refused(tmp_path: Path) -> None:
@@ -83,6 +85,16 @@ def test_loaded_model_predicts_like_the_saved_one(tmp_path: Path, shards: int) -
     with torch.no_grad():
         saved = model(x, torch.tensor([5]), text, 8)[0]
         assert torch.equal(saved, loaded(x, torch.tensor([5]), text, 8)[0])
+
+
+def test_fsdp_reads_the_same_rows_from_a_file_with_comfyuis_prefix(tmp_path: Path) -> None:
+    state = tiny_dit().state_dict()
+    save_file(
+        {f"model.diffusion_model.{k}": t for k, t in state.items()}, tmp_path / "own.safetensors"
+    )
+    with _Rows(tmp_path, dit_files(tmp_path)) as read:
+        for name, tensor in state.items():
+            assert torch.equal(read(name, 0, 1), tensor[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
