@@ -25,12 +25,17 @@ from profiling_core.engine.block_lists import block_list, unwrapped
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import PlanError
-from profiling_core.loops.scheduler_grid import Grid, grid_of, visit_only, when_set
+from profiling_core.loops.scheduler_grid import Grid, SteppedLevels, grid_of, visit_only, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_full, bytes_held
 from profiling_core.plan.describe import format_bytes, storage_words, summary_lines
 from profiling_core.plan.regrid import regrid
-from profiling_core.plan.restrict import for_both_branches, on_steps, on_visited_steps
+from profiling_core.plan.restrict import (
+    also_computed,
+    for_both_branches,
+    on_steps,
+    on_visited_steps,
+)
 
 PlanFor = Callable[[Grid], CachePlan]
 Log = Callable[[str], None]
@@ -64,6 +69,7 @@ class LoopCache:
         self._plan_for, self._log = plan_for, log
         self._caches: list[DeltaCache] = []
         self._first: FirstCall | None = None
+        self._steps = SteppedLevels()
         self.plan: CachePlan | None = None
         self.stats = RunStats()
 
@@ -84,6 +90,7 @@ class LoopCache:
         with ExitStack() as seams:
             for target in targets:
                 seams.enter_context(when_set(target, see))
+                seams.enter_context(self._steps.of(target))
             try:
                 yield self
                 self._finish()
@@ -95,13 +102,15 @@ class LoopCache:
         self._detach()
         grid = grid_of(scheduler, given)
         plan = regrid(self._plan_for(grid), grid.sigmas, solver=grid.solver, shift=grid.shift)
+        counts = self.found.steps_of(scheduler)
+        plan = also_computed(plan, [sum(counts[:n]) for n, count in enumerate(counts) if count])
         for line in (*plan.notes, *summary_lines(plan)):
             self._log(line)
         self.plan, visited = plan, on_visited_steps(for_both_branches(plan))
         if plan.jumps:
             visit_only(scheduler, plan.solver_steps)
-        first, lists = 0, self.found.lists
-        counts = self.found.steps_of(scheduler)
+        self._steps.start(scheduler)
+        first, lists, counts = 0, self.found.lists, self.found.steps_of(scheduler)
         for model, count in zip(self.found.models, counts, strict=True):
             if count:
                 part = on_steps(visited, range(first, first + count))
@@ -118,6 +127,7 @@ class LoopCache:
                 "the loop never called set_timesteps of its scheduler: there is nothing to attach "
                 "a plan to; call begin(step, branch) in it instead"
             )
+        self._steps.check_taken()
         for cache in self._caches:
             cache.clear()
         self.stats = _summed([cache.stats for cache in self._caches])

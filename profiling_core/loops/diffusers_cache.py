@@ -12,7 +12,6 @@ that were computed.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
@@ -90,7 +89,6 @@ class PipelineCache:
 
     def _call(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         self._loop.found = self._found()  # a user may have compiled, wrapped or replaced the models
-        _refuse_strength(self.pipe, args, kwargs)
         with self._loop.running(self.pipe.scheduler):
             return call(*args, **kwargs)
 
@@ -141,21 +139,6 @@ def _called_class(plain: type) -> type:
 
     named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
     return type(plain)(plain.__name__, (plain,), {"__call__": __call__, **named})
-
-
-def _refuse_strength(pipe: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-    """PlanError where a call begins in the middle of its noise levels."""
-    try:
-        given = inspect.signature(pipe.__call__).bind(*args, **kwargs)
-    except TypeError:  # the call itself raises it
-        return
-    given.apply_defaults()
-    strength = given.arguments.get("strength")
-    if isinstance(strength, int | float) and strength < 1:
-        raise PlanError(
-            f"strength {strength:g}: this call begins in the middle of its noise levels, plans "
-            "begin at the first; call it with strength=1 or without the cache"
-        )
 
 
 def refuse_other_caches(models: Iterable[nn.Module]) -> None:

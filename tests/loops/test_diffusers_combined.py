@@ -1,20 +1,29 @@
 """cache_pipeline with what users combine it with: offloading, compile, adapters, other caches."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
-from diffusers import FirstBlockCacheConfig, WanVACETransformer3DModel
+from diffusers import (
+    CogVideoXDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
+    WanVACETransformer3DModel,
+    WanVideoToVideoPipeline,
+)
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from diffusers_plans import intervals, made_plan, prediction
-from profiling_core import cache_pipeline
+from profiling_core import cache_pipeline, profile_pipeline
 from profiling_core.errors import PlanError
 from profiling_core.loops.diffusers_cache import refuse_intervals
-from tiny_pipelines import Tiny, build
+from tiny_pipelines import FRAMES, Tiny, build, picture
 
 PLANS = {"intervals": lambda tiny: intervals(tiny, "linear"), "jump": lambda _: prediction("jump")}
 
@@ -180,17 +189,65 @@ def test_bad_plans_and_calls_are_said(tmp_path) -> None:
         cache_pipeline(SimpleNamespace(components={"unet": None}), "balanced")
 
 
-def test_a_call_that_begins_in_the_middle_is_refused() -> None:
+def of_video(denoise_strength: float) -> Any:
+    """LTX with conditions; a strength below 1 leaves out the first levels."""
+    tiny = build("ltx")
+    parts = {
+        "tokenizer": None,
+        "text_encoder": None,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+    pipe = LTXConditionPipeline(transformer=tiny.pipe.transformer, vae=tiny.pipe.vae, **parts)
+    more = {"image": picture(), "denoise_strength": denoise_strength}
+    return Tiny(pipe, tiny.arguments | more)
+
+
+def from_video(strength: float) -> Any:
     tiny = build("wan")
-    plain = type(tiny.pipe)
+    parts = {"tokenizer": None, "text_encoder": None, "scheduler": tiny.pipe.scheduler}
+    pipe = WanVideoToVideoPipeline(transformer=tiny.pipe.transformer, vae=tiny.pipe.vae, **parts)
+    own = {name: value for name, value in tiny.arguments.items() if name != "num_frames"}
+    return Tiny(pipe, own | {"video": [picture()] * FRAMES, "strength": strength})
 
-    class FromVideo(plain):
-        def __call__(self, *args, strength: float = 0.8, **kwargs):
-            return super().__call__(*args, **kwargs)
 
-    tiny.pipe.__class__ = FromVideo
-    with cache_pipeline(tiny.pipe, "fast") as cache:
-        with pytest.raises(PlanError, match=r"strength 0\.8"):
-            tiny.latents()
-        tiny.latents(strength=1.0)
-    assert cache.stats.block_runs > 0 and type(tiny.pipe) is FromVideo
+@pytest.mark.parametrize("kind", [of_video, from_video])
+@pytest.mark.parametrize("strength", [0.4, 0.8])
+@pytest.mark.parametrize("preset", ["quality", "fast"])
+def test_a_loop_that_begins_in_the_middle_is_refused_by_the_levels_it_visits(
+    kind, strength, preset
+) -> None:
+    tiny = kind(strength)
+    with cache_pipeline(tiny.pipe, preset), pytest.raises(PlanError, match="every level from the"):
+        tiny.latents(num_inference_steps=24)
+    assert torch.isfinite(tiny.latents(num_inference_steps=24)).all()
+    whole = kind(1.0)
+    with cache_pipeline(whole.pipe, preset) as cache:
+        whole.latents(num_inference_steps=24)
+    assert cache.stats.block_runs < cache.stats.block_runs_full
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+V_DDIM = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+NOISY = {
+    "Euler": ("wan", FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)),
+    "DPM++": ("wan", DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++")),
+    "CogVideoX's DPM": ("cogvideox", CogVideoXDPMScheduler(**V_DDIM)),
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_a_sampler_that_adds_noise_at_a_step_is_refused_by_name(name: str) -> None:
+    kind, scheduler = NOISY[name]
+    tiny = build(kind)
+    tiny.pipe.scheduler = scheduler
+    said = rf"{type(scheduler).__name__} adds noise at this step"
+    with cache_pipeline(tiny.pipe, "quality"), pytest.raises(PlanError, match=said):
+        tiny.latents(num_inference_steps=16)
+    assert torch.isfinite(tiny.latents(num_inference_steps=16)).all()
+
+
+def test_a_profile_for_the_search_is_not_recorded_from_a_noisy_sampler() -> None:
+    tiny = build("wan")
+    tiny.pipe.scheduler = NOISY["Euler"][1]
+    with pytest.raises(PlanError, match="adds noise at this step"):
+        profile_pipeline(tiny.pipe, [tiny.arguments], 4)
