@@ -18,9 +18,15 @@ from torch import nn
 
 from profiling_core.engine.anchors import Anchor, forecast_delta, keep
 from profiling_core.engine.block_lists import unwrapped
+from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Branch, IntervalSite
 from profiling_core.plan.site_schedule import SiteSchedule
+
+NOT_SKIPPED = (
+    "no delta of them can be kept; take a plan that reuses the whole prediction (quality, "
+    "balanced, fast)"
+)
 
 
 @dataclass
@@ -92,8 +98,7 @@ class Interval(AnchorStore):
         """Put this interval's callables into `calls`; the number of blocks that will not run."""
         self._forget()
         schedule = self.schedules[branch]
-        kind: type = type(unwrapped(blocks[self.first]))
-        self.names = _parameters(kind)
+        self.names = parameters(blocks[self.first])
         if step in schedule.forecasts:
             self.reused = self.needed(branch, step)
             count = self.last - self.first
@@ -142,7 +147,7 @@ class Interval(AnchorStore):
         return updated[0] if newest.single else updated
 
     def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.inputs = self._leading(args, kwargs)
+        self.inputs = leading(self.names, args, kwargs)
         if not torch.compiler.is_compiling():
             self.versions = [_version(argument) for argument in self.inputs]
 
@@ -166,6 +171,12 @@ class Interval(AnchorStore):
                 f"{len(self.inputs)} arguments: the tensors that a block updates must be its "
                 "leading arguments"
             )
+        for after, before in zip(outputs, self.inputs, strict=False):
+            if after.shape != before.shape:
+                raise PlanError(
+                    f"{self.label}: the blocks return {tuple(after.shape)} for an argument of "
+                    f"{tuple(before.shape)}: {NOT_SKIPPED}"
+                )
         self._check_not_changed(outputs)
         deltas = [
             after.detach() - before.detach()
@@ -177,27 +188,31 @@ class Interval(AnchorStore):
     def _updated(
         self, anchor: Anchor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, ...]:
-        count, given = len(anchor.tensors), self._leading(args, kwargs)
+        count, given = len(anchor.tensors), leading(self.names, args, kwargs)
         if len(given) < count:
             raise ValueError(
                 f"{self.label}: {count} tensors are updated, the call gives {len(given)}"
             )
         return given[:count]
 
-    def _leading(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """The call's arguments in the order of the block's parameters, by position or name."""
-        named = self.names[len(args) :]
-        return (*args, *(kwargs[name] for name in named if name in kwargs))
-
     def _forget(self) -> None:
         self.inputs, self.versions, self.kept, self.reused = (), [], None, []
         self.blocks = []
 
 
-@cache
-def _parameters(block: type[nn.Module]) -> tuple[str, ...]:
+def parameters(block: nn.Module) -> tuple[str, ...]:
     """Names of a block's parameters, for loops that call it by keyword."""
-    return tuple(inspect.signature(block.forward).parameters)[1:]
+    return _parameters(type(unwrapped(block)))
+
+
+@cache
+def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def leading(names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """A call's arguments in the order of the block's parameters, by position or name."""
+    return (*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
 
 
 def _version(value: Any) -> int | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import nn
 
-from profiling_core.engine.interval import Interval
+from profiling_core.engine.block_lists import unwrapped
+from profiling_core.engine.interval import NOT_SKIPPED, Interval, leading, parameters
+from profiling_core.errors import PlanError
 from profiling_core.plan.schema import Branch
 
 CACHE, WALK = "_delta_cache", "_delta_walk"  # keys in the instance dicts of model and list
@@ -24,6 +27,8 @@ class BlockWalk:
         self.intervals: list[Interval] = []
         self.calls: list[Callable[..., Any]] | None = None  # one per block, while under way
         self.walks = self.skipped = self.reused = 0
+        self._names: tuple[str, ...] = ()
+        self._output: tuple[Any, ...] = ()  # of the block before
 
     def start(self, step: int, branch: Branch) -> None:
         """Decide what every block does in the coming call; blocks are looked up afresh."""
@@ -31,10 +36,36 @@ class BlockWalk:
         calls: list[Callable[..., Any]] = list(blocks)
         counts = [interval.prepare(calls, blocks, step, branch) for interval in self.intervals]
         self.skipped, self.reused = sum(counts), sum(count > 0 for count in counts)
-        self.walks, self.calls = 0, calls
+        if not self.skipped:
+            self._names = parameters(blocks[0])
+            calls = [partial(self._in_order, number, call) for number, call in enumerate(calls)]
+        self.walks, self.calls, self._output = 0, calls, ()
+
+    def _in_order(self, number: int, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a block; PlanError unless it gets what the block before returned, in order."""
+        given, before = leading(self._names, args, kwargs), self._output
+        inside = any(i.first < number <= i.last for i in self.intervals)
+        for place, tensor in enumerate(given[: len(before)]):
+            if tensor is before[place] or len(given) < len(before):
+                continue
+            if any(tensor is other for other in before):
+                raise PlanError(
+                    f"{self.name}: {type(unwrapped(self.blocks[number])).__name__} returns its "
+                    f"tensors in another order than it takes them: {NOT_SKIPPED}"
+                )
+            if inside:
+                raise PlanError(
+                    f"{self.name}: the model changes what block {number - 1} returned before block "
+                    f"{number} gets it: {NOT_SKIPPED}"
+                )
+        output = call(*args, **kwargs)
+        last = number + 1 == len(self.blocks)
+        returned = (output,) if isinstance(output, torch.Tensor) else tuple(output)
+        self._output = () if last else returned
+        return output
 
     def stop(self) -> None:
-        self.calls = None
+        self.calls, self._output = None, ()
 
     def finish(self, step: int, branch: Branch) -> None:
         """Store what the call kept; ValueError when the model did not walk the list once."""

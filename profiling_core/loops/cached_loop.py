@@ -17,20 +17,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from profiling_core.engine.anchors import tensors_of
-from profiling_core.engine.block_lists import block_list, unwrapped
+from profiling_core.engine.anchors import Anchor
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import PlanError
-from profiling_core.loops.scheduler_grid import Grid, grid_of, visit_only, when_set
+from profiling_core.loops.scheduler_grid import Grid, SteppedLevels, grid_of, visit_only, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_full, bytes_held
 from profiling_core.plan.describe import format_bytes, storage_words, summary_lines
 from profiling_core.plan.regrid import regrid
-from profiling_core.plan.restrict import for_both_branches, on_steps, on_visited_steps
+from profiling_core.plan.restrict import (
+    also_computed,
+    for_both_branches,
+    on_steps,
+    on_visited_steps,
+)
+from profiling_core.plan.schema import Branch
 
 PlanFor = Callable[[Grid], CachePlan]
 Log = Callable[[str], None]
@@ -63,7 +67,7 @@ class LoopCache:
         self.found = found  # of the next run
         self._plan_for, self._log = plan_for, log
         self._caches: list[DeltaCache] = []
-        self._first: FirstCall | None = None
+        self._steps = SteppedLevels()
         self.plan: CachePlan | None = None
         self.stats = RunStats()
 
@@ -84,6 +88,7 @@ class LoopCache:
         with ExitStack() as seams:
             for target in targets:
                 seams.enter_context(when_set(target, see))
+                seams.enter_context(self._steps.of(target))
             try:
                 yield self
                 self._finish()
@@ -95,20 +100,21 @@ class LoopCache:
         self._detach()
         grid = grid_of(scheduler, given)
         plan = regrid(self._plan_for(grid), grid.sigmas, solver=grid.solver, shift=grid.shift)
+        counts = self.found.steps_of(scheduler)
+        plan = also_computed(plan, [sum(counts[:n]) for n, count in enumerate(counts) if count])
         for line in (*plan.notes, *summary_lines(plan)):
             self._log(line)
         self.plan, visited = plan, on_visited_steps(for_both_branches(plan))
         if plan.jumps:
             visit_only(scheduler, plan.solver_steps)
-        first, lists = 0, self.found.lists
-        counts = self.found.steps_of(scheduler)
+        self._steps.start(scheduler)
+        first, counts = 0, self.found.steps_of(scheduler)
         for model, count in zip(self.found.models, counts, strict=True):
             if count:
                 part = on_steps(visited, range(first, first + count))
-                self._caches.append(DeltaCache(part, lists=lists).attach(model))
-                self._caches[-1].follow(strict=True)
-                if visited.sites and len(self._caches) == 1:
-                    self._first = FirstCall(model, lists, visited, self._log)
+                cache = LoggedCache(part, self.found.lists, visited, self._log)
+                self._caches.append(cache.attach(model))
+                cache.follow(strict=True)
             first += count
 
     def _finish(self) -> None:
@@ -118,6 +124,7 @@ class LoopCache:
                 "the loop never called set_timesteps of its scheduler: there is nothing to attach "
                 "a plan to; call begin(step, branch) in it instead"
             )
+        self._steps.check_taken()
         for cache in self._caches:
             cache.clear()
         self.stats = _summed([cache.stats for cache in self._caches])
@@ -128,51 +135,39 @@ class LoopCache:
             self._log(line)
 
     def _detach(self) -> None:
-        if self._first is not None:
-            self._first.close()
-            self._first = None
         while self._caches:
             self._caches.pop().detach()
 
 
-class FirstCall:
-    """Logs what the anchors will weigh, from the sizes of the first model call.
+class LoggedCache(DeltaCache):
+    """Logs what the anchors will weigh, once: the first ones have the sizes of all.
 
-    Its hooks, on the model and the first block of its last list, are gone after that call. The
-    tokens are those of all tensors that a block updates: image and text, joined or apart.
+    Nothing of it is inside the model's call, which may be compiled. whole: the plan of all models.
     """
 
-    def __init__(
-        self, model: nn.Module, lists: dict[str, str] | None, plan: CachePlan, log: Log
-    ) -> None:
-        self.plan, self._log = plan, log
-        self._stream: list[torch.Tensor] = []
-        blocks = block_list(unwrapped(model), list(plan.model.block_lists)[-1], lists)
-        assert blocks is not None  # the cache walks it
-        first = next(iter(blocks._modules.values()))
-        self._handles = [
-            first.register_forward_hook(self._see_block),
-            model.register_forward_hook(self._see_model),
-        ]
+    def __init__(self, plan: CachePlan, lists: dict[str, str] | None, whole: CachePlan, log: Log):
+        super().__init__(plan, lists=lists)
+        self._whole, self._log = whole, log
+        self._logged = False
 
-    def close(self) -> None:
-        self._stream = []
-        while self._handles:
-            self._handles.pop().remove()
+    def _account(self, step: int, branch: Branch) -> None:
+        deltas = [a for walk in self._walks for i in walk.intervals for a in i.anchors.values()]
+        predictions = [*self._prediction.anchors.values()] if self._prediction else []
+        missing = (self._walks and not deltas) or (self._prediction and not predictions)
+        if not self._logged and not missing:
+            self._logged = True
+            self._log_bytes(deltas[:1], predictions[:1])
+        super()._account(step, branch)
 
-    def _see_block(self, block: nn.Module, args: tuple, output: Any) -> None:
-        self._stream = tensors_of(output)
-
-    def _see_model(self, model: nn.Module, args: tuple, output: Any) -> None:
-        predictions, plan = tensors_of(output), self.plan
+    def _log_bytes(self, deltas: list[Anchor], predictions: list[Anchor]) -> None:
+        width, plan = self._whole.model.width, self._whole
         held = bytes_held(
             plan,
-            tokens=sum(tensor.numel() // tensor.shape[-1] for tensor in self._stream),
-            stream_itemsize=self._stream[0].element_size(),
-            latent_numel=sum(tensor.numel() for tensor in predictions),
-            prediction_itemsize=predictions[0].element_size(),
+            tokens=sum(tensor.numel() // width for a in deltas for tensor in a.tensors),
+            stream_itemsize=deltas[0].dtypes[0].itemsize if deltas else 0,
+            latent_numel=sum(tensor.numel() for a in predictions for tensor in a.tensors),
+            prediction_itemsize=predictions[0].dtypes[0].itemsize if predictions else 0,
         )
-        self.close()
         self._log(
             f"holds at most {format_bytes(held // len(plan.branches))} of anchors in "
             f"{storage_words(plan)}, for every model call of a step"

@@ -12,10 +12,9 @@ that were computed.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.plan import CachePlan
 
 _RUNNER = "_delta_pipeline"  # key in the instance dict of a pipeline
+_HARMLESS = {"torch", "accelerate", "diffusers"}  # whose decorators and hooks wrap a forward
 _GROUPS = ("group_offloading", "lazy_prefetch_group_offloading")  # diffusers' hooks
 
 logger = logging.getLogger("profiling_core")
@@ -90,7 +90,6 @@ class PipelineCache:
 
     def _call(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         self._loop.found = self._found()  # a user may have compiled, wrapped or replaced the models
-        _refuse_strength(self.pipe, args, kwargs)
         with self._loop.running(self.pipe.scheduler):
             return call(*args, **kwargs)
 
@@ -143,21 +142,6 @@ def _called_class(plain: type) -> type:
     return type(plain)(plain.__name__, (plain,), {"__call__": __call__, **named})
 
 
-def _refuse_strength(pipe: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-    """PlanError where a call begins in the middle of its noise levels."""
-    try:
-        given = inspect.signature(pipe.__call__).bind(*args, **kwargs)
-    except TypeError:  # the call itself raises it
-        return
-    given.apply_defaults()
-    strength = given.arguments.get("strength")
-    if isinstance(strength, int | float) and strength < 1:
-        raise PlanError(
-            f"strength {strength:g}: this call begins in the middle of its noise levels, plans "
-            "begin at the first; call it with strength=1 or without the cache"
-        )
-
-
 def refuse_other_caches(models: Iterable[nn.Module]) -> None:
     """PlanError names a cache that is enabled already: two would skip each other's steps."""
     for model in models:
@@ -168,6 +152,15 @@ def refuse_other_caches(models: Iterable[nn.Module]) -> None:
                 f"{other[0]} is enabled on this {type(inner).__name__} already: two caches would "
                 f"reuse what the other one reused; first {other[1]}"
             )
+        lists = (child for child in inner.children() if isinstance(child, nn.ModuleList))
+        for module in (inner, *(unwrapped(block) for blocks in lists for block in blocks)):
+            replaced = _foreign_forward(module)
+            if replaced is not None:
+                raise PlanError(
+                    f"the forward of this {type(module).__name__} was replaced by {replaced}: what "
+                    "it keeps between calls, as another cache does, would go from clip to clip; "
+                    "first give the module its own forward back"
+                )
 
 
 def refuse_intervals(plan: CachePlan, models: Iterable[nn.Module]) -> None:
@@ -189,6 +182,26 @@ def _other_cache(model: nn.Module) -> tuple[str, str] | None:
         return "cache-dit", "call cache_dit.disable_cache(pipe)"
     if CACHE in vars(model):
         return "a DeltaCache", "detach it"
+    for module in model.modules():
+        for name, hook in getattr(vars(module).get("_diffusers_hook"), "hooks", {}).items():
+            if hook._is_stateful:
+                return f"diffusers' hook {name!r}, which keeps a state,", "remove the hook"
+    return None
+
+
+def _foreign_forward(module: nn.Module) -> str | None:
+    """The name of a forward that the module's own package, torch and hooks know nothing of."""
+    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    own = {kind.__module__.split(".")[0] for kind in (owner, type(module))}
+    forward: Any = vars(module).get("forward", vars(owner)["forward"])
+    while forward is not None:
+        call = forward.func if isinstance(forward, partial) else forward
+        call = getattr(call, "__func__", call)
+        named = getattr(call, "__globals__", {"__name__": type(call).__module__})
+        if named["__name__"].split(".")[0] not in own | _HARMLESS:
+            code = getattr(call, "__code__", None)
+            return f"{named['__name__']}.{code.co_name if code else type(call).__name__}"
+        forward = getattr(forward, "__wrapped__", None)  # below a decorator, a hook, a compiler
     return None
 
 

@@ -26,6 +26,7 @@ from torch import nn
 from profiling_core.engine.block_lists import hidden_width, unwrapped
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.loops.cached_loop import Log, LoopCache, LoopModels
+from profiling_core.loops.diffusers_cache import refuse_other_caches
 from profiling_core.loops.diffusers_models import checked_name, plan_for_solver
 from profiling_core.loops.recorded_loop import GuidedRecorder, LoopProfile
 from profiling_core.loops.scheduler_grid import Grid
@@ -107,6 +108,7 @@ def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, log: Log) -> None:
 
 
 def _cache(owner: Any, asked: str, loop: Loop, log: Log) -> LoopCache:
+    refuse_other_caches([loop.model(owner)])
     model = loop.fingerprint(owner)
     plan = checked_name(asked, model)
 
@@ -118,6 +120,7 @@ def _cache(owner: Any, asked: str, loop: Loop, log: Log) -> LoopCache:
 
 
 def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
+    refuse_other_caches([loop.model(owner)])
     ranks = loop.ranks(owner)
     writes = ranks > 1 or not dist.is_initialized() or dist.get_rank() == 0
 

@@ -11,7 +11,6 @@ model's calls and the final latent from the scheduler's last step.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,14 +23,14 @@ from profiling_core.engine.block_lists import unwrapped
 from profiling_core.engine.call_tracker import CallTracker
 from profiling_core.errors import ProfileError
 from profiling_core.loops.cached_loop import LoopModels
-from profiling_core.loops.scheduler_grid import Grid, after_calls, grid_of, when_set
+from profiling_core.loops.scheduler_grid import Grid, SteppedLevels, grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Branch
+from profiling_core.plan.solvers import SOLVERS
 from profiling_core.profile.profile import GRID, Profile
 from profiling_core.recording.recorder import Recorder
 
 _SIZES = ("num_frames", "height", "width")  # of the latent, where a model takes packed tokens
-See = Callable[[Tensor, Tensor, Tensor], None]  # what the solver is given, the latent, the next
 
 
 class LoopProfile:
@@ -50,18 +49,22 @@ class LoopProfile:
     @contextmanager
     def running(self, *targets: Any, shift: float | None = None) -> Iterator[LoopProfile]:
         """The run inside the with block; targets and shift as for LoopCache."""
+        steps = SteppedLevels(self._see_step)
         with ExitStack() as attached, ExitStack() as seams:
 
             def see(scheduler: Any, given: dict[str, Any]) -> None:
                 attached.close()
                 facts = given | ({} if shift is None else {"shift": shift})
-                self._recorder = self._recorder_of(grid_of(scheduler, facts))
+                grid = grid_of(scheduler, facts)
+                self._recorder = self._recorder_of(grid)
+                # the search knows the solvers, and takes their steps to be without noise
+                steps.start(scheduler, may_add_noise=grid.solver not in SOLVERS)
                 attached.callback(_positions(self._recorder, self._found.models[0]).remove)
                 attached.enter_context(self._recorder.attached(self._found.models[0]))
 
             for target in targets:
                 seams.enter_context(when_set(target, see))
-                seams.enter_context(_when_stepped(target, self._see_step))
+                seams.enter_context(steps.of(target))
             yield self
 
     def finish(self, **facts: Any) -> Profile:
@@ -159,17 +162,3 @@ def _positions(recorder: Recorder, model: nn.Module) -> RemovableHandle:
         recorder.begin(*tracker.position(args, kwargs))
 
     return model.register_forward_pre_hook(begin, with_kwargs=True)
-
-
-@contextmanager
-def _when_stepped(target: Any, see: See) -> Iterator[None]:
-    """`see(prediction, latent, next latent)` after every step of a scheduler, or of a class."""
-    signature = inspect.signature(target.step)
-
-    def seen(args: tuple, kwargs: dict[str, Any], result: Any) -> None:
-        given = signature.bind(*args, **kwargs).arguments
-        after = result[0] if isinstance(result, tuple) else result.prev_sample
-        see(given["model_output"], given["sample"], after)
-
-    with after_calls(target, "step", seen):
-        yield

@@ -19,6 +19,8 @@ what it is for a flow of unit variance; they can be recorded and forecast, but n
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +42,11 @@ _SOLVERS = {
     "DPMSolverMultistepScheduler": "dpm++",
     "FlowDPMSolverMultistepScheduler": "dpm++",
 }
+See = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # prediction, latent, the next
+_PART = (
+    "plans are for loops that visit every level from the first; call it with strength=1 and "
+    "denoise_strength=1, or without the cache"
+)
 _SHIFTS = ("flow_shift", "shift")  # of a scheduler's config
 
 
@@ -112,6 +119,79 @@ def visit_only(scheduler: Any, steps: Sequence[int]) -> None:
     scheduler.num_inference_steps = len(kept)
 
 
+class SteppedLevels:
+    """Follows the solver's steps of a loop; PlanError where a plan would not fit them.
+
+    The loop has to visit the scheduler's timesteps in order, from the first. A repeated step has to
+    give the same latent: where noise is added at every step, an old prediction holds old noise.
+    """
+
+    def __init__(self, see: See | None = None) -> None:
+        self._see, self._may_add_noise, self._inside = see, False, False
+        self._timesteps: list[float] = []
+        self._taken = 0
+
+    def start(self, scheduler: Any, *, may_add_noise: bool = False) -> None:
+        """A new run of a scheduler whose timesteps are set."""
+        self._timesteps, self._taken = scheduler.timesteps.tolist(), 0
+        self._may_add_noise = may_add_noise
+
+    @contextmanager
+    def of(self, target: Any) -> Iterator[None]:
+        """Follow the steps of a scheduler, or of a class, inside the with block."""
+        signature, of_class = inspect.signature(target.step), isinstance(target, type)
+
+        def answer(step: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+            if self._inside:  # the step of a class above, which is followed as well
+                return step(*args, **kwargs)
+            self._inside = True
+            try:
+                scheduler, *rest = args if of_class else (target, *args)
+                plain = step if of_class else type(scheduler).step
+                given = signature.bind(*args, **kwargs).arguments
+                self._check_level(scheduler, given["timestep"])
+                before = copy.deepcopy(scheduler)
+                result = step(*args, **kwargs)
+                after = _latent(result)
+                if not self._may_add_noise:
+                    _check_same(scheduler, after, _latent(plain(before, *rest, **kwargs)))
+            finally:
+                self._inside = False
+            self._taken += 1
+            if self._see is not None:
+                self._see(given["model_output"], given["sample"], after)
+            return result
+
+        with around_calls(target, "step", answer):
+            yield
+
+    def check_taken(self) -> None:
+        """PlanError for a loop that ended without a step."""
+        if self._timesteps and not self._taken:
+            raise PlanError(f"this loop took none of its {len(self._timesteps)} steps: {_PART}")
+
+    def _check_level(self, scheduler: Any, timestep: Any) -> None:
+        visited = float(torch.as_tensor(timestep).max())
+        if self._taken < len(self._timesteps) and visited != self._timesteps[self._taken]:
+            raise PlanError(
+                f"step {self._taken + 1} of this loop is at timestep {visited:g}, its "
+                f"{type(scheduler).__name__} has {self._timesteps[self._taken]:g} there: {_PART}"
+            )
+
+
+def _latent(result: Any) -> torch.Tensor:
+    return result[0] if isinstance(result, tuple) else result.prev_sample
+
+
+def _check_same(scheduler: Any, once: torch.Tensor, again: torch.Tensor) -> None:
+    if not torch.equal(once, again):
+        raise PlanError(
+            f"{type(scheduler).__name__} adds noise at this step, which a prediction of an earlier "
+            "step knows nothing of: take a sampler without it (stochastic_sampling=False, eta=0, "
+            "'dpmsolver++' for 'sde-dpmsolver++', DDIM for CogVideoX's DPM), or no cache"
+        )
+
+
 @contextmanager
 def when_set(target: Any, see: Callable[[Any, dict[str, Any]], None]) -> Iterator[None]:
     """`see(scheduler, arguments)` after every `set_timesteps` inside the with block.
@@ -119,23 +199,23 @@ def when_set(target: Any, see: Callable[[Any, dict[str, Any]], None]) -> Iterato
     target: a scheduler, or a class of which the loop makes its own.
     """
 
-    def seen(args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+    def answer(set_timesteps: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        result = set_timesteps(*args, **kwargs)
         see(args[0] if isinstance(target, type) else target, kwargs)
+        return result
 
-    with after_calls(target, "set_timesteps", seen):
+    with around_calls(target, "set_timesteps", answer):
         yield
 
 
 @contextmanager
-def after_calls(target: Any, name: str, see: Callable[[tuple, dict, Any], None]) -> Iterator[None]:
-    """`see(args, kwargs, result)` after every call of a method of an object, or of a class."""
+def around_calls(target: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
+    """`answer(method, args, kwargs)` answers a method of an object, or of a class."""
     original, own = getattr(target, name), name in vars(target)
 
     @wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        see(args, kwargs, result)
-        return result
+        return answer(original, args, kwargs)
 
     setattr(target, name, call)
     try:
@@ -160,10 +240,10 @@ def _flow_levels(scheduler: Any) -> tuple[list[float], bool]:
 
 
 def _is_rotation(scheduler: Any) -> bool:
-    """DDIM with v-prediction; its eta, a noise that is added at every step, is taken to be 0."""
-    names = {kind.__name__ for kind in type(scheduler).__mro__}
+    """DDIM with v-prediction."""
     kind = getattr(getattr(scheduler, "config", None), "prediction_type", None)
-    return bool(names & {"DDIMScheduler", "CogVideoXDDIMScheduler"}) and kind == "v_prediction"
+    stepping = type(scheduler).step.__qualname__.split(".")[0]
+    return stepping in ("DDIMScheduler", "CogVideoXDDIMScheduler") and kind == "v_prediction"
 
 
 def _rotation(scheduler: Any) -> Grid:
@@ -197,9 +277,11 @@ def _share_levels(scheduler: Any) -> list[float]:
 
 
 def _solver(scheduler: Any) -> str:
-    names = [kind.__name__ for kind in type(scheduler).__mro__]
-    known = [_SOLVERS[name] for name in names if name in _SOLVERS]
-    return known[0] if known and _is_flow(scheduler) else names[0].removesuffix("Scheduler")
+    """By the class whose step runs: one that is inherited and changed is another solver."""
+    stepping = type(scheduler).step.__qualname__.split(".")[0]
+    if _is_flow(scheduler) and stepping in _SOLVERS:
+        return _SOLVERS[stepping]
+    return type(scheduler).__name__.removesuffix("Scheduler")
 
 
 def _shift(scheduler: Any, arguments: dict[str, Any]) -> float:

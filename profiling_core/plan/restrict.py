@@ -22,6 +22,32 @@ def on_visited_steps(plan: CachePlan) -> CachePlan:
     return _on(plan, plan.solver_steps, sites)
 
 
+def also_computed(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
+    """The plan with `steps` computed as well: the first ones of the models that a loop changes to.
+
+    Fitted weights are of the plan's own compute steps: their sites, and what depends on them, stay.
+    """
+    fitted = plan.prediction is not None and plan.prediction.weights is not None
+    sites = [
+        site
+        if fitted or site.weights is not None
+        else site.model_copy(
+            update={
+                "compute_steps": {
+                    branch: tuple(sorted({*own, *steps}))
+                    for branch, own in site.compute_steps.items()
+                }
+            }
+        )
+        for site in plan.sites
+    ]
+    if sites == list(plan.sites):
+        return plan
+    numbers = ", ".join(str(step) for step in steps if step)
+    note = f"step {numbers} is computed as well: another model begins there"
+    return plan.replace(sites=sites, notes=(*plan.notes, note))
+
+
 def on_steps(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     """The plan on some of its steps, for a model that is called at these alone.
 

@@ -1,7 +1,14 @@
 """torch.compile under the cache: which graphs a plan adds."""
 
-import torch
+from collections.abc import Callable
 
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from profiling_core.loops.cached_loop import LoopCache, LoopModels
+from profiling_core.plan import CachePlan
 from toys import PLANS, ToyWan, bare, cached, toy_plan
 
 
@@ -52,3 +59,39 @@ def test_whole_model_compile_adds_one_graph_per_kind_of_call():
     assert graphs() == before + 3  # all blocks run, deltas kept, deltas reused
     assert cache.stats.block_runs == plan.expected.block_runs
     torch.testing.assert_close(outputs, expected)
+
+
+def clip(model: nn.Module, scheduler: FlowMatchEulerDiscreteScheduler) -> torch.Tensor:
+    scheduler.set_timesteps(12)
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            cond, uncond = (model([x], t, context)[0] for context in (0.3, -0.2))
+        x = scheduler.step(uncond + 2 * (cond - uncond), t, x).prev_sample
+    return x
+
+
+def loop_cache(model: nn.Module, plan: CachePlan) -> LoopCache:
+    return LoopCache(lambda grid: plan, LoopModels((model,)), lambda line: None)
+
+
+def in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="aot_eager")
+    return model
+
+
+@pytest.mark.parametrize("whole", [in_place, lambda m: torch.compile(m, backend="aot_eager")])
+def test_a_compiled_whole_model_gives_every_clip_right_without_new_graphs(whole: Callable) -> None:
+    model, scheduler = compilable(), FlowMatchEulerDiscreteScheduler()
+    plan, found = toy_plan(PLANS["release shape"]), []
+    with loop_cache(model, plan).running(scheduler):
+        expected = clip(model, scheduler)
+    start_compiling()
+    compiled = whole(model)
+    cache = loop_cache(compiled, plan)
+    for _ in range(3):
+        with cache.running(scheduler):
+            torch.testing.assert_close(clip(compiled, scheduler), expected)
+        assert cache.stats.reused_intervals == 2 * 2 * (12 - 5)
+        found.append(graphs())
+    assert 0 < found[0] == found[2]

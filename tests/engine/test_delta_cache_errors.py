@@ -13,6 +13,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.describe import summary_lines
 from toys import (
     PLANS,
+    ToyHunyuan,
     ToyWan,
     both,
     cached,
@@ -214,6 +215,66 @@ def test_a_block_that_is_given_less_than_it_returns_is_refused(model):
     cache = start(model, toy_plan([intervals(both(0), [[1, 2]])]))
     cache.begin(0, "cond")
     with pytest.raises(ValueError, match="must be its leading arguments"):
+        model([torch.ones(5, 8)], torch.ones(1), 0.0)
+
+
+class TextFirst(ToyHunyuan):
+    """Its double blocks return text first, as Flux's do; `between` is done to what they hand on."""
+
+    def __init__(self, between=lambda img, number: img):
+        super().__init__()
+        for block in self.double_blocks:
+            own = block.forward
+            block.forward = lambda img, txt, vec, own=own: own(img, txt, vec)[::-1]
+        self.between = between
+
+    def forward(self, x, t, txt):
+        img = x
+        for number, block in enumerate(self.double_blocks):
+            txt, img = block(self.between(img, number), txt, t.float().cos())
+        return {"x": img}
+
+
+@pytest.mark.parametrize("tokens", [3, 7])  # of the text; the image has 7
+@pytest.mark.parametrize("run", [[0, 0], [3, 3], [1, 2], [0, 3]])
+def test_blocks_that_return_text_first_are_refused_at_the_first_compute_step(tokens, run):
+    plan = toy_plan(
+        [intervals(both(0, 4), [run], block_list="double_blocks")], lists={"double_blocks": 4}
+    )
+    model = TextFirst()
+    cache = start(model, plan)
+    cache.begin(0, "cond")
+    said = "DoubleBlock returns its tensors in another order|blocks return .* for an argument of"
+    with torch.no_grad(), pytest.raises(PlanError, match=said):
+        model(torch.ones(1, 7, 8), torch.ones(1), torch.ones(1, tokens, 8))
+
+
+def test_what_the_model_adds_between_the_blocks_of_an_interval_is_refused(model):
+    def hinted(x, t, context):
+        hidden = torch.stack(x)
+        for number, block in enumerate(model.blocks):
+            hidden = block(hidden + 1.0 if number == 3 else hidden, e=t)
+        return list(hidden)
+
+    model.forward = hinted
+    for run, refused in ([[2, 4], True], [[1, 3], True], [[3, 5], False], [[0, 2], False]):
+        cache = start(model, toy_plan([intervals(both(0), [run])]))
+        cache.begin(0, "cond")
+        with torch.no_grad():
+            if refused:
+                with pytest.raises(PlanError, match="changes what block 2 returned before block 3"):
+                    model([torch.ones(5, 8)], torch.ones(1), 0.0)
+            else:
+                model([torch.ones(5, 8)], torch.ones(1), 0.0)
+        cache.detach()
+
+
+def test_a_block_that_returns_another_shape_is_refused(model):
+    for block in model.blocks:
+        block.forward = lambda x, e: x[:, :1]
+    cache = start(model, toy_plan([intervals(both(0), [[0, 2]])]))
+    cache.begin(0, "cond")
+    with pytest.raises(PlanError, match=r"return \(1, 1, 8\) for an argument of \(1, 5, 8\)"):
         model([torch.ones(5, 8)], torch.ones(1), 0.0)
 
 

@@ -79,25 +79,52 @@ def test_plans_of_the_prediction_equal_a_naive_forecast_bit_for_bit(name: str, s
 class OnlyVisited(UniPCMultistepScheduler):
     """Sets the levels that a jump leaves, written apart from the library."""
 
+    visited = RELEASE_LIKE
+
     def set_timesteps(self, num_inference_steps=None, device=None, **more):
         super().set_timesteps(num_inference_steps, device, **more)
-        kept = torch.tensor([s in RELEASE_LIKE for s in range(len(self.timesteps))] + [True])
+        kept = torch.tensor([s in self.visited for s in range(len(self.timesteps))] + [True])
         self.sigmas, self.timesteps = self.sigmas[kept], self.timesteps[kept[:-1]]
         self.num_inference_steps = len(self.timesteps)
 
 
-@pytest.mark.parametrize("name", ["wan", "wan22"])
-def test_a_jump_gives_the_scheduler_the_visited_levels_alone(name: str) -> None:
+@pytest.mark.parametrize(("name", "change"), [("wan", ()), ("wan22", (6,))])
+def test_a_jump_gives_the_scheduler_the_visited_levels_alone(name, change, monkeypatch) -> None:
     tiny = build(name)
     plan = made_plan(tiny, prediction("jump"))
     with cache_pipeline(tiny.pipe, plan) as cache:
         found = tiny.latents()
         assert torch.equal(tiny.latents(), found)
     own = tiny.pipe.scheduler
+    monkeypatch.setattr(OnlyVisited, "visited", (*RELEASE_LIKE, *change))
     tiny.pipe.scheduler = OnlyVisited.from_config(own.config)
     assert torch.equal(tiny.latents(), found)
-    assert cache.stats.model_calls == 2 * len(RELEASE_LIKE)
+    assert cache.stats.model_calls == 2 * len(OnlyVisited.visited)
     assert cache.stats.block_runs_full == 2 * 6 * STEPS
+
+
+@pytest.mark.parametrize("skip", ["jump", "hold", "linear"])
+@pytest.mark.parametrize("computed", [(0, 1, 12), (0, 1, 2)])
+def test_each_of_two_models_computes_its_first_step_whatever_the_plan(skip, computed) -> None:
+    tiny, lines = build("wan22"), []
+    plan = made_plan(tiny, prediction(skip, computed), steps=16)
+    calls = [0, 0]
+    for number, model in enumerate((tiny.pipe.transformer, tiny.pipe.transformer_2)):
+        model.blocks[0].register_forward_hook(
+            lambda *_, n=number: calls.__setitem__(n, calls[n] + 1)
+        )
+    tiny.latents(num_inference_steps=16)
+    first = calls[0] // 2  # of the low-noise model
+    assert 2 < first < 12
+    calls[:] = [0, 0]
+    with cache_pipeline(tiny.pipe, plan, log=lines.append) as cache:
+        tiny.latents(num_inference_steps=16)
+    assert cache.plan.prediction.compute_steps["cond"] == tuple(sorted({*computed, first}))
+    assert calls == [
+        2 * sum(c < first for c in computed),
+        2 * (1 + sum(c > first for c in computed)),
+    ]
+    assert f"step {first} is computed as well: another model begins there" in lines
 
 
 def test_a_jump_is_refused_where_the_scheduler_steps_by_number() -> None:

@@ -1,20 +1,37 @@
 """cache_pipeline with what users combine it with: offloading, compile, adapters, other caches."""
 
-from types import SimpleNamespace
+from functools import wraps
+from types import MethodType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
-from diffusers import FirstBlockCacheConfig, WanVACETransformer3DModel
-from diffusers.hooks import apply_group_offloading
+from diffusers import (
+    CogVideoXDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    LTXConditionPipeline,
+    WanVACETransformer3DModel,
+    WanVideoToVideoPipeline,
+)
+from diffusers.hooks import (
+    apply_first_block_cache,
+    apply_group_offloading,
+    apply_layerwise_casting,
+)
 from torch import nn
 
+import toys
 from diffusers_plans import intervals, made_plan, prediction
-from profiling_core import cache_pipeline
+from profiling_core import cache_pipeline, profile_pipeline
+from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError
-from profiling_core.loops.diffusers_cache import refuse_intervals
-from tiny_pipelines import Tiny, build
+from profiling_core.loops.diffusers_cache import refuse_intervals, refuse_other_caches
+from tiny_pipelines import FRAMES, Tiny, build, picture
 
 PLANS = {"intervals": lambda tiny: intervals(tiny, "linear"), "jump": lambda _: prediction("jump")}
 
@@ -135,6 +152,32 @@ def test_hints_between_the_blocks_are_refused_for_intervals() -> None:
         refuse_intervals(made_plan(tiny, intervals(tiny)), [vace])
 
 
+@pytest.mark.parametrize("tokens", [4, 6])  # of the text; the image has 4
+def test_fluxs_blocks_are_refused_for_intervals(tokens: int) -> None:
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        **{"in_channels": 4, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 8},
+        **{"num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 8},
+        axes_dims_rope=(2, 2, 4),
+    )
+    lists = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
+    sites = [toys.intervals(toys.both(0), [[0, 0]], block_list=name) for name in lists]
+    ids, given = torch.zeros(tokens, 3), {"pooled_projections": torch.ones(1, 8)}
+    given |= {"txt_ids": ids, "img_ids": torch.zeros(4, 3), "timestep": torch.ones(1)}
+    given |= {"encoder_hidden_states": torch.ones(1, tokens, 16), "guidance": None}
+    for site in sites:
+        plan = toys.toy_plan([site], lists={"double": 2, "single": 2})
+        plan = plan.replace(model=plan.model.model_copy(update={"width": 16}))
+        cache = DeltaCache(plan, lists=lists).attach(model)
+        cache.begin(0)
+        with (
+            torch.no_grad(),
+            pytest.raises(PlanError, match=r"in another order|for an argument of"),
+        ):
+            model(torch.ones(1, 4, 4), **given)
+        cache.detach()
+
+
 def test_other_caches_are_named_and_refused() -> None:
     tiny = build("wan")
     tiny.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
@@ -153,6 +196,62 @@ def test_other_caches_are_named_and_refused() -> None:
     del tiny.pipe.transformer._is_cached
     with cache_pipeline(tiny.pipe, "fast"), pytest.raises(PlanError, match="cached or profiled"):
         cache_pipeline(tiny.pipe, "balanced")
+
+
+def counting(own: Any, calls: list[int]) -> Any:
+    """As TeaCache's forward: it counts the calls, and its state outlives a clip."""
+
+    def counted_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return own(self, *args, **kwargs)
+
+    return counted_forward
+
+
+@pytest.mark.parametrize("hidden", [False, True])  # below accelerate's hook, and named like it
+@pytest.mark.parametrize("place", ["object", "block", "class"])
+def test_another_cache_that_replaced_a_forward_is_named_and_refused(
+    place, hidden, monkeypatch
+) -> None:
+    tiny = build("wan")
+    model = tiny.pipe.transformer
+    module = model.blocks[1] if place == "block" else model
+    forward = counting(type(module).forward, [])
+    if hidden:
+        forward = wraps(type(module).forward)(forward)
+    if place == "class":
+        monkeypatch.setattr(type(module), "forward", forward)
+    else:
+        module.forward = MethodType(forward, module)
+    if hidden:
+        cpu_offload_with_hook(model, execution_device="cpu")
+    said = rf"{type(module).__name__} was replaced by test_diffusers_combined.counted_forward"
+    with pytest.raises(PlanError, match=said):
+        cache_pipeline(tiny.pipe, "balanced")
+    with pytest.raises(PlanError, match=said):
+        profile_pipeline(tiny.pipe, [tiny.arguments], 4)
+
+
+def test_a_cache_that_came_as_a_hook_of_diffusers_is_refused() -> None:
+    tiny = build("wan")
+    apply_first_block_cache(tiny.pipe.transformer, FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(PlanError, match="hook 'fbc_leader_block_hook', which keeps a state"):
+        cache_pipeline(tiny.pipe, "balanced")
+
+
+def test_forwards_that_hooks_compilers_and_subclasses_replaced_are_no_caches() -> None:
+    tiny = build("wan")
+    model = tiny.pipe.transformer
+
+    class Own(type(model)):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    model.__class__ = Own
+    apply_layerwise_casting(model, torch.float32, torch.float32)
+    cpu_offload_with_hook(model, execution_device="cpu")
+    model.forward = torch.compile(model.forward)
+    refuse_other_caches([model])
 
 
 def test_cache_dit_itself_is_refused() -> None:
@@ -180,17 +279,65 @@ def test_bad_plans_and_calls_are_said(tmp_path) -> None:
         cache_pipeline(SimpleNamespace(components={"unet": None}), "balanced")
 
 
-def test_a_call_that_begins_in_the_middle_is_refused() -> None:
+def of_video(denoise_strength: float) -> Any:
+    """LTX with conditions; a strength below 1 leaves out the first levels."""
+    tiny = build("ltx")
+    parts = {
+        "tokenizer": None,
+        "text_encoder": None,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+    pipe = LTXConditionPipeline(transformer=tiny.pipe.transformer, vae=tiny.pipe.vae, **parts)
+    more = {"image": picture(), "denoise_strength": denoise_strength}
+    return Tiny(pipe, tiny.arguments | more)
+
+
+def from_video(strength: float) -> Any:
     tiny = build("wan")
-    plain = type(tiny.pipe)
+    parts = {"tokenizer": None, "text_encoder": None, "scheduler": tiny.pipe.scheduler}
+    pipe = WanVideoToVideoPipeline(transformer=tiny.pipe.transformer, vae=tiny.pipe.vae, **parts)
+    own = {name: value for name, value in tiny.arguments.items() if name != "num_frames"}
+    return Tiny(pipe, own | {"video": [picture()] * FRAMES, "strength": strength})
 
-    class FromVideo(plain):
-        def __call__(self, *args, strength: float = 0.8, **kwargs):
-            return super().__call__(*args, **kwargs)
 
-    tiny.pipe.__class__ = FromVideo
-    with cache_pipeline(tiny.pipe, "fast") as cache:
-        with pytest.raises(PlanError, match=r"strength 0\.8"):
-            tiny.latents()
-        tiny.latents(strength=1.0)
-    assert cache.stats.block_runs > 0 and type(tiny.pipe) is FromVideo
+@pytest.mark.parametrize("kind", [of_video, from_video])
+@pytest.mark.parametrize("strength", [0.4, 0.8])
+@pytest.mark.parametrize("preset", ["quality", "fast"])
+def test_a_loop_that_begins_in_the_middle_is_refused_by_the_levels_it_visits(
+    kind, strength, preset
+) -> None:
+    tiny = kind(strength)
+    with cache_pipeline(tiny.pipe, preset), pytest.raises(PlanError, match="every level from the"):
+        tiny.latents(num_inference_steps=24)
+    assert torch.isfinite(tiny.latents(num_inference_steps=24)).all()
+    whole = kind(1.0)
+    with cache_pipeline(whole.pipe, preset) as cache:
+        whole.latents(num_inference_steps=24)
+    assert cache.stats.block_runs < cache.stats.block_runs_full
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+V_DDIM = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+NOISY = {
+    "Euler": ("wan", FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)),
+    "DPM++": ("wan", DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++")),
+    "CogVideoX's DPM": ("cogvideox", CogVideoXDPMScheduler(**V_DDIM)),
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_a_sampler_that_adds_noise_at_a_step_is_refused_by_name(name: str) -> None:
+    kind, scheduler = NOISY[name]
+    tiny = build(kind)
+    tiny.pipe.scheduler = scheduler
+    said = rf"{type(scheduler).__name__} adds noise at this step"
+    with cache_pipeline(tiny.pipe, "quality"), pytest.raises(PlanError, match=said):
+        tiny.latents(num_inference_steps=16)
+    assert torch.isfinite(tiny.latents(num_inference_steps=16)).all()
+
+
+def test_a_profile_for_the_search_is_not_recorded_from_a_noisy_sampler() -> None:
+    tiny = build("wan")
+    tiny.pipe.scheduler = NOISY["Euler"][1]
+    with pytest.raises(PlanError, match="adds noise at this step"):
+        profile_pipeline(tiny.pipe, [tiny.arguments], 4)

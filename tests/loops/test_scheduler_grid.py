@@ -81,6 +81,22 @@ def test_ddim_with_v_prediction_is_eulers_method_on_its_grid(kind, zero_snr, spa
         torch.testing.assert_close(y, x / grid.scales[step + 1], rtol=1e-5, atol=1e-6)
 
 
+class OtherStep(FlowMatchEulerDiscreteScheduler):
+    """Inherits Euler's name and steps otherwise."""
+
+    def step(self, model_output, timestep, sample):
+        return super().step(2 * model_output, timestep, sample)
+
+
+class OwnShift(FlowMatchEulerDiscreteScheduler):
+    """Inherits Euler's step."""
+
+
+def test_a_solver_is_known_by_the_step_that_runs() -> None:
+    assert grid_of(scheduled(OtherStep)).solver == "OtherStep"
+    assert grid_of(scheduled(OwnShift)).solver == "euler"
+
+
 def test_two_calls_per_level_are_refused() -> None:
     with pytest.raises(PlanError, match="one model call per step"):
         grid_of(scheduled(FlowMatchHeunDiscreteScheduler))
