@@ -16,6 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from profiling_core.parallel.degrees import thread_count, thread_settings, usable_cpus
+
+os.environ.update(thread_settings())  # before torch is imported
+
 import matplotlib
 import torch
 
@@ -180,7 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="for all trees; default: each tree's own")
     parser.add_argument("--seed", type=int, default=42, help="of the noise, drawn on the CPU")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions; the median is shown")
-    parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
+    parser.add_argument("--threads", type=int, default=thread_count(min(usable_cpus(), 8)))
     parser.add_argument("--out", default="out/demo")
     return parser
 

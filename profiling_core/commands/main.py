@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import profiling_core
@@ -13,6 +14,7 @@ from profiling_core.commands.profile import add_profile_command
 from profiling_core.commands.report.command import add_report_command
 from profiling_core.commands.show import add_presets_command, add_show_command
 from profiling_core.errors import UserError
+from profiling_core.parallel.degrees import thread_settings
 from profiling_core.runtime.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
 
 COMMANDS = (
@@ -28,6 +30,7 @@ COMMANDS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 after one line on stderr for what the user can put right."""
+    os.environ.update(thread_settings())  # before a command imports torch
     try:
         args = build_parser().parse_args(arguments)
         with log_on_stderr(args):

@@ -1,6 +1,7 @@
 """What both trees' scripts do around their run: parse, log, check the prompt, end in order."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 from loguru import logger
 
 from profiling_core.errors import InputError, UserError
-from profiling_core.parallel.degrees import environment_int
+from profiling_core.parallel.degrees import environment_int, thread_settings, world_size
 from profiling_core.runtime.exit_codes import EXIT_TERMINATED, end_on_sigterm, exit_code
 
 LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
@@ -48,7 +49,8 @@ def check_text(text: str) -> None:
 
 def init_logging() -> None:
     """Rank 0 logs its work on standard output, other ranks log only what goes wrong."""
-    level = "INFO" if environment_int("RANK", 0) == 0 else "ERROR"
+    first = world_size() == 1 or environment_int("RANK", 0) == 0  # a rank alone is a leftover
+    level = "INFO" if first else "ERROR"
     logger.remove()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # prompts in an encoding that lacks their characters
@@ -63,6 +65,7 @@ def run_main(
     argv: list[str] | None = None,
 ) -> int:
     """Run a script; the exit code is 0, 2 for a user error, 130 when interrupted."""
+    os.environ.update(thread_settings())  # before `run` imports torch
 
     def run_command() -> None:
         init_logging()
