@@ -43,9 +43,7 @@ def test_a_largest_error_gives_the_fastest_plan_below_it(search: PlanSearch) -> 
     plan = search.plan(Budget(max_error=reached))
     assert plan.expected.predicted_error <= reached
     assert speedup_flops(plan) >= 2.0
-    with pytest.raises(
-        PlanError, match=r"--max-error .*: at 4\.00x the predicted error is .* at best"
-    ):
+    with pytest.raises(PlanError, match=r"at 4\.00x the predicted error is .* at best: allow"):
         search.plan(Budget(speedup=4.0, max_error=reached / 10))
 
 
@@ -55,9 +53,7 @@ def test_bytes_limit_the_ways_to_skip() -> None:
     assert plan.jumps and speedup_flops(plan) == 2.0
     one = 16 * 9 * 16 * 16 * 4
     assert hunyuan.plan(Budget(max_bytes=one)).prediction.skip == "hold"
-    with pytest.raises(
-        PlanError, match="max-bytes 0 B: the anchors need 144 KiB at least, with hold"
-    ):
+    with pytest.raises(PlanError, match="0 B: the anchors need 144 KiB at least, with hold"):
         hunyuan.plan(Budget(max_bytes=0))
 
 
