@@ -75,6 +75,7 @@ def test_the_frontier_is_drawn(recorded, tmp_path, name):
         (("--speedup", "2", "--share", "0.6"), "--speedup belongs to --method search, not paper"),
         (("--method", "paper", "--max-error", "1"), "--max-error belongs to --method search"),
         (("--method", "search", "--tmin", "1"), "--tmin belongs to --method paper, not search"),
+        (("--speedup", "2", "-o", "a.svg", "--frontier", "a.svg"), "a.svg is the plan's file"),
         (("--speedup", "2", "--frontier", "a.pdf"), "--frontier a.pdf: expected a name that ends"),
         (
             ("--speedup", "2", "--frontier", "/proc/no/a.svg"),

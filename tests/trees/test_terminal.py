@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shlex
 import subprocess
 import sys
@@ -30,13 +31,20 @@ PLAIN = r"a\x1b[31mred\x07\n\u202eb \x9bc"
 
 def shell(line: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = ["bash", "-o", "pipefail", "-c", line]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    options = {"cwd": cwd, "env": buffered, "capture_output": True, "text": True, "check": False}
+    return subprocess.run(command, **options)
 
 
 @pytest.mark.parametrize("argv", ["show paper", "presets", "--help", "--version", "show --help"])
 def test_a_pipe_that_closes_ends_a_command_without_a_word(argv: str) -> None:
     done = shell(f"{COMMAND} {argv} | true")
     assert done.stderr == "" and done.returncode in (0, 141)
+
+
+@pytest.mark.parametrize("script", ["patches/patch.py", "examples/vbench.py"])
+def test_a_pipe_that_closes_ends_our_tools_without_a_word(script: str) -> None:
+    assert shell(f"{shlex.join([sys.executable, script])} --help | true").stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from profiling_core.commands.compare.prompts import Pair
 from profiling_core.commands.compare.rows import Rows
 from profiling_core.errors import CompareError
-from profiling_core.files import UNFINISHED, check_writable, whole_file, write_whole
+from profiling_core.files import UNFINISHED, check_writable, write_whole
 from profiling_core.plan.describe import format_bytes
 
 FORMAT = 1
@@ -83,8 +83,8 @@ class Folder:
     def keep_reference(self, pair: Pair, reference: Reference) -> None:
         """Store a full run; the file is whole or not there."""
         tensors = {"video": reference.video, "latent": reference.latent}
-        with whole_file(self._reference_path(pair)) as path:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, path)
+        content = save({name: t.contiguous() for name, t in tensors.items()})
+        write_whole(self._reference_path(pair), content)
 
     def reference(self, pair: Pair) -> Reference | None:
         """The stored full run; None when there is none yet."""
