@@ -31,7 +31,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_unfinished(target.parent)
-        prefix = f"{UNFINISHED}{platform.node()}-{os.getpid()}-"
+        prefix = f"{UNFINISHED}{machine()}-{os.getpid()}-"
         with tempfile.TemporaryDirectory(
             prefix=prefix, dir=target.parent, ignore_cleanup_errors=True
         ) as folder:
@@ -56,10 +56,19 @@ def write_whole(path: Path, content: bytes) -> None:
 def clear_unfinished(folder: Path) -> None:
     """Remove what killed processes of this machine left in a folder, and what is a day old."""
     for left in folder.glob(f"{UNFINISHED}*"):
-        machine, _, process = left.name.removeprefix(UNFINISHED).rpartition("-")[0].rpartition("-")
-        ended = machine == platform.node() and process.isdecimal() and not _runs(int(process))
+        where, _, process = left.name.removeprefix(UNFINISHED).rpartition("-")[0].rpartition("-")
+        ended = where == machine() and process.isdecimal() and not _runs(int(process))
         if ended or _age(left) > FORGOTTEN:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def machine() -> str:
+    """The space that process numbers are of: containers may share a name and a disk."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        space = 0
+    return f"{platform.node()}.{space}"
 
 
 def check_regular(path: Path, option: str) -> None:

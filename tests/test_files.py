@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import signal
 import stat
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from profiling_core.commands.main import main
 from profiling_core.errors import InputError
-from profiling_core.files import UNFINISHED, check_writable, whole_file, write_whole
+from profiling_core.files import UNFINISHED, check_writable, machine, whole_file, write_whole
 from tree_paths import ROOT
 
 
@@ -92,7 +91,7 @@ def test_what_a_kill_leaves_is_cleared_by_the_next_run(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(UNFINISHED)
-    at_work = tmp_path / f"{UNFINISHED}{platform.node()}-{os.getppid()}-x"
+    at_work = tmp_path / f"{UNFINISHED}{machine()}-{os.getppid()}-x"
     elsewhere, forgotten = (tmp_path / f"{UNFINISHED}other-machine-1-{n}" for n in (1, 2))
     for folder in (at_work, elsewhere, forgotten):
         folder.mkdir()
