@@ -40,6 +40,7 @@ from profiling_core.recording.arrays import profile_of
 from profiling_core.recording.attention_hooks import Call, functions_of, tapped
 from profiling_core.recording.attention_share import attention_received
 from profiling_core.recording.block_hooks import BlockTap, Timer
+from profiling_core.recording.foreground import check_source
 from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.run_data import Recording
 
@@ -82,6 +83,9 @@ class Recorder(FullRun):
         self._known = Profile.load(self.path) if self.path and self.path.exists() else None
         self.settings = self._known.settings if self._known else settings or Settings()
         every = self.settings.attention_every
+        if every:
+            earlier = len(self._known.runs) if self._known else 0
+            check_source(self.settings.mask, self.settings.mask_source, earlier)
         attention = tuple(range(0, steps, every)) if every else ()
         self.sampling: dict[str, Any] = {
             "model": model,
