@@ -19,8 +19,8 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python examples/demo.py --out out/demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m alone
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not alone"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest -m alone
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not alone"
 
 test-browser: $(INSTALLED)
 	command -v chromium || (apt-get update && apt-get install -y chromium fonts-dejavu-core)

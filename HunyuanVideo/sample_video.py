@@ -8,14 +8,16 @@ of a prompt that is special to a file system; options that officially do nothing
 of.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import random
-import sys
 from datetime import datetime
+from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -47,6 +49,7 @@ from profiling_core.runtime.command_line import (
     defaults_text,
     exit_script,
     run_main,
+    save_each,
     warn_unused,
 )
 from profiling_core.runtime.options import (
@@ -56,6 +59,9 @@ from profiling_core.runtime.options import (
     pointer_to_ours,
     resolve_plan,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 # officially parsed and never read
 UNUSED = {
@@ -325,12 +331,13 @@ def sample(args: argparse.Namespace) -> None:
     config = settings_of(args, CONFIGS[args.model])
     check_values(args, config)
     warn(args, config)
-    check_profile_target(args)
+    folder = save_folder(args.save_path, args.save_path_suffix)
+    check_profile_target(args, folder / file_name(args, args.seed[-1]))
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
         logger.info(pointer_to_ours())
-    logger.info(f"arguments: {vars(args)}")
-    logger.info(f"configuration: {config}")
+    logger.debug(f"arguments: {vars(args)}")
+    logger.debug(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt.strip()}")
     run(args, config, plan, asked)
     logger.info("finished")
@@ -398,17 +405,23 @@ def run(
                 seed=seed,
                 plan=plan,
                 recorder=recorder,
-                progress=sys.stderr is not None,
             )
             if videos is None:  # this is not the first process
                 continue
-            video = videos[0]
             path = save_folder(args.save_path, args.save_path_suffix) / file_name(args, seed)
-            logger.info(f"saving {path}")
-            if still:
-                save_image(video, path)
-            else:
-                save_video(video, path, config.sample_fps)
+            save_each(
+                partial(save, videos[0], path, config.sample_fps, still=still),
+                None if recorder is None else recorder.write,
+            )
+
+
+def save(video: torch.Tensor, path: Path, fps: int, *, still: bool) -> None:
+    """Write the clip, or the image."""
+    logger.info(f"saving {path}")
+    if still:
+        save_image(video, path)
+    else:
+        save_video(video, path, fps)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -32,6 +32,7 @@ from profiling_core.runtime.command_line import (
     defaults_text,
     exit_script,
     run_main,
+    save_each,
     warn_unused,
 )
 from profiling_core.runtime.options import (
@@ -206,12 +207,12 @@ def generate(args: argparse.Namespace) -> None:
     asked = {name: value for name, value in vars(args).items() if name not in LOCAL}
     fill_defaults(args, config)
     check_values(args, config)
-    check_profile_target(args)
+    check_profile_target(args, Path(args.save_file))
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
         logger.info(pointer_to_ours())
-    logger.info(f"arguments: {vars(args)}")
-    logger.info(f"configuration: {config}")
+    logger.debug(f"arguments: {vars(args)}")
+    logger.debug(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt}")
     run(args, config, plan, asked)
     logger.info("finished")
@@ -275,10 +276,12 @@ def run(
             offload_model=args.offload_model,
             plan=plan,
             recorder=recorder,
-            progress=sys.stderr is not None,
         )
         if video is not None:  # this is the first process
-            save(video, Path(args.save_file), config)
+            save_each(
+                lambda: save(video, Path(args.save_file), config),
+                None if recorder is None else recorder.write,
+            )
 
 
 def save(video: torch.Tensor, path: Path, config: WanConfig) -> None:

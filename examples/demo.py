@@ -16,6 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from profiling_core.parallel.degrees import thread_count, thread_settings, usable_cpus
+
+os.environ.update(thread_settings())  # before torch is imported
+
 import matplotlib
 import torch
 
@@ -23,12 +27,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from profiling_core.engine.run_stats import RunStats
-from profiling_core.errors import CompareError
+from profiling_core.errors import UserError
+from profiling_core.files import whole_file
 from profiling_core.metrics import Quality, compare
 from profiling_core.plan.describe import format_bytes
+from profiling_core.runtime.terminal import printable, write_to
+from profiling_core.runtime.video_file import check_target
 from profiling_core.trees.registry import TREES, tree_class
 from profiling_core.trees.tree_model import ModelRequest, TreeModel
 
+plt.rcParams["text.parse_math"] = False  # a prompt may hold dollars
 PROMPTS = {
     "wan": "red circle moving right over blue stripes",
     "hunyuan": "blue star moving left over red checks",
@@ -66,7 +74,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     out, titles, lines = Path(args.out), [], []
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        check_target(out / "clip.mp4", "--out", still=False)
         for name in args.trees:
             prompt = args.prompt or PROMPTS[name]
             tree = load(name, prompt)
@@ -76,12 +84,12 @@ def main() -> int:
             contact_sheet(runs, out / f"{name}_contact_sheet.png", prompt)
             titles.append(f"{name}: {prompt!r}, seed {args.seed}, {runs[0].stats.steps} steps")
             lines += [cells(name, run, runs[0]) for run in runs]
-    except (CompareError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (UserError, OSError) as error:
+        write_to(sys.stderr, f"error: {printable(str(error))}\n")
         return 2
     files = ", ".join(sorted(path.name for path in out.glob("*_*.*")))
     text = ["", *titles, device_name(), NOTES, table(lines), f"\nin {out}: {files}\n"]
-    sys.stdout.write("\n".join(text))
+    write_to(sys.stdout, "\n".join(text))
     return 0
 
 
@@ -168,10 +176,9 @@ def contact_sheet(runs: list[Run], path: Path, prompt: str) -> None:
     for frame, axis in zip(picks, axes[0], strict=True):
         axis.set_title(f"frame {frame}", fontsize=8)
     figure.suptitle(prompt, fontsize=10)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, format="png")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -180,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="for all trees; default: each tree's own")
     parser.add_argument("--seed", type=int, default=42, help="of the noise, drawn on the CPU")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions; the median is shown")
-    parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
+    parser.add_argument("--threads", type=int, default=thread_count(min(usable_cpus(), 8)))
     parser.add_argument("--out", default="out/demo")
     return parser
 

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any
 
 from profiling_core.commands.compare.exports import VBENCH, file_names
 from profiling_core.errors import BatchError, UserError
+from profiling_core.files import write_whole
+from profiling_core.runtime.terminal import printable, write_to
 
 SEEDS = 5
 FULL = "full"
@@ -34,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         lines = args.run(args)
     except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        write_to(sys.stderr, f"error: {printable(str(error))}\n")
         return 2
-    sys.stdout.write("\n".join(lines) + "\n")
+    write_to(sys.stdout, "".join(f"{printable(line)}\n" for line in lines))
     return 0
 
 
@@ -53,9 +56,7 @@ def write_jobs(args: argparse.Namespace) -> list[str]:
     ]
     text = "".join(json.dumps(job, ensure_ascii=False) + "\n" for job in jobs)
     target = Path(args.out)
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, target)
+    write_whole(target, text.encode())
     return [f"{len(jobs)} jobs of {len(prompts)} prompts in {target}"]
 
 
@@ -146,4 +147,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # nobody reads on
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -24,6 +24,7 @@ from skimage.morphology import dilation, disk, erosion
 
 from miniatures import clips, samplers
 from miniatures.autoencoder import to_tensor
+from profiling_core.parallel.degrees import thread_count
 
 CHANGED = 0.22  # difference to the background, in 0..1, that two shades of one colour do not reach
 SMALLEST = 80  # pixels of a shape
@@ -199,7 +200,7 @@ def arguments() -> argparse.Namespace:
     add("--part", type=int, default=0, help="number of this process, for several at a time")
     add("--parts", type=int, default=1)
     add("--vae_clips", type=int, default=24, help="held-out clips for the reconstruction")
-    add("--threads", type=int, default=2)
+    add("--threads", type=int, default=thread_count(2))
     args = parser.parse_args()
     args.out = args.out or Path("runs") / f"check-{args.tree}"
     return args

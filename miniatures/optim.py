@@ -156,7 +156,8 @@ def mixed_precision(device: torch.device | str) -> AbstractContextManager:
 
 def start_processes(device: str) -> tuple[int, int]:
     """Rank and world size; joins the group when launched by torchrun."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0)) if world > 1 else 0  # alone it is a leftover
     if world > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     if device == "cuda":

@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from loguru import logger
 
+from profiling_core.parallel.degrees import thread_count
+
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = {
     "wan": ROOT / "Wan2.1" / "ckpts" / "Wan2.1-T2V-mini",
@@ -45,7 +47,7 @@ def arguments() -> argparse.Namespace:
     add("--lr", type=float, help="dit, distil: RMS of a step of the block weights")
     add("--compile", action="store_true", help="dit, distil: torch.compile the blocks")
     add("--warm", action="store_true", help="vae, dit: start from the weights in --out")
-    add("--threads", type=int, default=1, help="CPU threads per process")
+    add("--threads", type=int, default=thread_count(1), help="CPU threads per process")
     args = parser.parse_args()
     if args.stage == "distil" and args.tree == "wan":
         parser.error("stage distil: Wan has two guidance branches and nothing to distil")

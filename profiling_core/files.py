@@ -1,13 +1,21 @@
-"""Files that appear whole or not at all, and what a file is that cannot be read."""
+"""Files that appear whole or not at all, and what is known of one before it is read or made."""
 
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from profiling_core.errors import InputError
+
+UNFINISHED = ".profiling-dit-"  # begins the name of every temporary folder; machine, process follow
+FORGOTTEN = 24 * 3600.0  # seconds after which another machine's leftover is taken for one
+LONGEST_NAME = 255  # bytes
 # types whose numbers are the weights themselves, by torch's names and safetensors'; others need a
 # scale; the last two only count
 PLAIN_TYPES = {"float64", "float32", "float16", "bfloat16", "int64", "bool"}
@@ -16,16 +24,31 @@ PLAIN_TYPES |= {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file in the same folder to write to, renamed to `path` at the end."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """A temporary file to write to, with the suffix of `path`, which it becomes at the end.
+
+    It lies in a folder of its own beside `path`: a program that starts writing late cannot once
+    that is gone. Missing folders are made; a link is written through; an existing file keeps its
+    mode. OSError names `path` alone.
+    """
+    target = Path(os.path.realpath(path))
+    check_regular(path, "output")
     try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(target.parent)
+        prefix = f"{UNFINISHED}{machine()}-{os.getpid()}-"
+        with tempfile.TemporaryDirectory(
+            prefix=prefix, dir=target.parent, ignore_cleanup_errors=True
+        ) as folder:
+            temporary = Path(folder) / f"file{target.suffix[:20]}"
+            yield temporary
+            if target.exists():
+                shutil.copymode(target, temporary)
+            os.replace(temporary, target)
+    except OSError as error:
+        foreign = error.filename is not None and UNFINISHED not in str(error.filename)
+        if error.errno is None or foreign:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -73,7 +96,66 @@ def first_line(error: Exception) -> str:
     return (text.splitlines() or [type(error).__name__])[0]
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder, and what is a day old."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        where, _, process = left.name.removeprefix(UNFINISHED).rpartition("-")[0].rpartition("-")
+        ended = where == machine() and process.isdecimal() and not _runs(int(process))
+        if ended or _age(left) > FORGOTTEN:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def machine() -> str:
+    """The space that process numbers are of: containers may share a name and a disk."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        space = 0
+    return f"{platform.node()}.{space}"
+
+
+def check_regular(path: Path, option: str) -> None:
+    """InputError for a folder, a device or a FIFO, which a file would replace."""
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder: name a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{option} {path} is a device or a FIFO: name a file")
+
+
+def check_writable(path: Path, option: str) -> Path:
+    """The nearest folder that exists, once a file in it was tried: modes alone do not show it.
+
+    InputError unless a file can be written at `path`, or its folders can be made.
+    """
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise InputError(f"{option} {path}: the name is longer than {LONGEST_NAME} bytes")
+    check_regular(path, option)
+    folder = path.parent
+    try:
+        parents = Path(os.path.realpath(path)).parents
+        folder = next(parent for parent in parents if parent.exists())
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{option} {path}: cannot write into {folder} ({error.strerror or error}): "
+            "name another place"
+        ) from None
+    return folder
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:  # gone meanwhile
+        return 0.0
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

@@ -22,7 +22,7 @@ TREE = "tree tree-checks tree-parts tree-model"
 ALLOWED = {  # room: what it may import; heavy: torch, diffusers, transformers
     "errors": "",
     "version": "",
-    "files": "",
+    "files": "errors",
     "metrics": "",
     "lpips": "errors files heavy",
     "plan": "errors files",
@@ -44,7 +44,7 @@ ALLOWED = {  # room: what it may import; heavy: torch, diffusers, transformers
     "tree-checks": "tree-parts tree-model errors plan runtime heavy",
     "tree-parts": "tree-model errors files parallel runtime-files heavy",
     "tree-model": "parallel heavy",
-    "miniatures": TREE + " heavy",
+    "miniatures": TREE + " parallel heavy",
     "patches": "",
     "examples": PACKAGE + " commands heavy",
     "benchmarks": PACKAGE + " examples miniatures heavy " + TREE,

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from loguru import logger
 from torch import Tensor
-from tqdm import tqdm
 
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.engine.full_run import FullRun
@@ -23,6 +22,7 @@ from profiling_core.plan.restrict import plan_of_both
 from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.state_dicts import check_finite
+from profiling_core.runtime.terminal import steps_bar
 
 from .attention import attention, backend
 from .checkpoint import find_files
@@ -164,8 +164,8 @@ class HunyuanVideo:
         samples noise; cfg_scale: above 1 real guidance, away from neg_prompt or the model's own
         text; seed: one for each clip, or the first of consecutive ones, None draws them; plan: a
         cache plan, put on this grid of noise levels; recorder: records the runs, which then have
-        no plan, and writes the profile after each decoding; noise_device: where the noise
-        is drawn ("cpu" gives the same noise on every machine).
+        no plan; its `write` adds the last one to the profile, best once the clip is saved;
+        noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """
         config = self.config
         size = config.video_size if size is None else size
@@ -210,7 +210,7 @@ class HunyuanVideo:
             if recorder is not None:
                 facts = {"prompt": prompt, "seed": clip_seed}
                 facts |= {"guidance": cfg_scale if cfg_scale > 1 else embedded_guidance}
-                logger.info(recorder.finish(latent, video=clips[-1], **facts).last_run_line())
+                recorder.finish_later(latent, video=clips[-1], **facts)
             self.last_run.seed = clip_seed
             self.last_run.encode_seconds = encoding.seconds
             self.last_run.decode_seconds = decoding.seconds
@@ -277,7 +277,7 @@ class HunyuanVideo:
             conditioning = conditioning.half(1 - self.ranks.cfg_rank)
         rows = len(conditioning.states)  # twice the clips with real guidance in one call
         fixed = self.fixed_inputs(conditioning, latent, strength)
-        bar = tqdm(total=steps, disable=not (progress and self.ranks.first), unit="step")
+        bar = steps_bar(steps, shown=progress and self.ranks.first)
         autocast = self.autocast()
         with timed(self.device) as loop, torch.no_grad(), autocast, bar, run.attached(self.guided):
             for step, t in zip(shown_steps(run, bar), scheduler.timesteps, strict=True):

@@ -1,8 +1,6 @@
 """Clips to files: safe names, 8-bit frames, and a file that is complete or not there."""
 
-import os
 import re
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from profiling_core.errors import InputError
-from profiling_core.runtime.video_file import write_image, write_video
+from profiling_core.runtime import video_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PROMPT_CHARACTERS = 100
-LONGEST_NAME = 255  # bytes
 
 
 def safe_words(text: str) -> str:
@@ -42,23 +39,10 @@ def save_folder(save_path: str, suffix: str) -> Path:
 
 
 def check_target(folder: Path, name: str) -> None:
-    """InputError unless files can be written into `folder`, or it can be made; tried."""
-    if len(os.fsencode(name)) > LONGEST_NAME:
-        raise InputError(
-            f"file name {name} is longer than {LONGEST_NAME} bytes: take a shorter --name-suffix"
-        )
+    """InputError unless the clip, or the image, can be written into `folder`; tried."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"save-path {folder} is a file: name a folder")
-    existing = folder
-    try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        with tempfile.TemporaryDirectory(prefix=".", dir=existing):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"save-path {folder}: cannot write into {existing} ({reason}): name another folder"
-        ) from None
+    video_file.check_target(folder / name, "save-path", still=name.endswith(".png"))
 
 
 def to_frames(video: "Tensor") -> np.ndarray:
@@ -67,11 +51,11 @@ def to_frames(video: "Tensor") -> np.ndarray:
     return scaled.byte().permute(1, 2, 3, 0).cpu().numpy()
 
 
-def save_video(video: "Tensor", path: Path, fps: int) -> None:
-    """Write an H.264 file at quality 8; InputError when that fails, and then no file is left."""
-    write_video(to_frames(video), path, fps, "saving")
+def save_video(video: "Tensor", path: Path, fps: int, *, rescue: bool = True) -> None:
+    """Write an H.264 file at quality 8; `video_file.write_video`."""
+    video_file.write_video(to_frames(video), path, fps, "saving", rescue=rescue)
 
 
 def save_image(video: "Tensor", path: Path) -> None:
-    """Write the only frame of a clip; InputError when that fails, and then no file is left."""
-    write_image(to_frames(video)[0], path, "saving")
+    """Write the only frame of a clip; `video_file.write_image`."""
+    video_file.write_image(to_frames(video)[0], path, "saving")

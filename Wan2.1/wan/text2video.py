@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from loguru import logger
 from torch import Tensor
-from tqdm import tqdm
 
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.engine.full_run import FullRun
@@ -26,6 +25,7 @@ from profiling_core.plan.schema import BRANCHES
 from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.state_dicts import check_finite
+from profiling_core.runtime.terminal import steps_bar
 
 from .attention import attention, backend
 from .checkpoint import check_folder
@@ -146,7 +146,8 @@ class WanT2V:
         size: (width, height), multiples of 16; frame_num: 4n + 1; an empty n_prompt stands for
         the model's own negative prompt; a negative seed draws one; offload_model: parts that are
         not needed leave the GPU; plan: a cache plan, put on this grid of noise levels; recorder:
-        records the run, which then has no plan, and writes its profile after decoding;
+        records the run, which then has no plan; its `write` adds it to the profile, best once the
+        clip is saved;
         noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """
         if recorder is not None and self.ranks.world > 1:
@@ -189,7 +190,7 @@ class WanT2V:
             check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
         if recorder is not None:
             facts = {"prompt": input_prompt, "seed": seed, "guidance": guide_scale}
-            logger.info(recorder.finish(latent, video=video, **facts).last_run_line())
+            recorder.finish_later(latent, video=video, **facts)
         self.last_run.seed = seed
         self.last_run.encode_seconds = encoding.seconds
         self.last_run.decode_seconds = decoding.seconds
@@ -231,7 +232,7 @@ class WanT2V:
         latent = noise.to(self.device, torch.float32)
         seq_len = self.config.tokens(tuple(latent.shape))
         autocast = self.autocast()
-        bar = tqdm(total=sampling_steps, disable=not (progress and self.ranks.first), unit="step")
+        bar = steps_bar(sampling_steps, shown=progress and self.ranks.first)
         with timed(self.device) as loop, torch.no_grad(), autocast, bar, run.attached(self.guided):
             for step, t in zip(shown_steps(run, bar), scheduler.timesteps, strict=True):
                 timestep = t[None]  # one object for both calls of a step

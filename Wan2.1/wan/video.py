@@ -1,22 +1,17 @@
 """Clips to files: safe names, 8-bit frames, and a file that is complete or not there."""
 
-import os
 import re
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from profiling_core.errors import InputError
-from profiling_core.runtime.video_file import write_image, write_video
+from profiling_core.runtime import video_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PROMPT_CHARACTERS = 50
 
 
@@ -35,23 +30,8 @@ def default_name(
 
 
 def check_target(path: Path, *, still: bool) -> None:
-    """InputError unless a file can be written at `path`; tried, since modes do not show it."""
-    suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
-    if len(os.fsencode(path.name)) > 255:
-        raise InputError(f"save_file {path}: the name is longer than 255 bytes, take a shorter one")
-    if path.is_dir():
-        raise InputError(f"save_file {path} is a folder: name a file in it")
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"save_file {path}: end its name in one of {', '.join(suffixes)}")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"save_file {path}: cannot write into {path.parent} ({reason}): "
-            "create the folder or name another"
-        ) from None
+    """InputError unless the clip, or the image, can be written at `path`; tried."""
+    video_file.check_target(path, "save_file", still=still)
 
 
 def to_frames(video: "Tensor") -> np.ndarray:
@@ -66,11 +46,11 @@ def to_image(video: "Tensor") -> np.ndarray:
     return scaled.add(0.5).clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
-def save_video(video: "Tensor", path: Path, fps: int) -> None:
-    """Write an H.264 file at quality 8; InputError when that fails, and then no file is left."""
-    write_video(to_frames(video), path, fps, "save_file")
+def save_video(video: "Tensor", path: Path, fps: int, *, rescue: bool = True) -> None:
+    """Write an H.264 file at quality 8; `video_file.write_video`."""
+    video_file.write_video(to_frames(video), path, fps, "save_file", rescue=rescue)
 
 
 def save_image(video: "Tensor", path: Path) -> None:
-    """Write the only frame of a clip; InputError when that fails, and then no file is left."""
-    write_image(to_image(video), path, "save_file")
+    """Write the only frame of a clip; `video_file.write_image`."""
+    video_file.write_image(to_image(video), path, "save_file")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.lib.rows import TREES
+from profiling_core.parallel.degrees import thread_count
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc.splitlines()[0])
         add = self.add_argument
         add("--trees", nargs="+", choices=TREES, default=list(TREES))
-        add("--threads", type=at_least(1), default=os.cpu_count() or 1)
+        add("--threads", type=at_least(1), default=thread_count())
         if prompts is not None:
             add("--prompts", type=at_least(1), default=prompts, help="held-out prompts")
         if budgets is not None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from profiling_core.errors import InputError, UserError, nearest
+from profiling_core.files import check_writable
+from profiling_core.runtime.terminal import printable, write_to
 
 log = logging.getLogger("profiling_core.commands")
 
@@ -84,10 +86,15 @@ def add_overwrite_option(one: Any) -> None:
     one.add_argument("--overwrite", action="store_true", help="replace files that exist already")
 
 
+class _Stderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        write_to(sys.stderr, f"{printable(self.format(record))}\n")
+
+
 @contextmanager
 def log_on_stderr(args: argparse.Namespace) -> Iterator[None]:
     """The library's log on stderr while a command runs: all of it, its course, or errors alone."""
-    library, handler = logging.getLogger("profiling_core"), logging.StreamHandler(sys.stderr)
+    library, handler = logging.getLogger("profiling_core"), _Stderr()
     before = library.level
     quiet, verbose = getattr(args, "quiet", False), getattr(args, "verbose", False)
     library.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
@@ -115,15 +122,10 @@ def install_hint(error: ModuleNotFoundError) -> str | None:
 
 
 def check_new(path: Path, option: str, args: argparse.Namespace) -> None:
-    """InputError for an output that would replace a file, unless --overwrite allows it."""
+    """InputError for an output that cannot be written, or that would replace a file unasked."""
+    check_writable(path, option)
     if path.exists() and not args.overwrite:
         raise InputError(f"{option} {path}: exists already, --overwrite replaces it")
-
-
-def check_folder(path: Path, option: str) -> None:
-    """InputError for a file to write whose folder is not there."""
-    if not path.parent.is_dir():
-        raise InputError(f"{option} {path}: no folder {path.parent}, make it first")
 
 
 def read_lines(path: Path, what: str, error: type[UserError]) -> list[str]:

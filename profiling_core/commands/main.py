@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 
 import profiling_core
 from profiling_core.commands.arguments import Parser, install_hint, log_on_stderr, shown
@@ -13,7 +15,9 @@ from profiling_core.commands.profile import add_profile_command
 from profiling_core.commands.report.command import add_report_command
 from profiling_core.commands.show import add_presets_command, add_show_command
 from profiling_core.errors import UserError
-from profiling_core.runtime.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from profiling_core.parallel.degrees import thread_settings
+from profiling_core.runtime.exit_codes import EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_USER_ERROR
+from profiling_core.runtime.terminal import printable, write_to
 
 COMMANDS = (
     add_show_command,
@@ -28,6 +32,7 @@ COMMANDS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 after one line on stderr for what the user can put right."""
+    os.environ.update(thread_settings())  # before a command imports torch
     try:
         args = build_parser().parse_args(arguments)
         with log_on_stderr(args):
@@ -41,8 +46,19 @@ def main(arguments: list[str] | None = None) -> int:
         return _ended(f"error: {hint}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         return _ended("interrupted, no unfinished file is left", EXIT_INTERRUPTED)
-    if lines:
-        sys.stdout.write(_as_encoded("\n".join(lines) + "\n", sys.stdout.encoding))
+    except SystemExit:  # --help, --version
+        write_to(sys.stdout, "")
+        raise
+    return write_lines(lines)
+
+
+def write_lines(lines: Sequence[str]) -> int:
+    """Print a command's result; the exit code."""
+    failed = write_to(sys.stdout, "".join(f"{printable(line)}\n" for line in lines))
+    if isinstance(failed, BrokenPipeError):  # nobody reads on: `show ... | head`
+        return EXIT_UNREAD
+    if failed is not None:
+        return _ended(f"error: standard output: {failed.strerror}", EXIT_USER_ERROR)
     return 0
 
 
@@ -58,11 +74,5 @@ def build_parser() -> Parser:
 
 
 def _ended(line: str, code: int) -> int:
-    sys.stderr.write(f"{line}\n")
+    write_to(sys.stderr, f"{printable(line)}\n")
     return code
-
-
-def _as_encoded(text: str, encoding: str | None) -> str:
-    """The text with escapes for what the terminal cannot write: prompts come from anywhere."""
-    encoding = encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)

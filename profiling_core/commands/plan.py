@@ -7,6 +7,7 @@ with forecast weights fitted along cached runs (--refit). Both load the model of
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ from profiling_core.profile.profile import Profile, holds_profile, load_profile
 from profiling_core.refit import PASSES
 from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
 from profiling_core.search.resample import on_grid
-from profiling_core.search.search import Budget, PlanSearch, Point
+from profiling_core.search.search import Budget, PlanSearch, Point, undominated
 from profiling_core.trees.registry import tree_class
 from profiling_core.trees.tree_model import ModelRequest, TreeModel
 
@@ -73,13 +74,14 @@ def add_plan_command(commands: Any) -> None:
 def make_plan(args: argparse.Namespace) -> list[str]:
     """Plan from a profile into a file; what it costs and its picture."""
     out = Path(args.out)
-    if out.is_dir() or holds_profile(out):
-        what = "a folder" if out.is_dir() else "a profile"
-        raise PlanError(f"-o {out}: this is {what}, expected a plan file to write")
-    method = METHODS[_method(args)]
+    if holds_profile(out):
+        raise PlanError(f"-o {out}: this is a profile, expected a plan file to write")
+    method = _method(args)
     check_new(out, "-o", args)
-    plan, more = method(load_profile(args.profile), args)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if method == "search":
+        _budget(args)
+        _frontier(args)
+    plan, more = METHODS[method](load_profile(args.profile), args)
     plan.save(out)
     return [
         *summary_lines(plan),
@@ -117,9 +119,8 @@ def _paper(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[
 
 def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list[str]]:
     """A searched plan, and the frontier that it lies on."""
-    drawn = _frontier(args)
+    drawn, budget = _frontier(args), _budget(args)
     profile = on_grid(profile, args.for_steps, args.for_shift, args.for_solver)
-    budget = Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
     search = PlanSearch(profile, words_of(args.modes), **_stored(args))
     lines: list[str] = []
     if args.validate is None:
@@ -141,6 +142,10 @@ Method = Callable[[Profile, argparse.Namespace], tuple[CachePlan, list[str]]]
 METHODS: dict[str, Method] = {"search": _search, "paper": _paper}
 
 
+def _budget(args: argparse.Namespace) -> Budget:
+    return Budget(args.speedup, args.max_error, bytes_of(args.max_bytes))
+
+
 def _frontier(args: argparse.Namespace) -> Path | None:
     """Where the frontier is drawn, if it can be drawn there."""
     if args.frontier is None:
@@ -148,6 +153,8 @@ def _frontier(args: argparse.Namespace) -> Path | None:
     drawn = Path(args.frontier)
     check_frontier(drawn)
     check_new(drawn, "--frontier", args)
+    if os.path.realpath(drawn) == os.path.realpath(args.out):
+        raise PlanError(f"--frontier {drawn} is the plan's file: name another")
     return drawn
 
 
@@ -159,11 +166,10 @@ def _stored(args: argparse.Namespace) -> dict[str, Any]:
 
 def _around(search: PlanSearch, chosen: Point) -> list[Point]:
     """The frontier, with the chosen point's own row."""
-    points, count = search.frontier(), len(chosen.steps)
-    if all(len(point.steps) != count for point in points):
-        points += [search.point_of(skip, count) for skip in search.skips]
-    same = (chosen.skip, count)
-    return [chosen if (p.skip, len(p.steps)) == same else p for p in points]
+    count = len(chosen.steps)
+    points = [*search.frontier(), *(search.point_of(skip, count) for skip in search.skips)]
+    others = [p for p in points if (p.skip, len(p.steps)) != (chosen.skip, count)]
+    return [*dict.fromkeys(undominated(others)), chosen]
 
 
 # -- measured on the model

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from profiling_core.commands.arguments import add_log_options, check_folder, integers_of
+from profiling_core.commands.arguments import add_log_options, integers_of
 from profiling_core.errors import ProfileError
+from profiling_core.files import check_writable
 from profiling_core.plan.schema import first_mistake
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.profile.summary import settings_lines
@@ -35,7 +36,7 @@ def add_profile_command(commands: Any) -> None:
 def prepare_profile(args: argparse.Namespace) -> list[str]:
     """Write a profile that holds settings alone; runs are added with --delta_profile."""
     path = Path(args.file)
-    check_folder(path, "FILE")
+    check_writable(path, "FILE")
     if path.exists():
         raise ProfileError(f"{path} exists: settings are made before the first run, into a new one")
     settings = _settings(args)

@@ -1,4 +1,4 @@
-"""`profiling-dit show` and `presets`: read plans and profiles, write the shipped plans."""
+"""`profiling-dit show` and `presets`: read plans and profiles, list and write the shipped plans."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from profiling_core.commands.arguments import (
     check_new,
 )
 from profiling_core.errors import PlanError, nearest
+from profiling_core.files import check_writable
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held, held_anchors, speedup_flops
 from profiling_core.plan.describe import format_bytes, picture, storage_words, summary_lines
 from profiling_core.plan.model_specs import MODELS
-from profiling_core.plan.presets import available, plans_folder, presets_of
+from profiling_core.plan.presets import available, load_preset, presets_of
 from profiling_core.profile.profile import Profile, holds_profile, load_profile
 from profiling_core.profile.summary import summary_lines as profile_lines
 from profiling_core.runtime.options import resolve_plan
@@ -49,14 +50,16 @@ def add_show_command(commands: Any) -> None:
 def add_presets_command(commands: Any) -> None:
     """Add `presets` to the subcommands of the parser."""
     one = commands.add_parser(
-        "presets", help="make the shipped plan files again, or quality, balanced, fast of a profile"
+        "presets",
+        help="list the shipped plans, write them to files, or make quality, balanced, fast of a "
+        "profile",
     )
-    one.set_defaults(run=write_presets)
+    one.set_defaults(run=presets)
     one.add_argument("--profile", metavar="FILE", help="make those of this profile's model")
     one.add_argument(
         "--out",
         metavar="DIR",
-        help="folder (default: the package's; with --profile the working directory)",
+        help="folder of the files, made if missing (default with --profile: the working directory)",
     )
     add_overwrite_option(one)
     add_log_options(one)
@@ -84,12 +87,15 @@ def show(args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def write_presets(args: argparse.Namespace) -> list[str]:
-    """Make the shipped plans again, or those of a profile, as files in `args.out`."""
+def presets(args: argparse.Namespace) -> list[str]:
+    """The shipped plans: listed, or made again as files in `args.out`; or those of a profile."""
     own = args.profile is not None
-    folder = Path(args.out or ("." if own else plans_folder()))
-    if not folder.is_dir():
-        raise PlanError(f"--out {folder}: no such folder")
+    if not own and args.out is None:
+        return _listed()
+    folder = Path(args.out or ".")
+    if folder.exists() and not folder.is_dir():
+        raise PlanError(f"--out {folder}: this is a file, name a folder")
+    check_writable(folder / "plan.json", "--out")
     plans = presets_from(Profile.load(args.profile)) if own else _shipped()
     paths = [folder / f"{plan.model.name}.{plan.name}.json" for plan in plans]
     for path in paths:
@@ -99,6 +105,15 @@ def write_presets(args: argparse.Namespace) -> list[str]:
         plan.save(path)
         written.append(f"wrote {path}: {_in_short(plan)}" if own else f"wrote {path}")
     return written
+
+
+def _listed() -> list[str]:
+    """Every model with the names and the ideal speed-ups of its plans."""
+    lines = ["--delta_cache takes these plans; speed-ups by block FLOPs:"]
+    for model in MODELS:
+        plans = ((name, load_preset(model, name)) for name in available(model))
+        lines.append(f"{model}: {', '.join(f'{n} {speedup_flops(p):.2f}x' for n, p in plans)}")
+    return [*lines, "profiling-dit show NAME --model MODEL shows one, --out DIR writes them all"]
 
 
 def _in_short(plan: CachePlan) -> str:

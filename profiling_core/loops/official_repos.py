@@ -75,7 +75,7 @@ def hunyuan_run(sampler: Any) -> None:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """PlanError (a ValueError) for a --delta_cache or --delta_profile that cannot work."""
+    """UserError (a ValueError) for a --delta_cache or --delta_profile that cannot work."""
     check_profile_target(args)
     if args.delta_cache is not None and args.delta_cache not in ORDER:
         CachePlan.load(args.delta_cache)
@@ -100,8 +100,11 @@ def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, log: Log) -> None:
         profile = _profile(owner, args.delta_profile, loop)
         with profile.running(*loop.schedulers(owner), shift=shift):
             result = original(*given, **named)
-        recorded = profile.finish(**loop.facts(bound.arguments, result))
-        log(f"recorded a run of {recorded.recorded.steps} steps into {args.delta_profile}")
+        try:
+            recorded = profile.finish(**loop.facts(bound.arguments, result))
+            log(f"recorded a run of {recorded.recorded.steps} steps into {args.delta_profile}")
+        except (ProfileError, OSError) as error:  # the clip of this run is still to be saved
+            log(f"error: the run is not in the profile: {error}")
         return result
 
     setattr(owner, loop.call, call)

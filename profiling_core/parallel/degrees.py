@@ -1,12 +1,16 @@
-"""How many processes share a clip along every axis; no torch."""
+"""How many processes share a clip along every axis, and threads that fit them; no torch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from profiling_core.errors import ParallelError
+
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+COUNT, WAITING = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,45 @@ def environment_int(name: str, default: int) -> int:
 def world_size() -> int:
     """Processes that the launcher started for this run."""
     return environment_int("WORLD_SIZE", 1)
+
+
+def thread_settings(cpus: float | None = None) -> dict[str, str]:
+    """The environment for torch's threads, to be set before torch is imported.
+
+    Threads sleep while they wait: by default they spin, and any other load on the machine then
+    holds up the whole run. What the user has set stays. cpus: of this process; None: its share of
+    the machine's, which needs no count where torch counts the same.
+    """
+    own = usable_cpus() / local_processes() if cpus is None else cpus
+    settings = {WAITING: os.getenv(WAITING) or "PASSIVE"}
+    if own < _visible_cpus() or cpus is not None:
+        settings[COUNT] = str(thread_count(own))
+    return settings
+
+
+def thread_count(usual: float | None = None) -> int:
+    """Threads of this process: as the environment says, else `usual` or the usable CPUs."""
+    asked = os.getenv(COUNT, "").partition(",")[0]  # further numbers are for nested regions
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return max(1, int(usable_cpus() if usual is None else usual))
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use; a container's limit counts."""
+    try:
+        quota, period = CPU_LIMIT.read_text().split()
+        return max(1, min(_visible_cpus(), int(quota) // int(period)))
+    except (OSError, ValueError):  # no control groups, or "max": no limit
+        return _visible_cpus()
+
+
+def local_processes() -> int:
+    """Processes of this run on this machine; what an earlier launch left over does not count."""
+    count = os.getenv("LOCAL_WORLD_SIZE", "1") if os.getenv("WORLD_SIZE", "1") != "1" else "1"
+    return max(1, int(count)) if count.isdecimal() else 1
+
+
+def _visible_cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

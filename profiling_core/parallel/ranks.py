@@ -31,7 +31,8 @@ def local_device() -> torch.device:
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    local, count = environment_int("LOCAL_RANK", 0), torch.cuda.device_count()
+    local = environment_int("LOCAL_RANK", 0) if world_size() > 1 else 0  # else it is a leftover
+    count = torch.cuda.device_count()
     if local >= count:
         raise ParallelError(
             f"local rank {local} has no GPU: this machine has {count}, start at most {count} "

@@ -34,7 +34,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,6 +57,7 @@ MAP_GRID = (9, 16, 16)  # most tokens of an attention map along frames, rows and
 MOST_MAPS = 6
 FLOAT64 = ("gram", "block_flops", "delta_gram")
 FLOAT16 = ("attention_maps", "mask")
+GAPS = ("attention_share", "attention_chance", "sensitivity", "block_seconds")  # NaN: not measured
 
 GRID = ("steps", "sigmas", "solver", "shift")
 
@@ -120,6 +123,14 @@ class _Header(Checked):
     settings: Settings
     subject: Subject | None
     runs: tuple[Run, ...]
+    sha256: str | None = None  # of the rest and of the arrays; older files have none
+
+    def digest(self, arrays: Mapping[str, np.ndarray]) -> str:
+        """The hash of this header and the arrays as they are written."""
+        digest = hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode())
+        for name, array in sorted(arrays.items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -160,10 +171,7 @@ class Profile:
 
     def sha256(self) -> str:
         """Hash of settings, runs and arrays; a plan's provenance holds it."""
-        digest = hashlib.sha256(self._header().encode())
-        for name, array in sorted(packed(self.arrays).items()):
-            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        return self._header().digest(packed(self.arrays))
 
     def plus(self, other: Profile) -> Profile:
         """Both profiles' runs in one; ProfileError names the first thing that differs."""
@@ -241,6 +249,7 @@ class Profile:
         arrays.pop("empty", None)
         try:
             header = _Header.model_validate_json(text)
+            found = None if header.sha256 is None else header.digest(arrays)
             arrays = unpacked(arrays)
         except ValidationError as error:
             raise ProfileError(f"profile {path}: {first_mistake(error)}") from None
@@ -248,18 +257,22 @@ class Profile:
             raise ProfileError(f"profile {path}: {error}: record it again") from None
         profile = cls(header.settings, header.subject, header.runs, arrays)
         profile._check_arrays(path)
+        if found != header.sha256:
+            raise ProfileError(
+                f"profile {path}: its numbers are not those that were written (checksum "
+                f"{str(found)[:12]}, expected {str(header.sha256)[:12]}): record it again"
+            )
         return profile
 
     def save(self, path: str | os.PathLike[str]) -> None:
         arrays = {n: np.ascontiguousarray(a) for n, a in packed(self.arrays).items()}
-        content = save(arrays or {"empty": np.zeros(1)}, {HEADER: self._header()})
+        header = self._header()
+        header = header.model_copy(update={"sha256": header.digest(arrays)})
+        content = save(arrays or {"empty": np.zeros(1)}, {HEADER: header.model_dump_json()})
         write_whole(Path(path), content)
 
-    def _header(self) -> str:
-        header = _Header(
-            format=FORMAT, settings=self.settings, subject=self.subject, runs=self.runs
-        )
-        return header.model_dump_json()
+    def _header(self) -> _Header:
+        return _Header(format=FORMAT, settings=self.settings, subject=self.subject, runs=self.runs)
 
     def _check_arrays(self, path: Path) -> None:
         if self.subject is None:
@@ -269,6 +282,14 @@ class Profile:
             if found is None or found.shape != shape:
                 has = "missing" if found is None else f"of shape {found.shape}"
                 raise ProfileError(f"profile {path}: array {name} is {has}, expected {shape}")
+        for name, array in self.arrays.items():
+            bad = np.isinf(array) if name in GAPS else ~np.isfinite(array)
+            if bad.any():
+                place = tuple(map(int, np.argwhere(bad)[0]))
+                raise ProfileError(
+                    f"profile {path}: array {name} holds {array[place]} at {place}, expected "
+                    "finite numbers: record it again"
+                )
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays that every profile with runs holds."""
@@ -300,14 +321,28 @@ def add_runs(path: str | os.PathLike[str], recorded: Profile) -> Profile:
     """Add the runs of `recorded` to the file, or make it and its folder; returns the whole profile.
 
     Writers wait for each other, so that no run is lost. ProfileError, with the file unchanged, when
-    the runs do not fit.
+    the runs do not fit or cannot be written; they are then kept elsewhere, and it says where.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent):
-        whole = Profile.load(path).plus(recorded) if path.exists() else recorded
-        whole.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            whole = Profile.load(path).plus(recorded) if path.exists() else recorded
+            whole.save(path)
+    except (ProfileError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ProfileError(f"profile {path}: {reason}; {_rescued(recorded, path)}") from error
     return whole
+
+
+def _rescued(recorded: Profile, path: Path) -> str:
+    """Keep a run that its file did not take among the temporary files; says where."""
+    place = Path(tempfile.gettempdir()) / f"{path.name[:100]}-{time.time_ns()}"
+    try:
+        recorded.save(place)
+    except OSError:
+        return "this run's recording could not be kept elsewhere either"
+    return f"this run's recording is kept alone in {place}"
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from profiling_core.recording.pca_mask import (
     principal_components,
     to_rgb,
 )
-from profiling_core.recording.sam2_mask import sam2_mask
+from profiling_core.recording.sam2_mask import check_weights, sam2_mask
 
 Needed = TypeVar("Needed")
 
@@ -63,6 +63,14 @@ def foreground_mask(
     else:
         raise ProfileError(f"foreground mask {kind!r}: expected pca, sam2, motion or file")
     return mask.cpu()
+
+
+def check_source(kind: str, path: str | None, run: int) -> None:
+    """ProfileError for masks, or weights, that are not there: before a run that needs them."""
+    if kind == "sam2":
+        check_weights(_given(None if path is None else Path(path), kind, "its weights' folder"))
+    elif kind == "file":
+        _read(_given(None if path is None else Path(path), kind, "the path of the masks"), run)
 
 
 def _given(value: Needed | None, kind: str, what: str) -> Needed:
@@ -118,7 +126,7 @@ def file_mask(path: str | Path, run: int, grid: TokenGrid) -> Tensor:
     multiples of the tokens' rows and columns.
     """
     path = Path(path)
-    found = _read_png(path) if path.is_dir() else _read_npy(path, run)
+    found = _read(path, run)
     frames, rows, columns = grid
     video = FRAMES_PER_LATENT * (frames - 1) + 1
     if found.shape[0] not in (frames, video) or found.shape[1] % rows or found.shape[2] % columns:
@@ -129,6 +137,10 @@ def file_mask(path: str | Path, run: int, grid: TokenGrid) -> Tensor:
     blocks = _inside(found, path).reshape(len(found), rows, -1, columns, found.shape[2] // columns)
     area = torch.from_numpy(blocks.mean(axis=(2, 4), dtype=np.float32))  # (F, h, w)
     return (area if len(area) == frames else _frames_of_tokens(area, frames)) >= HALF
+
+
+def _read(path: Path, run: int) -> np.ndarray:
+    return _read_png(path) if path.is_dir() else _read_npy(path, run)
 
 
 def _read_npy(path: Path, run: int) -> np.ndarray:

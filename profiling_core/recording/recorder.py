@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from profiling_core.recording.arrays import profile_of
 from profiling_core.recording.attention_hooks import Call, functions_of, tapped
 from profiling_core.recording.attention_share import attention_received
 from profiling_core.recording.block_hooks import BlockTap, Timer
+from profiling_core.recording.foreground import check_source
 from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.run_data import Recording
 
@@ -81,6 +83,9 @@ class Recorder(FullRun):
         self._known = Profile.load(self.path) if self.path and self.path.exists() else None
         self.settings = self._known.settings if self._known else settings or Settings()
         every = self.settings.attention_every
+        if every:
+            earlier = len(self._known.runs) if self._known else 0
+            check_source(self.settings.mask, self.settings.mask_source, earlier)
         attention = tuple(range(0, steps, every)) if every else ()
         self.sampling: dict[str, Any] = {
             "model": model,
@@ -101,12 +106,14 @@ class Recorder(FullRun):
         self.model, self.branches = model, tuple(branches)
         self._lists, self._group = lists, group
         self._hooks, self._seam = ExitStack(), ExitStack()
+        self._unwritten: Callable[[], Profile] | None = None
         self._clear()
 
     # -- attach and detach
 
     def attach(self, model: nn.Module) -> Recorder:
         """Put the hooks on `model`; ProfileError when it is not the fingerprint's."""
+        self.write()
         inner = unwrapped(model)
         found = {name: block_list(inner, name, self._lists) for name in self.model.block_lists}
         self._check_model(found, hidden_width(inner))
@@ -288,6 +295,15 @@ class Recorder(FullRun):
         if self.path is not None and writes:
             self._known = add_runs(self.path, profile)
         return profile
+
+    def finish_later(self, latent: Tensor, **facts: Any) -> None:
+        """`finish` at the next `write`, so that the clip can be saved first."""
+        self._unwritten = partial(self.finish, latent, **facts)
+
+    def write(self) -> Profile | None:
+        """Finish the run that waits for it; None where none does."""
+        waiting, self._unwritten = self._unwritten, None
+        return None if waiting is None else waiting()
 
     def measure_sensitivity(self, latent: Tensor, sample: Callable[[PerturbedRun], Tensor]) -> None:
         """One perturbed run for every sensitivity step of the settings.

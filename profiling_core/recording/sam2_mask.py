@@ -87,7 +87,7 @@ def _segment(model: Any, frame: Tensor, shown: Tensor) -> Tensor:
 @lru_cache(maxsize=1)  # called at every attention step
 def _load(folder: str, device: torch.device) -> Any:
     """The model in fp32; ProfileError when the folder does not hold all of it."""
-    _check_folder(Path(folder))
+    check_weights(Path(folder))
     try:
         from transformers import Sam2Model
     except ImportError as error:
@@ -117,7 +117,8 @@ def _load(folder: str, device: torch.device) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def _check_folder(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
+    """ProfileError unless a folder of SAM 2's weights is there."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ProfileError(f"SAM 2 weights {folder}: no {name} there; {LAYOUT}")

@@ -1,6 +1,7 @@
 """What both trees' scripts do around their run: parse, log, check the prompt, end in order."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -9,8 +10,10 @@ from typing import Any, NoReturn
 from loguru import logger
 
 from profiling_core.errors import InputError, UserError
-from profiling_core.parallel.degrees import environment_int
+from profiling_core.parallel.degrees import environment_int, thread_settings, world_size
+from profiling_core.profile.profile import Profile
 from profiling_core.runtime.exit_codes import EXIT_TERMINATED, end_on_sigterm, exit_code
+from profiling_core.runtime.terminal import printable, write_to
 
 LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
 
@@ -58,14 +61,47 @@ def check_text(text: str) -> None:
 
 
 def init_logging() -> None:
-    """Rank 0 logs its work on standard output, other ranks log only what goes wrong."""
-    level = "INFO" if environment_int("RANK", 0) == 0 else "ERROR"
+    """Rank 0 logs its work on standard output, other ranks log only what goes wrong.
+
+    LOGURU_LEVEL=DEBUG in the environment shows more. A run goes on when its log is read no more.
+    """
+    first = world_size() == 1 or environment_int("RANK", 0) == 0  # a rank alone is a leftover
+    debug = os.getenv("LOGURU_LEVEL") in ("DEBUG", "TRACE")
+    level = ("DEBUG" if debug else "INFO") if first else "ERROR"
     logger.remove()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # prompts in an encoding that lacks their characters
             stream.reconfigure(errors="backslashreplace")
-    if sys.stdout is not None:  # closed by the caller
-        logger.add(sys.stdout, level=level, format=LOG_FORMAT)
+    logger.configure(patcher=_as_text)
+    logger.add(_log, level=level, format=LOG_FORMAT)
+
+
+def _as_text(record: Any) -> None:
+    record["message"] = printable(record["message"])
+
+
+def _log(line: str) -> None:
+    write_to(sys.stdout, line)
+
+
+def save_each(save: Callable[[], None], write_profile: Callable[[], Profile | None] | None) -> None:
+    """Save the clip, then the recording of its run where there is one, also when the clip failed.
+
+    InputError for what could not be saved.
+    """
+    failed = []
+    try:
+        save()
+    except (UserError, OSError) as error:
+        failed.append(str(error))
+    try:
+        profile = write_profile() if write_profile else None
+        if profile is not None:
+            logger.info(profile.last_run_line())
+    except (UserError, OSError) as error:
+        failed.append(str(error))
+    if failed:
+        raise InputError("; ".join(failed))
 
 
 def run_main(
@@ -74,6 +110,7 @@ def run_main(
     argv: list[str] | None = None,
 ) -> int:
     """Run a script; the exit code is 0, 2 for a user error, 130 when interrupted."""
+    os.environ.update(thread_settings())  # before `run` imports torch
 
     def run_command() -> None:
         init_logging()
@@ -86,4 +123,7 @@ def exit_script(main: Callable[[], int]) -> NoReturn:
     """End the process with main's code; SIGTERM cleans up first."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     end_on_sigterm()
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        write_to(sys.stdout, "")

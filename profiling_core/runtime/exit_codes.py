@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from profiling_core.errors import DisagreementError
+from profiling_core.runtime.terminal import printable, write_to
 
 PATIENCE = 3.0  # seconds for an orderly end after SIGTERM; a blocked collective never sees it
 TURN = 2.0  # seconds that a rank leaves to rank 0, which mostly has the same error
@@ -22,6 +23,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 EXIT_LOST = 1  # another process of the run
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141  # as of a program that SIGPIPE ended
 EXIT_TERMINATED = 143
 
 
@@ -47,9 +49,9 @@ def exit_code(run: Callable[[], None], user_errors: tuple[type[Exception], ...])
 
 def _complain(line: str) -> None:
     """Write to stderr; where several processes run, with the rank and below a progress bar."""
-    if sys.stderr is not None:  # closed by the caller
-        text = f"\n{line} (rank {os.getenv('RANK', '?')})" if _several() else line
-        sys.stderr.write(f"{text}\n")
+    line = printable(line)
+    text = f"\n{line} (rank {os.getenv('RANK', '?')})" if _several() else line
+    write_to(sys.stderr, f"{text}\n")
 
 
 def wait_for_turn(error: BaseException) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import overload
 
 from profiling_core.errors import PlanError
+from profiling_core.files import check_writable
 from profiling_core.plan import CachePlan
 from profiling_core.plan.presets import available, load_preset
 from profiling_core.plan.regrid import SPEEDUPS
@@ -37,8 +38,11 @@ def add_delta_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_profile_target(args: argparse.Namespace) -> None:
-    """PlanError for a `--delta_profile` that cannot work, before anything is loaded."""
+def check_profile_target(args: argparse.Namespace, clip: Path | None = None) -> None:
+    """UserError for a `--delta_profile` that cannot work, before anything is loaded.
+
+    clip: the file that the run saves.
+    """
     if args.delta_profile is None:
         return
     if args.delta_cache is not None:
@@ -47,13 +51,12 @@ def check_profile_target(args: argparse.Namespace) -> None:
             "profile needs a full run, leave one of the two out"
         )
     path = Path(args.delta_profile)
-    if path.is_dir():
-        raise PlanError(f"--delta_profile {path}: this is a folder, name a file")
+    check_writable(path, "--delta_profile")
+    profile, saved = (Path(os.path.realpath(p)) for p in (path, clip or os.devnull))
+    if profile in (saved, *saved.parents) or saved in profile.parents:
+        raise PlanError(f"--delta_profile {path} and the clip {clip} exclude each other: name two")
     if path.exists():
         Profile.load(path)
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise PlanError(f"--delta_profile {path}: {existing} is no folder that can be written to")
 
 
 def pointer_to_ours() -> str:

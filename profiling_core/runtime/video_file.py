@@ -1,9 +1,12 @@
-"""Frames to files: a clip or an image is complete or not there."""
+"""Frames to files: a clip or an image is complete or not there, and frames are never lost."""
 
 import os
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -11,21 +14,38 @@ import imageio_ffmpeg
 import numpy as np
 
 from profiling_core.errors import InputError
-from profiling_core.files import first_line
+from profiling_core.files import check_writable, first_line, whole_file
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+CODEC = "libx264"
+TRIAL_SECONDS = 60
 
 
-def write_video(frames: np.ndarray, path: Path, fps: int, option: str) -> None:
+def check_target(path: Path, option: str, *, still: bool) -> None:
+    """InputError unless a clip, or an image, can be written at `path`; both are tried."""
+    check_writable(path, option)
+    suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{option} {path}: end its name in one of {', '.join(suffixes)}")
+    fault = _image_fault(path.suffix) if still else _video_fault(os.getenv("IMAGEIO_FFMPEG_EXE"))
+    if fault is not None:
+        raise InputError(f"{option} {path}: {fault}")
+
+
+def write_video(frames: np.ndarray, path: Path, fps: int, option: str, *, rescue: bool) -> None:
     """Write uint8 frames (F, H, W, 3) as an H.264 file of quality 8.
 
-    InputError that names `option` when that fails, and then no file is left.
+    InputError that names `option` when that fails. No part of the file is left then, and with
+    `rescue` the frames are kept as PNG files, whose place the error names.
     """
-    with _complete_or_absent(path, option) as temporary:
+    with _written(path, option, frames if rescue else None) as temporary:
         iio.imwrite(
             temporary,
             frames,
             plugin="FFMPEG",
             fps=fps,
-            codec="libx264",
+            codec=CODEC,
             quality=8,
             macro_block_size=1,  # else sizes that are no multiple of 16 are resized silently
             ffmpeg_log_level="quiet",
@@ -34,8 +54,8 @@ def write_video(frames: np.ndarray, path: Path, fps: int, option: str) -> None:
 
 
 def write_image(frame: np.ndarray, path: Path, option: str) -> None:
-    """Write one uint8 frame (H, W, 3); InputError when that fails, and then no file is left."""
-    with _complete_or_absent(path, option) as temporary:
+    """Write one uint8 frame (H, W, 3); on an error as `write_video`."""
+    with _written(path, option, frame[None]) as temporary:
         iio.imwrite(temporary, frame)
 
 
@@ -50,19 +70,52 @@ def _check_complete(path: Path, frames: int) -> None:
 
 
 @contextmanager
-def _complete_or_absent(path: Path, option: str) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` if the block succeeds, else is removed.
-
-    It lies in a folder of its own: an interrupted ffmpeg may make its file after we are gone, and
-    cannot once the folder is. The folder of `path` is made where it is missing.
-    """
+def _written(path: Path, option: str, frames: np.ndarray | None) -> Iterator[Path]:
+    """`whole_file` with errors as InputError, after which the frames are kept some other way."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".", dir=path.parent, ignore_cleanup_errors=True
-        ) as folder:
-            temporary = Path(folder) / f"clip{path.suffix}"
+        with whole_file(path) as temporary:
             yield temporary
-            os.replace(temporary, path)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{option} {path}: writing failed ({first_line(error)})") from error
+        kept = "" if frames is None else f"; {_rescued(frames, path)}"
+        raise InputError(f"{option} {path}: writing failed ({first_line(error)}){kept}") from error
+
+
+def _rescued(frames: np.ndarray, path: Path) -> str:
+    """Keep the frames as PNG files beside `path`, else among the temporary files; says where."""
+    for place in (path.parent, Path(tempfile.gettempdir())):
+        folder = place / f"{path.stem[:60]}.frames-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True)
+            for number, frame in enumerate(frames):
+                iio.imwrite(folder / f"{number:05d}.png", frame)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            return f"the frames are kept as PNG in {folder}"
+    return "the frames could not be kept either"
+
+
+@cache
+def _video_fault(executable: str | None) -> str | None:
+    """Why ffmpeg cannot encode here; None where it can. executable: that the environment names."""
+    way_out = f"set IMAGEIO_FFMPEG_EXE to an ffmpeg with {CODEC}, or pip install imageio-ffmpeg"
+    try:
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo"]
+        command += ["-pix_fmt", "rgb24", "-s", "16x16", "-i", "-", "-c:v", CODEC, "-f", "null", "-"]
+        frame = bytes(16 * 16 * 3)
+        done = subprocess.run(command, input=frame, capture_output=True, timeout=TRIAL_SECONDS)
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        return f"ffmpeg does not run ({first_line(error)}): {way_out}"
+    if done.returncode == 0:
+        return None
+    said = done.stderr.decode(errors="replace").split("\n")[0]
+    return f"ffmpeg cannot encode with {CODEC} ({said}): {way_out}"
+
+
+@cache
+def _image_fault(suffix: str) -> str | None:
+    try:
+        iio.imwrite("<bytes>", np.zeros((16, 16, 3), np.uint8), extension=suffix)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"images of this kind cannot be written ({first_line(error)}): take .png"
+    return None

@@ -45,6 +45,7 @@ from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
 EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
+GIVE_UP = 2.0  # times the least error, from which on no faster plan is looked for
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
 
@@ -58,13 +59,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.speedup is None and self.max_error is None and self.max_bytes is None:
-            raise PlanError("no budget: give a speed-up, a largest error or a number of bytes")
+            raise PlanError("no budget: give --speedup, --max-error or --max-bytes")
         if self.speedup is not None and not 1 <= self.speedup < float("inf"):
-            raise PlanError(f"speed-up {self.speedup:g}: expected at least 1, for example 2.0")
+            raise PlanError(f"--speedup {self.speedup:g}: expected at least 1, for example 2.0")
         if self.max_error is not None and not 0 < self.max_error < float("inf"):
-            raise PlanError(f"largest error {self.max_error:g}: expected above 0, for example 0.02")
+            raise PlanError(f"--max-error {self.max_error:g}: expected above 0, for example 0.02")
         if self.max_bytes is not None and self.max_bytes < 0:
-            raise PlanError(f"{self.max_bytes} bytes: expected at least 0")
+            raise PlanError(f"--max-bytes {self.max_bytes}: expected at least 0")
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ class PlanSearch:
         point = self._chosen(budget)
         if budget.max_error is not None and point.error > budget.max_error:
             raise PlanError(
-                f"at {point.speedup:.2f}x the predicted error is {point.error:.4f} at best, above "
-                f"{budget.max_error:g}: allow more or ask for less speed"
+                f"--max-error {budget.max_error:g}: at {point.speedup:.2f}x the predicted error is "
+                f"{point.error:.4f} at best: allow more or ask for less speed"
             )
         return point
 
@@ -147,13 +148,18 @@ class PlanSearch:
         return self._plan(point, name or f"{point.speedup:.2f}x", facts)
 
     def frontier(self, speedups: tuple[float, ...] = FRONTIER) -> list[Point]:
-        """The best point of each reuse mode at every speed-up, the slowest first."""
-        return [
-            self.point_of(skip, count_of(self.steps, speedup))
-            for speedup in speedups
-            if speedup <= self.steps
-            for skip in self.skips
-        ]
+        """The best point of each reuse mode at every speed-up, the slowest first.
+
+        A point is left out where a faster one has no larger error.
+        """
+        return undominated(
+            [
+                self.point_of(skip, count_of(self.steps, speedup))
+                for speedup in speedups
+                if speedup <= self.steps
+                for skip in self.skips
+            ]
+        )
 
     def predicted(self, plan: CachePlan) -> float:
         """The predicted error of a plan of the prediction site on the profile's own grid."""
@@ -181,11 +187,21 @@ class PlanSearch:
             return self._best(skips, place + 1)
         speedup = budget.speedup or SPEEDUP
         if speedup > self.steps:
-            raise PlanError(f"speed-up {speedup:g}: {self.steps} steps allow {self.steps}x at most")
+            raise PlanError(
+                f"--speedup {speedup:g}: {self.steps} steps allow {self.steps}x at most"
+            )
         return self._best(skips, count_of(self.steps, speedup))
 
     def _best(self, skips: tuple[str, ...], count: int) -> Point:
-        return min((self.point_of(skip, count) for skip in skips), key=lambda point: point.error)
+        """The least error with at most `count` compute steps: a faster plan may be the better."""
+        best: Point | None = None
+        for steps in range(count, 0, -1):
+            found = min((self.point_of(skip, steps) for skip in skips), key=lambda p: p.error)
+            if best is not None and found.error > GIVE_UP * best.error:
+                break
+            best = found if best is None or found.error <= best.error else best
+        assert best is not None  # a count is at least 1
+        return best
 
     def point_of(self, skip: str, count: int, exponent: float = SENSITIVITY_EXPONENT) -> Point:
         """The best `count` compute steps in one reuse mode.
@@ -216,8 +232,8 @@ class PlanSearch:
         if not allowed:
             least = min(held, key=held.__getitem__)
             raise PlanError(
-                f"{format_bytes(most)} of anchors: the least is {format_bytes(held[least])}, "
-                f"with {least}"
+                f"--max-bytes {format_bytes(most)}: the anchors need "
+                f"{format_bytes(held[least])} at least, with {least}"
             )
         return allowed
 
@@ -258,6 +274,20 @@ class PlanSearch:
             anchors = [c for c in computed if c < step][-2:][::-1]
             found[step] = [1.0] if len(anchors) == 1 else fit(anchors, step).tolist()
         return found
+
+
+def undominated(points: list[Point]) -> list[Point]:
+    """Without those that a faster point of their reuse mode beats: less speed, less error."""
+    return [
+        point
+        for point in points
+        if not any(
+            other.skip == point.skip
+            and other.speedup > point.speedup
+            and other.error <= point.error
+            for other in points
+        )
+    ]
 
 
 def count_of(steps: int, speedup: float) -> int:

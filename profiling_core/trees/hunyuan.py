@@ -173,4 +173,4 @@ class HunyuanModel(TreeModel):
     def save(self, video: Any, path: Path) -> None:
         from hyvideo.video import save_video
 
-        save_video((video + 1) / 2, path, self.fps)
+        save_video((video + 1) / 2, path, self.fps, rescue=False)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from profiling_core.errors import CompareError, InputError
 from profiling_core.plan import CachePlan
+from profiling_core.runtime.terminal import printable, write_to
 
 if TYPE_CHECKING:
     from profiling_core.engine.run_stats import RunStats
@@ -299,7 +300,7 @@ def _log_warnings_once() -> None:
     def log_once(line: str) -> None:
         if line not in seen:
             seen.add(line)
-            sys.stderr.write(line)
+            write_to(sys.stderr, f"{printable(line.rstrip())}\n")
 
     logger.remove()
     logger.add(log_once, level=_log_level(), format="{level}: {message}")

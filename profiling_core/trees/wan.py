@@ -164,4 +164,4 @@ class WanModel(TreeModel):
     def save(self, video: Any, path: Path) -> None:
         from wan.video import save_video
 
-        save_video(video, path, self.fps)
+        save_video(video, path, self.fps, rescue=False)

@@ -12,8 +12,8 @@ from benchmarks.compare import shipped_plans
 from benchmarks.lib import calibrate, clips, timing
 from benchmarks.lib import rows as row_files
 from benchmarks.lib.subjects import random_model
+from benchmarks.speed import beside_load, engine
 from benchmarks.speed import demo as demo_rows
-from benchmarks.speed import engine
 from examples import demo
 from gpu_toys import TOY_HUNYUAN, TOY_WAN, TOYS
 from hunyuan_toys import TINY as TINY_HUNYUAN
@@ -268,3 +268,15 @@ def test_a_loaded_pipeline_is_kept(tiny_trees, monkeypatch):
     monkeypatch.setattr(kind, "load", None)
     with second.loaded():
         assert second.pipeline is made
+
+
+def test_beside_load_keeps_a_row_of_each_way_to_wait(rows, run, monkeypatch, capsys):
+    taken = {(): (1.0, 1.1), ("GOMP_SPINCOUNT",): (1.0, 3.0)}
+    monkeypatch.setattr(
+        beside_load, "run_seconds", lambda threads, waiting, busy: taken[tuple(waiting)][busy]
+    )
+    monkeypatch.setattr(beside_load.os, "sched_setaffinity", lambda *_: None, raising=False)
+    assert run(beside_load, "--rounds", 2) == 0
+    found = [(row["waiting"], row["threads"], row["ratio"]) for row in rows("beside_load")]
+    assert found == [("passive", 2, 1.1), ("spinning", 2, 3.0)]
+    assert "spinning  1.00" in capsys.readouterr().out

@@ -44,6 +44,7 @@ def content(path: Path) -> dict[str, bytes]:
 def test_two_workers_a_death_and_a_poisoned_job(tmp_path, monkeypatch) -> None:
     """The clips are those of one process, each made once, and only the poison is missing."""
     monkeypatch.setenv("TOY_LOG", str(tmp_path / "log"))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     prompts = ["a lamp", f"die once {tmp_path / 'mark'}", "poison", "a dog", "a cat", "a lamp"]
     clips = [clip_of(prompt, number) for number, prompt in enumerate(prompts)]
     clips.append(clip_of("a dog", 3, plan="balanced"))
@@ -57,6 +58,7 @@ def test_two_workers_a_death_and_a_poisoned_job(tmp_path, monkeypatch) -> None:
     assert workers == {"worker 0", "worker 1"}  # tried again on the other one
     log = (tmp_path / "log").read_text().splitlines()
     assert len(log) == 6  # nothing lost, nothing doubled
+    assert all(line.endswith(" PASSIVE") for line in log)  # how the workers' threads wait
     made(tmp_path / "alone", clips, Sequential(ToyMaker()))
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
     rows = json.loads((tmp_path / "ray" / "summary.json").read_text())

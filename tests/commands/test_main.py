@@ -70,22 +70,32 @@ def test_odd_arguments_are_one_line(capsys):
         (["show", "x" * 300], "no preset 'xxx"),
         (["show", "paper", "--model", "/x"], "--model /x: plans are shipped for wan2.1-t2v-14B"),
         (["show", "paper", "--tokens", "-5"], "--tokens: found -5, expected at least 1"),
-        (["presets", "--out", "/proc"], "/proc"),
+        (["presets", "--out", "/proc"], "--out /proc/plan.json: cannot write into /proc ("),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and text in error and error.count("\n") == 1
 
 
+def test_presets_without_options_list_and_write_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CachePlan, "save", None)
+    assert main(["presets"]) == 0
+    out = capsys.readouterr().out
+    for model, planned in MODELS.items():
+        (line,) = (line for line in out.splitlines() if line.startswith(f"{model}: "))
+        assert all(f"{name} " in line for name in presets_of(planned))
+    assert "balanced 2.00x" in line and not list(tmp_path.iterdir())
+
+
 def test_presets_are_written_again_identically(capsys, tmp_path):
+    tmp_path /= "made"
     assert main(["presets", "--out", str(tmp_path)]) == 0
     assert len(list(tmp_path.iterdir())) == 3 * 5 + 2 * 8
     for model, planned in MODELS.items():
         for preset in presets_of(planned):
             written = (tmp_path / f"{model}.{preset}.json").read_text()
             assert written == load_preset(model, preset).dumps()
-    assert main(["presets", "--out", str(tmp_path / "nowhere")]) == 2
-    assert "no such folder" in capsys.readouterr().err
 
 
 # -- profiles
@@ -168,7 +178,7 @@ def test_plan_refuses_files_that_are_none(capsys, recorded, tmp_path):
     assert "no safetensors file, a plan perhaps" in refused(capsys, plan_command(plan, out))
     assert "no such file" in refused(capsys, plan_command(tmp_path / "nothing", out))
     assert "this is a profile" in refused(capsys, plan_command(recorded, recorded))
-    assert "this is a folder" in refused(capsys, plan_command(recorded, tmp_path))
+    assert "is a folder: name a file" in refused(capsys, plan_command(recorded, tmp_path))
     assert recorded.read_bytes() == before
     cut = tmp_path / "cut.profile"
     for length in (4, 100, len(before) - 1):
@@ -244,7 +254,7 @@ def test_profile_refuses_settings_that_cannot_be_recorded(capsys, recorded, tmp_
         assert text in refused(capsys, ["profile", path, *options])
     assert not path.exists()
     assert "exists" in refused(capsys, ["profile", recorded])
-    assert "no folder" in refused(capsys, ["profile", tmp_path / "no" / "a.profile"])
+    assert main(["profile", str(tmp_path / "new" / "folder" / "a.profile")]) == 0
 
 
 def test_show_and_plan_import_no_torch(recorded):

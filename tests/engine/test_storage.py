@@ -116,7 +116,7 @@ def test_a_budget_of_bytes_counts_the_stored_type() -> None:
     profile = made_profile(runs=2, steps=20)
     one = 4 * torch.Size(profile.recorded.latent).numel() * len(profile.recorded.branches)
     budget = Budget(speedup=2.0, max_bytes=one)
-    with pytest.raises(PlanError, match="of anchors: the least is"):
+    with pytest.raises(PlanError, match=r"the anchors need .* at least"):
         PlanSearch(profile, ("linear",)).plan(budget)
     plan = PlanSearch(profile, ("linear",), storage="bfloat16").plan(budget)
     assert plan.prediction.skip == "linear" and plan.storage == "bfloat16"

@@ -62,5 +62,5 @@ class ToyMaker:
         write(Writer(), video)
         if log := os.environ.get("TOY_LOG"):
             with open(log, "a") as file:
-                file.write(f"{prompt} {os.getpid()}\n")
+                file.write(f"{prompt} {os.getpid()} {os.getenv('OMP_WAIT_POLICY')}\n")
         return Made(0.1, 0.1, 0.0, 5, 10, 2, 0, "toy")

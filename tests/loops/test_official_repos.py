@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import toy_upstreams
-from profiling_core.errors import PlanError, ProfileError
+from profiling_core.errors import PlanError, ProfileError, UserError
 from profiling_core.loops.official_repos import check_options, hunyuan_run, wan_run
 from profiling_core.loops.scheduler_grid import grid_of, when_set
 from profiling_core.plan import CachePlan
@@ -103,10 +103,10 @@ def test_bad_options_end_before_anything_is_built(tmp_path: Path) -> None:
         (options(None, str(tmp_path)), "name a file"),
     ]
     for args, said in cases:
-        with pytest.raises(PlanError, match=said):
+        with pytest.raises(UserError, match=said):
             check_options(args)
         pipeline = WanToy()
-        with pytest.raises(PlanError, match=said):
+        with pytest.raises(UserError, match=said):
             wan_run(pipeline, args)
         assert "generate" not in vars(pipeline)
 

@@ -107,6 +107,46 @@ def test_arrays_have_to_fit_the_header(tmp_path: Path) -> None:
         Profile.load(tmp_path / "a.profile")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("gram", np.nan), ("drift", np.inf), ("sensitivity", np.inf)]
+)
+def test_a_number_that_is_not_finite_is_named_with_its_array(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    profile = made_profile()
+    profile.arrays[name] = profile.arrays[name].copy()
+    profile.arrays[name].flat[-1] = value
+    profile.save(tmp_path / "a.profile")
+    message = rf"a\.profile: array {name} holds {value} at \(.*\), expected finite numbers"
+    with pytest.raises(ProfileError, match=message):
+        Profile.load(tmp_path / "a.profile")
+
+
+@pytest.mark.parametrize("part", ["arrays", "header"])
+def test_numbers_that_were_changed_are_found_by_the_checksum(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "a.profile"
+    profile = made_profile()
+    profile.save(path)
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    if part == "arrays":
+        content[size + 8 + profile.arrays["attention_maps"].nbytes // 2] ^= 1
+    else:
+        place = content.index(b'"seed') + content[content.index(b'"seed') :].index(b":") + 1
+        content[place] = ord("7")
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match=r"a\.profile: its numbers are not those that were wr"):
+        Profile.load(path)
+
+
+def test_a_profile_without_a_checksum_loads(tmp_path: Path) -> None:
+    profile = made_profile()
+    header = profile._header().model_dump_json(exclude={"sha256"})
+    arrays = {n: np.ascontiguousarray(a) for n, a in packed(profile.arrays).items()}
+    save_file(arrays, tmp_path / "old.profile", {"profile": header})
+    assert Profile.load(tmp_path / "old.profile").sha256() == profile.sha256()
+
+
 def _add(path: Path, seed: int) -> None:
     for number in range(3):
         add_runs(path, made_profile(runs=1, steps=10, seed=10 * seed + number))

@@ -88,6 +88,18 @@ def profile(model: WanModel) -> Profile:
     return watch.finish(latent, **FACTS)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (Settings(mask="file", mask_source="gone.npy"), "masks gone.npy: .*No such file"),
+        (Settings(mask="sam2", mask_source="gone"), "SAM 2 weights gone: no config.json there"),
+    ],
+)
+def test_what_a_mask_needs_is_tried_before_the_run(settings: Settings, says: str) -> None:
+    with pytest.raises(ProfileError, match=says):
+        recorder(settings=settings)
+
+
 def deltas(seen: dict[str, list[Tensor]], branch: int) -> Tensor:
     """(S, B, tokens, D)."""
     added = torch.stack(seen["out"]) - torch.stack(seen["in"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,9 +33,13 @@ def run(tree: TreeCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return call
 
 
+def shown_paths(tmp_path: Path) -> list[Path]:
+    return sorted(path for path in tmp_path.rglob("*") if path.suffix in (".png", ".mp4"))
+
+
 def shown(tmp_path: Path) -> list[bytes]:
     """What was saved, and taken away again."""
-    paths = sorted(path for path in tmp_path.rglob("*") if path.suffix in (".png", ".mp4"))
+    paths = shown_paths(tmp_path)
     kept = [path.read_bytes() for path in paths]
     for path in paths:
         path.unlink()
@@ -75,8 +81,8 @@ def test_the_files_own_settings_hold(tree: TreeCase, run: Run, tmp_path: Path) -
     ("argv", "says"),
     [
         (("--delta_profile", "a.profile", "--delta_cache"), "with --delta_cache paper: a profile"),
-        (("--delta_profile", "."), "--delta_profile .: this is a folder, name a file"),
-        (("--delta_profile", "broken/a.profile"), "broken is no folder that can be written to"),
+        (("--delta_profile", "."), "--delta_profile . is a folder: name a file"),
+        (("--delta_profile", "broken/a.profile"), "broken (Not a directory): name another"),
         (("--delta_profile", "broken"), "profile broken: not a whole safetensors file"),
     ],
 )
@@ -95,6 +101,60 @@ def test_bad_targets_are_named_before_loading(
     assert run(*argv) == 2
     assert says in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize("profile", ["shown", "shown.mp4", "shown.mp4/a.profile"])
+def test_a_clip_and_a_recording_of_one_path_are_refused(
+    tree: TreeCase, run: Run, nothing_loads: None, profile: str, tmp_path: Path, capsys
+) -> None:
+    if tree.name == "hunyuan":  # where shown is the folder of the clip
+        profile = profile.partition(".")[0]
+    elif profile == "shown":
+        profile = "../" + tmp_path.name + "/shown.mp4"
+    assert run("--delta_profile", profile) == 2
+    assert f"--delta_profile {profile} and the clip shown" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def full_disk(path: Path) -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def test_a_profile_that_cannot_be_written_costs_neither_clip_nor_recording(
+    tree: TreeCase, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    save, elsewhere = Profile.save, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+
+    def fail(profile: Profile, path: Path) -> None:
+        if path == Path("a.profile"):
+            assert shown_paths(tmp_path), "the clip is saved first"
+            raise full_disk(path)
+        save(profile, path)
+
+    monkeypatch.setattr(Profile, "save", fail)
+    assert run("--delta_profile", "a.profile") == 2
+    (kept,) = elsewhere.iterdir()
+    line = (
+        f"profile a.profile: No space left on device; this run's recording is kept alone in {kept}"
+    )
+    assert line in capsys.readouterr().err
+    assert len(shown(tmp_path)) == 1 and len(Profile.load(kept).runs) == 1
+    assert not Path("a.profile").exists()
+
+
+def test_a_clip_that_cannot_be_written_does_not_cost_the_recording(
+    tree: TreeCase, run: Run, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def fail(frames: np.ndarray, path: Path, *args: object, **kwargs: object) -> None:
+        raise full_disk(path)
+
+    for name in ("write_video", "write_image"):
+        monkeypatch.setattr(tree.video.video_file, name, fail)
+    assert run("--delta_profile", "a.profile") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert len(Profile.load("a.profile").runs) == 1
 
 
 def test_another_step_count_leaves_the_file_alone(

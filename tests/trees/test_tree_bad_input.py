@@ -47,7 +47,7 @@ OWN = {
         --task t2i-14B --frame_num 5
         --sample_shift 1e9
         --save_file /
-        --save_file no/such/clip.mp4
+        --save_file /proc/no/clip.mp4
         --save_file clip.doc
         --gpus 2
     """,
@@ -94,7 +94,7 @@ EXAMPLES = {
         "--frame_num 80": "error: frame_num 80 is not 4n+1: take 77 or 81",
         "--task vace-14B": "error: task vace-14B is not there yet: take one of t2v-14B",
         "--ring_size 4": "= 4 processes, but this run has 1: start them with torchrun --nproc_per",
-        "--save_file no/such/clip.mp4": "cannot write into no/such (No such file or directory)",
+        "--save_file /proc/x/clip.mp4": "save_file /proc/x/clip.mp4: cannot write into /proc (",
         "--task t2v-14B": "error: --ckpt_dir is missing: task t2v-14B needs",
     },
     "hunyuan": {
@@ -102,7 +102,7 @@ EXAMPLES = {
         "--video-length 80": "error: video-length 80 is not 4n+1: take 77 or 81",
         "--text-encoder clipL": "error: --text-encoder clipL: the transformer needs one state per",
         "--ulysses-degree 8": "= 8 processes, but this run has 1: start them with torchrun --npr",
-        "--save-path /proc/x": "save-path /proc/x: cannot write into /proc (",
+        "--save-path /proc/x": "cannot write into /proc (",
         "--model HYVideo-T/2": "error: checkpoint folder ckpts does not exist: give --model-base",
     },
 }
@@ -283,7 +283,10 @@ def test_the_script_itself_ends_with_code_2_and_one_line(tree: TreeCase, tmp_pat
 def test_termination_cleans_up_like_an_interrupt(tree: TreeCase, tmp_path: Path) -> None:
     """SIGTERM while the encoder works: exit code 143, and no file of a half-written clip."""
     slow = tmp_path / "slow_ffmpeg"
-    slow.write_text('#!/bin/sh\nfor target; do :; done\n: > "$target"\nexec sleep 60\n')
+    slow.write_text(
+        '#!/bin/sh\nfor target; do :; done\n[ "$target" = - ] && exit\n'  # the trial
+        ': > "$target"\nexec sleep 60\n'
+    )
     slow.chmod(0o755)
     clips = tmp_path / "clips"
     clips.mkdir()
@@ -292,7 +295,7 @@ def test_termination_cleans_up_like_an_interrupt(tree: TreeCase, tmp_path: Path)
     environment = {**os.environ, "IMAGEIO_FFMPEG_EXE": str(slow)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
-        while not list(clips.glob(".*/clip.mp4")) and time.monotonic() < deadline:
+        while not list(clips.glob(".*/file.mp4")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.terminate()
         assert process.wait(timeout=30) == 143

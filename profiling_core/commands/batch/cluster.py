@@ -19,6 +19,7 @@ from typing import Any
 from profiling_core.commands.batch.attempts import Attempt, Maker, Task, attempt, by_model
 from profiling_core.commands.batch.clips import TreeMaker
 from profiling_core.errors import BatchError
+from profiling_core.parallel.degrees import thread_settings
 
 CONNECT_SECONDS = 10.0
 TICK_SECONDS = 1.0
@@ -48,10 +49,7 @@ class Size:
 class _Process:
     """What runs in an actor: one rank of a group."""
 
-    def __init__(self, maker: MakerClass, worker: int, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
+    def __init__(self, maker: MakerClass, worker: int) -> None:
         self._maker, self._worker = maker(), worker
 
     def place(self) -> tuple[str, int]:
@@ -212,9 +210,9 @@ class Cluster:
             num_gpus=size.gpus,
             max_restarts=0,
             scheduling_strategy=strategy,
+            runtime_env={"env_vars": thread_settings(self._cpus)},
         )(_Process)
-        threads = max(1, int(self._cpus))
-        actors = [remote.remote(self._maker, number, threads) for _ in range(size.processes)]
+        actors = [remote.remote(self._maker, number) for _ in range(size.processes)]
         group = _Group(number, actors, placement)
         if size.processes > 1:
             address, port = ray.get(actors[0].place.remote())

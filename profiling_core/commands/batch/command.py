@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from profiling_core.commands.arguments import add_log_options, at_least, log, shown
 from profiling_core.commands.batch.jobs import Line, read_jobs
 from profiling_core.errors import BatchError, UserError
+from profiling_core.runtime.terminal import printable, write_to
 
 if TYPE_CHECKING:
     from profiling_core.commands.batch.clips import Clip
@@ -83,7 +84,7 @@ def make_clips(args: argparse.Namespace) -> list[str]:
         f"wrote {folder.path / 'summary.csv'} and {folder.path / 'index.html'}",
     ]
     if failed:
-        sys.stdout.write("".join(f"{line}\n" for line in shown(lines, args)))
+        write_to(sys.stdout, "".join(f"{printable(line)}\n" for line in shown(lines, args)))
         log.error(f"{failed} clips failed; their errors are in {folder.path / 'failed'}")
         raise SystemExit(FAILED)
     return lines

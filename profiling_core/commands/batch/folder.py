@@ -21,7 +21,8 @@ from typing import Any
 
 from profiling_core.commands.batch.clips import Clip
 from profiling_core.errors import BatchError
-from profiling_core.files import write_whole
+from profiling_core.files import UNFINISHED, write_whole
+from profiling_core.runtime.terminal import csv_cell
 
 COLUMNS = (
     "name",
@@ -56,6 +57,7 @@ class Folder:
             entry.name
             for entry in (self.path.iterdir() if self.path.is_dir() else ())
             if entry.name not in ("clips", "failed", "pairs", ".work", ".lock")
+            and not entry.name.startswith(UNFINISHED)
             and entry.name not in ("summary.csv", "summary.json", "index.html")
         ]
         if foreign:
@@ -125,7 +127,7 @@ class Folder:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
         write_whole(self.path / "summary.csv", text.getvalue().encode())
         write_whole(
             self.path / "summary.json",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from profiling_core.commands.compare.prompts import Pair
 from profiling_core.commands.compare.rows import Rows
 from profiling_core.errors import CompareError
-from profiling_core.files import whole_file, write_whole
+from profiling_core.files import UNFINISHED, check_writable, write_whole
 from profiling_core.plan.describe import format_bytes
 
 FORMAT = 1
@@ -44,11 +43,11 @@ def check_out(path: Path, settings: Mapping[str, Any], clip_bytes: int, clips: i
         raise CompareError(f"--out {path}: this is a file, name a folder")
     if (path / "settings.json").exists():
         _check_settings(path, settings)
-    elif path.is_dir() and any(path.iterdir()):
+    elif path.is_dir() and any(not e.name.startswith(UNFINISHED) for e in path.iterdir()):
         raise CompareError(
             f"--out {path}: the folder is not empty and holds no comparison: name a new one"
         )
-    existing = _check_writable(path)
+    existing = check_writable(path / "settings.json", "--out")
     kept = len(list((path / "full").glob("*.safetensors"))) if path.exists() else 0
     needed, free = max(0, clips - kept) * clip_bytes, shutil.disk_usage(existing).free
     if needed > free:
@@ -84,8 +83,8 @@ class Folder:
     def keep_reference(self, pair: Pair, reference: Reference) -> None:
         """Store a full run; the file is whole or not there."""
         tensors = {"video": reference.video, "latent": reference.latent}
-        with whole_file(self._reference_path(pair)) as path:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, path)
+        content = save({name: t.contiguous() for name, t in tensors.items()})
+        write_whole(self._reference_path(pair), content)
 
     def reference(self, pair: Pair) -> Reference | None:
         """The stored full run; None when there is none yet."""
@@ -184,17 +183,3 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 def _shown(settings: Mapping[str, Any], name: str) -> str:
     value = settings.get(name)
     return "not set" if value is None else str(value)
-
-
-def _check_writable(path: Path) -> Path:
-    """The nearest folder that exists and where a file can be made: modes alone do not show it."""
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise CompareError(
-            f"--out {path}: cannot write into {existing} ({reason}): name another folder"
-        ) from None
-    return existing

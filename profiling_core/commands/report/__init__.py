@@ -20,8 +20,7 @@ from profiling_core.commands.report.figures import Figure
 from profiling_core.commands.report.page import page
 from profiling_core.commands.report.plan_picture import plan_figures
 from profiling_core.commands.report.videos import read_videos
-from profiling_core.errors import ProfileError
-from profiling_core.files import write_whole
+from profiling_core.files import check_writable, write_whole
 from profiling_core.plan import CachePlan
 from profiling_core.profile.profile import Profile
 
@@ -55,11 +54,11 @@ def write_report(
     """Write the page, whole or not at all, and return its path.
 
     videos: mp4 or webm files, the full run first; they are embedded. ProfileError for a profile
-    without runs, a plan of another model, a video that cannot be embedded, a folder that is not
-    there.
+    without runs, a plan of another model, a video that cannot be embedded.
+    InputError where nothing can be written.
     """
     path = Path(path)
-    _check_folder(path.parent)
+    check_writable(path, "page")
     text = page(profile, plans, report_figures(profile, plans), read_videos(videos), title)
     write_whole(path, text.encode())
     return path
@@ -73,17 +72,11 @@ def write_pngs(
     The folder is made when it is missing. Figures that the profile cannot fill are left out.
     """
     folder = Path(folder)
-    _check_folder(folder.parent)
+    check_writable(folder / "figure.png", "PNG files")
     figures = report_figures(profile, plans)
-    folder.mkdir(exist_ok=True)
     written = []
     for name, content in (one for figure in figures for one in files_of(figure)):
         path = folder / f"{name}.png"
         write_whole(path, content)
         written.append(path)
     return written
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ProfileError(f"{folder}: no such folder, make it first")

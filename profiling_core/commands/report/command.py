@@ -61,8 +61,6 @@ def report(args: argparse.Namespace) -> list[str]:
 
 def _check_out(out: Path, args: argparse.Namespace) -> None:
     """Never write the page over what it is made from."""
-    if out.is_dir():
-        raise ProfileError(f"-o {out}: this is a folder, expected an HTML file to write")
     inputs = [args.profile, *args.plan, *args.video]
     if holds_profile(out) or any(out.exists() and _same(out, given) for given in inputs):
         raise ProfileError(f"-o {out}: the page would replace a profile, a plan or a video")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from profiling_core.commands.arguments import check_folder
 from profiling_core.commands.report.drawing import check_packages, files_of
 from profiling_core.commands.report.figures import Points, Scatter
 from profiling_core.errors import PlanError
@@ -22,13 +21,15 @@ def frontier_lines(points: list[Point], chosen: Point | None = None) -> list[str
         rows.setdefault(point.speedup, {})[point.skip] = point
     lines = ["speed-up  computed  " + "".join(f"{skip:>10}" for skip in skips)]
     for speedup, row in sorted(rows.items()):
-        cells = "".join(_cell(row[skip], chosen) for skip in skips)
+        cells = "".join(_cell(row.get(skip), chosen) for skip in skips).rstrip()
         count = len(next(iter(row.values())).steps)
         lines.append(f"{f'{speedup:.2f}x':<8}  {count:>8}  {cells}")
     return [*lines, "predicted relative error of the final latent, 80th percentile of the runs"]
 
 
-def _cell(point: Point, chosen: Point | None) -> str:
+def _cell(point: Point | None, chosen: Point | None) -> str:
+    if point is None:  # a faster one is better
+        return f"{'- ':>10}"
     return f"{f'{point.error:.4f}' + ('<' if point == chosen else ' '):>10}"
 
 
@@ -39,10 +40,9 @@ def save_frontier(points: list[Point], path: Path, chosen: Point | None = None) 
 
 
 def check_frontier(path: Path) -> None:
-    """PlanError for an unknown format, a missing folder or a missing package."""
+    """PlanError for an unknown format or a missing package."""
     if path.suffix not in FORMATS:
         raise PlanError(f"--frontier {path}: expected a name that ends with {' or '.join(FORMATS)}")
-    check_folder(path, "--frontier")
     check_packages()
 
 
