@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,13 +29,17 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class Attempt:
-    """How it ended: `made` and the folder of its files, or an error. worker: its number."""
+    """How it ended: `made` and the folder of its files, or an error. worker: its number.
+
+    disk_full: the error is that of a disk without room, which the next clip would meet too.
+    """
 
     clip: Clip
     worker: int
     made: Made | None = None
     made_in: str | None = None
     error: str | None = None
+    disk_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Task:
 def attempt(maker: Maker, task: Task, work: Path, worker: int, say: Say) -> Attempt:
     """Make the clip into a folder of its own below `work`; errors come back as text."""
     made_in: list[Path] = []
+    least: list[int] = []  # bytes for a clip, as long as it is written; ffmpeg gives no reason
 
     def write(model: TreeModel, video: Any) -> None:
         from safetensors.torch import save_file
@@ -56,7 +63,9 @@ def attempt(maker: Maker, task: Task, work: Path, worker: int, say: Say) -> Atte
 
         folder = own_folder(work)
         made_in.append(folder)
+        least.append(video.numel() // 4)
         model.save(video, folder / "clip.mp4")
+        least.clear()
         (folder / "clip.jpg").write_bytes(strip_of(video))
         if task.keep_tensor:
             save_file({"video": video.half().contiguous()}, folder / "clip.safetensors")
@@ -66,8 +75,17 @@ def attempt(maker: Maker, task: Task, work: Path, worker: int, say: Say) -> Atte
     except Exception as error:
         for folder in made_in:
             shutil.rmtree(folder, ignore_errors=True)
-        return Attempt(task.clip, worker, error=_in_words(error))
+        no_room = any(shutil.disk_usage(work).free < size for size in least) or is_disk_full(error)
+        return Attempt(task.clip, worker, error=_in_words(error), disk_full=no_room)
     return Attempt(task.clip, worker, made, str(made_in[0]) if made_in else None)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Is this, or what caused it, the error of a full disk? Libraries keep its words alone."""
+    if error is None:
+        return False
+    words = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+    return any(word in str(error) for word in words) or is_disk_full(error.__cause__)
 
 
 def _in_words(error: Exception) -> str:
