@@ -89,10 +89,10 @@ def test_a_pair_whose_halves_come_in_two_runs_is_compared(tmp_path, monkeypatch)
     plain = ToyMaker.make
     broken = [pair[1].key]
 
-    def make(self, clip, write, say):
+    def make(self, clip, write):
         if clip.key in broken:
             raise KeyboardInterrupt
-        return plain(self, clip, write, say)
+        return plain(self, clip, write)
 
     monkeypatch.setattr(ToyMaker, "make", make)
     with pytest.raises(KeyboardInterrupt):

@@ -16,15 +16,13 @@ from profiling_core.commands.batch.folder import own_folder
 from profiling_core.errors import UserError
 from profiling_core.trees.tree_model import TreeModel
 
-Say = Callable[[str], None]
-
 
 class Maker(Protocol):
     """Makes clips in its process; TreeMaker."""
 
     ranks: Any
 
-    def make(self, clip: Clip, write: Callable[[Any, Any], None], say: Say) -> Made | None: ...
+    def make(self, clip: Clip, write: Callable[[Any, Any], None]) -> Made | None: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Task:
     avoid: int | None = None  # the worker that failed it last
 
 
-def attempt(maker: Maker, task: Task, work: Path, worker: int, say: Say) -> Attempt:
+def attempt(maker: Maker, task: Task, work: Path, worker: int) -> Attempt:
     """Make the clip into a folder of its own below `work`; errors come back as text."""
     made_in: list[Path] = []
     least: list[int] = []  # bytes for a clip, as long as it is written; ffmpeg gives no reason
@@ -71,7 +69,7 @@ def attempt(maker: Maker, task: Task, work: Path, worker: int, say: Say) -> Atte
             save_file({"video": video.half().contiguous()}, folder / "clip.safetensors")
 
     try:
-        made = maker.make(task.clip, write, say)
+        made = maker.make(task.clip, write)
     except Exception as error:
         for folder in made_in:
             shutil.rmtree(folder, ignore_errors=True)
@@ -106,9 +104,10 @@ def by_model(tasks: Sequence[Task]) -> list[Task]:
 class Sequential:
     """All clips in this process, one after the other."""
 
+    states: tuple[str, ...] = ()
+
     def __init__(self, maker: Maker | None = None) -> None:
         self._maker = maker or TreeMaker()
-        self.states = ["idle"]
 
     def attempts(
         self, tasks: Sequence[Task], work: Path, again: Callable[[Attempt], Task | None]
@@ -117,13 +116,10 @@ class Sequential:
         left = by_model(tasks)
         while left:
             task = left.pop(0)
-            found = attempt(self._maker, task, work, 0, self._say)
+            found = attempt(self._maker, task, work, 0)
             yield found
             if found.error is not None and (once_more := again(found)) is not None:
                 left.append(once_more)
 
     def close(self) -> None:
         """Nothing to end."""
-
-    def _say(self, state: str) -> None:
-        self.states = [state]

@@ -122,17 +122,14 @@ class TreeMaker:
         self._loaded: tuple[str, Any] | None = None
         self.ranks: Ranks | None = None
 
-    def make(
-        self, clip: Clip, write: Callable[[TreeModel, Any], None], say: Callable[[str], None]
-    ) -> Made | None:
+    def make(self, clip: Clip, write: Callable[[TreeModel, Any], None]) -> Made | None:
         """Make it and hand it to `write`; None on ranks after the first of a shared clip."""
         job = clip.job
         model = tree_class(job.tree)(job.request, job.prompt)
         start = time.perf_counter()
-        self._take_over(clip, model, say)
+        self._take_over(clip, model)
         with model.loaded(self.ranks):
             self._loaded = clip.model, model.pipeline
-            say(f"denoising {job.prompt[:40]!r}")
             latent = model.denoise(model.inputs(job.prompt, job.seed), clip.plan)
             run = model.last_run
             decoding = time.perf_counter()
@@ -152,13 +149,12 @@ class TreeMaker:
             model.describe(),
         )
 
-    def _take_over(self, clip: Clip, model: TreeModel, say: Callable[[str], None]) -> None:
+    def _take_over(self, clip: Clip, model: TreeModel) -> None:
         """The pipeline of the clip before where its weights are the same."""
         if self._loaded is not None and self._loaded[0] == clip.model:
             model.pipeline = self._loaded[1]
             return
         self._loaded = None  # the old weights make room first
-        say(f"loading {clip.job.task or clip.job.tree}")
 
 
 def row_of(clip: Clip, made: Made, **facts: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class _Process:
             del os.environ[name]
 
     def make(self, task: Task, work: str) -> Attempt:
-        return attempt(self._maker, task, Path(work), self._worker, lambda state: None)
+        return attempt(self._maker, task, Path(work), self._worker)
 
 
 @dataclass

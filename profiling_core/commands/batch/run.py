@@ -30,7 +30,7 @@ class Runner(Protocol):
     """Makes clips; yields None now and then where nothing ended meanwhile."""
 
     @property
-    def states(self) -> list[str]: ...
+    def states(self) -> Sequence[str]: ...
 
     def attempts(
         self, tasks: Sequence[Task], work: Path, again: Again
