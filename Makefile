@@ -2,6 +2,7 @@
 # make demo    one clip on each bundled miniature: full, the paper's plan, ours (out/demo)
 # make test    the test suite: what has time limits first, then the rest in two processes of one thread
 # make lint    ruff and mypy
+# make test-wheel    the wheel on its own, in an environment with the core's packages alone (needs a package index)
 # make test-browser    the report's tests in headless Chromium, installed from Debian's packages where missing
 # All set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
 # Without a GPU, TORCH_INDEX=<package index of torch's CPU builds> saves the CUDA libraries.
@@ -11,7 +12,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-browser lint clean
+.PHONY: install demo test test-wheel test-browser lint clean
 
 install: $(INSTALLED)
 
@@ -21,6 +22,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest -m alone
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not alone"
+
+test-wheel: $(INSTALLED)
+	$(VENV)/bin/python tests/wheel/check_wheel.py
 
 test-browser: $(INSTALLED)
 	command -v chromium || (apt-get update && apt-get install -y chromium fonts-dejavu-core)

@@ -90,7 +90,7 @@ class CachePlan(PlanDocument):
             )
         try:
             document = json.loads(
-                text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant
+                text, object_pairs_hook=without_doubles, parse_constant=_refuse_constant
             )
         except RecursionError:
             raise PlanError(f"{source}: not a plan: nested too deeply") from None
@@ -146,7 +146,8 @@ def _short_lists(text: str) -> str:
     return text
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where a key stands in it twice."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from profiling_core.errors import DisagreementError
 from profiling_core.runtime.terminal import printable, write_to
@@ -25,6 +25,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141  # as of a program that SIGPIPE ended
 EXIT_TERMINATED = 143
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def exit_code(run: Callable[[], None], user_errors: tuple[type[Exception], ...]) -> int:
@@ -88,7 +89,51 @@ def end_on_sigterm() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    arguments = (reader, (signal.SIGTERM,), PATIENCE)
+    threading.Thread(target=_watch, args=arguments, daemon=True).start()
+
+
+class Interrupts:
+    """Inside, SIGINT, SIGTERM and SIGHUP are one KeyboardInterrupt, then the process ends.
+
+    It has `patience` seconds to leave in order. After them, or where a library waits and no handler
+    runs, `last` is called and the process ends here. Signals that are ignored stay so (nohup).
+    """
+
+    number: int | None = None  # of the signal that came
+
+    def __init__(self, patience: float, last: Callable[[], None]) -> None:
+        self._patience, self._last = patience, last
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.number or signal.SIGINT)
+
+    def check(self) -> None:
+        """Interrupt once more: an exception in a callback of another library is lost."""
+        if self.number is not None:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Interrupts:
+        numbers = [n for n in ENDINGS if signal.getsignal(n) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._came) for number in numbers}
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        self._writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        arguments = (reader, numbers, self._patience, self._last)
+        threading.Thread(target=_watch, args=arguments, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if self.number is None:
+            os.close(signal.set_wakeup_fd(self._writer))  # this ends the watch
+
+    def _came(self, number: int, frame: object) -> None:
+        if self.number is None:  # a second one must not break the way out
+            self.number = number
+            raise KeyboardInterrupt
 
 
 def _several() -> bool:
@@ -96,8 +141,19 @@ def _several() -> bool:
     return count.isdecimal() and int(count) > 1
 
 
-def _watch(reader: int) -> None:
-    while (received := os.read(reader, 1)) and received[0] != signal.SIGTERM:
+def _watch(
+    reader: int,
+    numbers: Sequence[int],
+    patience: float,
+    last: Callable[[], None] = lambda: None,
+) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # they are the main thread's, where it waits
+    while (received := os.read(reader, 1)) and received[0] not in numbers:
         pass
-    time.sleep(PATIENCE)
-    os._exit(EXIT_TERMINATED)
+    if not received:
+        return
+    time.sleep(patience)
+    try:
+        last()
+    finally:
+        os._exit(128 + received[0])

@@ -3,10 +3,15 @@
 import csv
 import errno
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +23,7 @@ from profiling_core.commands.batch.jobs import Job, read_jobs
 from profiling_core.commands.batch.run import Batch
 from profiling_core.commands.main import main
 from profiling_core.errors import BatchError
+from profiling_core.plan.presets import load_preset
 from toy_makers import ToyMaker, Writer, clip_of
 from tree_paths import ROOT
 
@@ -71,7 +77,10 @@ def test_psnr_stands_where_the_full_run_was_asked_for_too(tmp_path) -> None:
     assert rows[1]["psnr"] == pytest.approx(46, abs=0.2)  # 20 log10(2 / 0.01), fp16 between
     assert "psnr" not in rows[0] and "psnr" not in rows[2]
     assert not list((tmp_path / "pairs").iterdir())
-    assert "PSNR 46.0 dB" in (tmp_path / "index.html").read_text()
+    assert rows[1]["speedup"] == 1 and "speedup" not in rows[0]
+    page = (tmp_path / "index.html").read_text()
+    assert "1.00x as fast, 2.00x by its blocks · PSNR 46.0 dB" in page
+    assert "2.00x by its blocks · PSNR unknown without a full run" in page
     assert batch.rows[pair[1].key]["psnr"] == rows[1]["psnr"]
 
 
@@ -80,10 +89,10 @@ def test_a_pair_whose_halves_come_in_two_runs_is_compared(tmp_path, monkeypatch)
     plain = ToyMaker.make
     broken = [pair[1].key]
 
-    def make(self, clip, write, say):
+    def make(self, clip, write):
         if clip.key in broken:
             raise KeyboardInterrupt
-        return plain(self, clip, write, say)
+        return plain(self, clip, write)
 
     monkeypatch.setattr(ToyMaker, "make", make)
     with pytest.raises(KeyboardInterrupt):
@@ -104,48 +113,125 @@ def test_an_unfinished_clip_is_not_taken_for_one(tmp_path) -> None:
     with Folder(tmp_path).opened() as folder:
         assert folder.done(clip) is None
     assert run(tmp_path, [clip])[1] == 0 and json.loads(row.read_text())["key"] == clip.key
-    (tmp_path / "clips" / f"{clip.stem}.mp4").unlink()
-    with Folder(tmp_path).opened() as folder:
-        assert folder.done(clip) is None
+    video = tmp_path / "clips" / f"{clip.stem}.mp4"
+    for content in (b"", video.read_bytes()[:-1], None):
+        video.unlink() if content is None else video.write_bytes(content)
+        with Folder(tmp_path).opened() as folder:
+            assert folder.done(clip) is None
 
 
-def test_a_full_disk_fails_its_clip_and_leaves_the_others(tmp_path, monkeypatch) -> None:
+def test_a_clip_without_content_fails(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Writer, "save", lambda self, video, path: path.touch())
+    batch, failed = run(tmp_path, [clip_of("a lamp")], retries=0)
+    assert failed == 1 and not list((tmp_path / "clips").iterdir())
+    assert "the clip's file is empty" in next(iter(batch.errors.values()))[0]
+
+
+@pytest.mark.parametrize("words", [os.strerror(errno.ENOSPC), "os error 28: quota", None])
+def test_a_full_disk_ends_the_batch_and_leaves_what_was_made(tmp_path, monkeypatch, words) -> None:
+    """Errors of other libraries keep the words alone; ffmpeg's say nothing, but the room does."""
     clips = [clip_of("a lamp"), clip_of("a dog"), clip_of("a cat")]
+    tried: list[Path] = []
 
     def save(self, video: torch.Tensor, path: Path) -> None:
+        tried.append(path)
         path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise BatchError("writing failed") from (RuntimeError(words) if words else None)
 
     run(tmp_path, clips[:1])
     monkeypatch.setattr(Writer, "save", save)
-    batch, failed = run(tmp_path, clips)
-    assert failed == 2 and "No space left on device" in batch.errors[clips[1].key][0]
-    assert sorted(p.suffix for p in (tmp_path / "clips").iterdir()) == [".jpg", ".json", ".mp4"]
-    assert not (tmp_path / ".work").exists()
+    if words is None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    elif "quota" in words:
+        monkeypatch.setattr(os, "strerror", lambda number: "quota")
+    batch, missing = run(tmp_path, clips, retries=2)
+    assert batch.disk_full and missing == 2 and len(tried) == 1
+    assert len(list((tmp_path / "clips").iterdir())) == 3 and not (tmp_path / ".work").exists()
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["state"] for row in rows] == ["done", "failed", "not made"]
 
 
-def test_a_disk_that_is_really_full(tmp_path) -> None:
-    """A tmpfs of one megabyte: clips of 6 KiB until it is full."""
+def test_a_disk_that_is_really_full(tmp_path, monkeypatch) -> None:
+    """A tmpfs of 512 KiB: clips of 6 KiB until it is full, and room for the summary is left."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
+    monkeypatch.setenv("TOY_LOG", str(tmp_path / "log"))
     try:
         clips = [clip_of("a lamp", number) for number in range(60)]
-        try:
-            batch, failed = run(disk / "out", clips, retries=0)
-        except OSError as error:  # the summary did not fit either
-            assert error.errno == errno.ENOSPC
-        else:
-            assert 0 < failed < 60 and any("No space" in e[0] for e in batch.errors.values())
-        kept = [p for p in (disk / "out" / "clips").glob("*.json") if p.stat().st_size]
-        assert kept
-        for row in kept:
-            assert row.with_suffix(".mp4").stat().st_size == 3 * 2 * 16 * 16 * 4
-            assert json.loads(row.read_text())["plan"] == "full"
+        batch, missing = run(disk / "out", clips)
+        assert batch.disk_full and 0 < missing < 60
+        rows = json.loads((disk / "out" / "summary.json").read_text())
+        made = [row for row in rows if row["state"] == "done"]
+        assert len(made) == 60 - missing == len((tmp_path / "log").read_text().splitlines())
+        assert (disk / "out" / "index.html").read_text().count("<video") == len(made)
+        for row in made:
+            video = disk / "out" / "clips" / f"{row['name']}.mp4"
+            assert video.stat().st_size == 3 * 2 * 16 * 16 * 4
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+SCRIPT = """
+import sys, time
+from profiling_core.commands.batch import attempts, command
+from profiling_core.commands.main import main
+from toy_makers import ToyMaker
+
+attempts.TreeMaker = ToyMaker
+if "hang" in sys.argv:
+    sys.argv.remove("hang")
+    command.LEAVE_SECONDS = 1
+    attempts.Sequential.close = lambda self: time.sleep(600)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "hang", "code"),
+    [
+        (signal.SIGINT, [], 130),
+        (signal.SIGTERM, [], 143),
+        (signal.SIGHUP, [], 129),
+        (signal.SIGTERM, ["hang"], 143),
+    ],
+)
+def test_a_signal_leaves_a_summary_and_nothing_unfinished(tmp_path, number, hang, code) -> None:
+    """Also where the way out hangs."""
+    jobs = [{**MINI, "prompt": f"seconds={n} a lamp"} for n in (0, 600)]
+    out, path = tmp_path / "out", os.pathsep.join([str(ROOT / "tests" / "lib"), str(ROOT)])
+    command = ["batch", str(jobs_file(tmp_path, *jobs)), "--out", str(out), "--no-ray", *hang]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *command],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("clip 1 of 2"):
+            break
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in error
+    assert bool(hang) or "1 of 2 clips are done; go on with the same command" in error
+    rows = json.loads((out / "summary.json").read_text())
+    assert [row["state"] for row in rows] == ["done", "not made"]
+    assert (out / "index.html").is_file() and not (out / ".work").exists()
+
+
+def test_plans_and_whole_paths_travel_with_a_clip(tmp_path, monkeypatch) -> None:
+    """A worker may run in another folder, or find another file there."""
+    shutil.copytree(ROOT / "Wan2.1/ckpts/Wan2.1-T2V-mini", tmp_path / "weights")
+    plan = load_preset("wan2.1-t2v-mini", "fast")
+    plan.save(tmp_path / "plan.json")
+    monkeypatch.chdir(tmp_path)
+    clip = Checker().clip(Job(**MINI, ckpt_dir="weights", plan="./plan.json"))
+    assert clip.job.ckpt_dir == str(tmp_path / "weights") and clip.plan == plan
+    default = Checker().clip(Job(**MINI))
+    assert default.job.ckpt_dir == str(ROOT / "Wan2.1/ckpts/Wan2.1-T2V-mini")
 
 
 def test_two_batches_in_one_folder_and_foreign_folders_are_refused(tmp_path) -> None:
@@ -170,6 +256,12 @@ def test_two_batches_in_one_folder_and_foreign_folders_are_refused(tmp_path) -> 
         ({**MINI, "prompt": "  "}, "line 2: prompt: the prompt is empty"),
         ('{"tree": "wan", "prompt": "a \\ud800 lamp"}', "line 2: "),
         ({**MINI, "name": "../x"}, "line 2: name: '../x' is no name of a file"),
+        ({**MINI, "name": "电" * 100}, "line 2: name: .* has 300 bytes of UTF-8, expected at most"),
+        ({**MINI, "k" * 10_000: 1}, "line 2: k{300}[.]{3};"),
+        ({**MINI, "ckpt_dir": "x" * 5000}, "line 2: .*File name too long"),
+        ({**MINI, "plan": "a\0b"}, "line 2: plan: "),
+        ("[" * 100_000, "line 2: not a job: nested too deeply"),
+        ('{"tree": "wan", "tree": "wan"}', "line 2: not JSON: key 'tree' twice"),
         (MINI, "line 2: this is the job of line 1 once more"),
         ({**MINI, "size": "5*5"}, "line 2: .*5"),
         ({**MINI, "plan": "fastest"}, "line 2: no preset 'fastest'"),
@@ -192,6 +284,19 @@ def test_names_that_meet_are_refused(tmp_path) -> None:
     assert mistakes == ["line 2: the name 'X' is that of line 1, too"]
     other = clip_of("a lamp", 1)
     assert check_names([(1, other), (4, other)]) == ["line 4: this is the clip of line 1 once more"]
+
+
+def test_names_are_in_any_script_up_to_the_bytes_that_a_file_name_takes(tmp_path) -> None:
+    names = ["电" * 66, "हिन्दी क्षेत्र", "می\u200cخواهم", "a" * 200, "e\u0301te\u0301"]
+    lines, mistakes = read_jobs(
+        jobs_file(tmp_path, *({**MINI, "seed": i, "name": n} for i, n in enumerate(names)))
+    )
+    assert not mistakes and lines[-1].job.name == "\xe9t\xe9"
+    clips = [replace(clip_of("a lamp", line.number), job=line.job) for line in lines]
+    assert run(tmp_path / "out", clips)[1] == 0
+    assert {path.stem for path in (tmp_path / "out" / "clips").glob("*.mp4")} == {
+        line.job.name for line in lines
+    }
 
 
 def test_files_that_hold_no_jobs_are_refused(tmp_path) -> None:

@@ -1,10 +1,11 @@
-"""The batch on real Ray with two workers: order, deaths, interrupts, overhead, shared clips."""
+"""The batch on real Ray with two workers: order, deaths, signals, shared clips, clusters."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from tree_paths import ROOT
 pytest.importorskip("ray")
 
 from profiling_core.commands.batch.cluster import Cluster, Size
+from profiling_core.commands.batch.command import LEAVE_SECONDS
 from profiling_core.errors import BatchError
 
 pytestmark = pytest.mark.alone  # Ray has clocks of its own
@@ -66,17 +68,6 @@ def test_two_workers_a_death_and_a_poisoned_job(tmp_path, monkeypatch) -> None:
     assert not (tmp_path / "ray" / ".work").exists()
 
 
-def test_two_hundred_tiny_jobs_cost_little_beyond_themselves(tmp_path) -> None:
-    clips = [clip_of("a lamp", number) for number in range(200)]
-    cluster = Cluster(Size(workers=2), maker=ToyMaker)
-    start = time.perf_counter()
-    _, failed = made(tmp_path, clips, cluster)
-    seconds = time.perf_counter() - start
-    assert failed == 0 and len(content(tmp_path)) == 200
-    # 50 ms are asked for on a quiet machine (docs/batch.md); here others may be at work
-    assert seconds / 200 < 0.5
-
-
 def test_processes_that_share_a_clip_are_joined(tmp_path) -> None:
     clips = [clip_of("a lamp", 1), clip_of("poison"), clip_of("a dog", 2)]
     cluster = Cluster(Size(workers=1, processes=2), maker=ToyMaker)
@@ -90,18 +81,17 @@ def test_processes_that_share_a_clip_are_joined(tmp_path) -> None:
         np.testing.assert_array_equal(*sums)
 
 
-@pytest.mark.parametrize("tree", [{"tree": "wan", "task": "t2v-mini"}, {"tree": "hunyuan"}])
-def test_a_miniatures_clip_on_two_processes_is_that_of_one(tmp_path, tree) -> None:
+def test_a_miniatures_clip_on_two_processes_is_that_of_one(tmp_path) -> None:
     """Short clips; where matrix units round bf16 by shape, halves of the tokens differ a little."""
-    task = {"task": "HYVideo-mini"} if tree["tree"] == "hunyuan" else {}
     short = {"prompt": "blue star moving left over red checks", "frame_num": 5, "steps": 4}
-    jobs = [Job(**tree, **task, **short, plan=plan) for plan in (None, "fast")]
+    trees = {"tree": "wan", "task": "t2v-mini"}, {"tree": "hunyuan", "task": "HYVideo-mini"}
+    jobs = [Job(**tree, **short, plan=plan) for tree in trees for plan in (None, "fast")]
     clips = [Checker().clip(job) for job in jobs]
     batch, failed = made(tmp_path / "two", clips, Cluster(Size(workers=1, processes=2)))
     assert failed == 0, batch.errors
-    _, failed = made(tmp_path / "one", clips, Cluster(Size(workers=2)))
-    assert failed == 0 and batch.rows[clips[1].key]["psnr"] > 10
+    assert made(tmp_path / "one", clips, Sequential())[1] == 0
     for clip in clips:
+        assert clip.is_full or batch.rows[clip.key]["psnr"] > 10
         pair = [tmp_path / n / "clips" / f"{clip.stem}.mp4" for n in ("two", "one")]
         two, one = (iio.imread(path, plugin="FFMPEG").astype(float) for path in pair)
         assert two.shape == one.shape and np.abs(two - one).mean() < 2
@@ -109,61 +99,108 @@ def test_a_miniatures_clip_on_two_processes_is_that_of_one(tmp_path, tree) -> No
 
 SCRIPT = """
 import sys
-from pathlib import Path
-from profiling_core.commands.batch.cluster import Cluster, Size
-from profiling_core.commands.batch.folder import Folder
-from profiling_core.commands.batch.run import Batch
-from toy_makers import ToyMaker, clip_of
+from functools import partial
+from profiling_core.commands.batch import attempts, cluster
+from profiling_core.commands.main import main
+from toy_makers import ToyMaker
 
-clips = [clip_of("seconds=0 a lamp"), *(clip_of(f"seconds={sys.argv[2]} a dog", n) for n in (1, 2))]
-for number, clip in enumerate(clips):
-    object.__setattr__(clip, "key", f"{number:012x}")
-with Folder(Path(sys.argv[1])).opened() as folder:
-    batch = Batch(clips, folder)
-    sys.exit(batch.run(Cluster(Size(workers=2), maker=ToyMaker), quiet=True))
+attempts.TreeMaker = ToyMaker
+cluster.Cluster = partial(cluster.Cluster, maker=ToyMaker)
+sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_an_interrupt_ends_in_seconds_and_the_next_run_goes_on(tmp_path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+def started(folder: Path, prompts: list[str], *options: str, **environment: str):
+    """The command with toys for models, in a process of its own whose home folder is `folder`."""
+    job = {"tree": "wan", "task": "t2v-mini"}
+    jobs = folder / "jobs.jsonl"
+    jobs.write_text("\n".join(json.dumps({**job, "prompt": prompt}) for prompt in prompts))
     path = os.pathsep.join([str(ROOT / "tests" / "lib"), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": path, "TOY_LOG": str(tmp_path / "log")}
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(out), "600"], env=environment, stderr=subprocess.PIPE
+    own = {"PYTHONPATH": path, "HOME": str(folder), "TOY_LOG": str(folder / "log")}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "batch", str(jobs), "--out", str(folder / "out"), *options],
+        env={**os.environ, **own, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    limit = time.monotonic() + 120
-    while not list((out / "clips").glob("*.json")) and time.monotonic() < limit:
-        time.sleep(0.2)
-    before = content(out)
-    assert len(before) == 1
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) != 0  # a bound for a busy machine: Ray is slow to leave
-    process.stderr.close()
-    assert content(out) == before and not (out / ".work").exists()
-    done = subprocess.run(
-        [sys.executable, str(script), str(out), "0"], env=environment, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert len(content(out)) == 3 and content(out).items() >= before.items()
-    log = (tmp_path / "log").read_text().splitlines()
-    assert len(log) == 3  # the finished one was not made again
 
 
-def test_what_the_cluster_lacks_is_said(tmp_path, capsys) -> None:
-    with pytest.raises(BatchError, match=r"--gpus-per-clip 1: the cluster has 0 GPUs"):
-        Cluster(Size(gpus=1), maker=ToyMaker)
-    start = time.perf_counter()
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_in_seconds_and_the_next_run_goes_on(tmp_path, number, code) -> None:
+    """Ray is our own, whatever surrounds the process, and leaves nothing in the home folder."""
+    prompts = ["seconds=0 a lamp", "seconds=600 a dog", "seconds=600 a cat"]
+    process = started(tmp_path, prompts, "--workers", "2", RAY_ADDRESS="127.0.0.1:1")
+    assert process.stderr is not None
+    said = ""
+    while not said.startswith("clip 1 of 3"):
+        said = process.stderr.readline()
+        assert said, process.wait()
+    before = content(tmp_path / "out")
+    process.send_signal(number)
+    _, error = process.communicate(timeout=LEAVE_SECONDS + 10)
+    assert process.returncode == code
+    assert error == "interrupted: 1 of 3 clips are done; go on with the same command\n"
+    assert len(before) == 1 and content(tmp_path / "out") == before
+    assert not (tmp_path / "out" / ".work").exists() and not (tmp_path / ".ray").exists()
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["state"] for row in rows] == ["done", "not made", "not made"]
+    done = started(tmp_path, [prompts[0], "a dog", "a cat"], "--no-ray")
+    assert done.communicate()[1] and done.returncode == 0
+    assert len((tmp_path / "log").read_text().splitlines()) == 3  # the first was not made again
+
+
+def test_a_cluster_is_joined_with_its_token_alone_and_the_reason_is_said(tmp_path) -> None:
+    """A head that was started elsewhere, in another folder."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    home, token = tmp_path / "head", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "7" * 64}
+    home.mkdir()
+    options = ["--head", f"--port={address[10:]}", "--num-cpus=1", "--include-dashboard=false"]
+    options += ["--block", "--disable-usage-stats"]
+    path = os.pathsep.join([str(ROOT / "tests" / "lib"), str(ROOT)])
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
+        env={**os.environ, **token, "PYTHONPATH": path, "TOY_LOG": str(tmp_path / "log")},
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while started(tmp_path, ["a lamp"], "--address", address, **token).wait() != 0:
+            assert head.poll() is None
+        start = time.perf_counter()
+        process = started(tmp_path, ["a dog"], "--address", address)
+        _, error = process.communicate()
+        assert time.perf_counter() - start < 30  # ten seconds on a quiet machine
+        assert process.returncode == 2 and "copy the token, ~/.ray/auth_token" in error
+    finally:
+        head.terminate()
+        head.wait()
+
+
+def test_what_the_cluster_lacks_is_said(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     for address, said in (
-        ("127.0.0.1:1", "nobody answers there"),
-        ("ray://127.0.0.1:1", "nobody answers there"),
+        ("127.0.0.1:1", "nobody answers at 127.0.0.1:1"),
+        ("ray://127.0.0.1:1", "nobody answers at ray://127.0.0.1:1"),
+        ("auto", "nobody answers at 127.0.0.1:1"),
         ("somewhere", "expected host:port"),
     ):
         with pytest.raises(BatchError, match=said):
             Cluster(Size(), address, maker=ToyMaker)
-    assert time.perf_counter() - start < 10
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(BatchError, match="no cluster was started here"):
+        Cluster(Size(), "auto", maker=ToyMaker)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        place = f"127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(BatchError, match="answers, but not as a Ray cluster does"):
+            Cluster(Size(), place, maker=ToyMaker)
+    monkeypatch.delenv("RAY_TMPDIR")
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text('{"tree": "wan", "task": "t2v-mini", "prompt": "red circle"}\n')
     code = main(["batch", str(jobs), "--out", str(tmp_path / "out"), "--gpus-per-clip", "2"])
-    assert code == 2 and "the cluster has 0 GPUs" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert code == 2 and "--gpus-per-clip 2: the cluster has 0 GPUs" in error

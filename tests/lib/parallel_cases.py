@@ -40,7 +40,7 @@ from wan.configs import parse_size  # noqa: E402
 from wan.sigmas import sigmas_fp32 as wan_sigmas  # noqa: E402
 from wan.text2video import WanT2V  # noqa: E402
 
-STEPS, SEED, CFG_SCALE = 12, 7, 2.0
+STEPS, FRAMES, SEED, CFG_SCALE = 8, 5, 7, 2.0
 PLANS = (None, "release", "balanced")
 COLLECTIVES = {"all_to_all": "alltoall", "all_gather": "allgather", "send": "send"}
 
@@ -60,7 +60,7 @@ class Wan:
     def denoise(self, plan: CachePlan | None, cfg_scale: float) -> Tensor:
         config = self.config
         contexts = self.pipeline.encode([config.example_prompt, "a dull picture"])
-        shape = config.latent_shape(parse_size(config.default_size), config.frame_num)
+        shape = config.latent_shape(parse_size(config.default_size), FRAMES)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
         run = {"sampling_steps": STEPS, "guide_scale": cfg_scale, "progress": False}
         return self.pipeline.denoise(*contexts, noise, plan=plan, **run)
@@ -78,7 +78,7 @@ class Hunyuan:
         self.sigmas = hunyuan_sigmas(STEPS, self.config.flow_shift)
 
     def denoise(self, plan: CachePlan | None, cfg_scale: float) -> Tensor:
-        config, length = self.config, self.config.video_length
+        config, length = self.config, FRAMES
         negative = "a dull picture" if cfg_scale > 1 else None
         prompt = "blue star moving left over red checks"
         conditioning = self.pipeline.encode(prompt, negative, video_length=length)
@@ -93,7 +93,7 @@ MODELS = {"wan": "wan2.1-t2v-mini", "hunyuan": "hunyuan-video-t2v-mini"}
 
 
 def plan_of(tree: Wan | Hunyuan, name: str, preset: str | None) -> CachePlan | None:
-    """The preset with compute steps at other places: every third step of the first ten reuses."""
+    """The preset with compute steps at other places: every third step reuses."""
     if preset is None:
         return None
     document = resolve_plan(preset, MODELS[name]).model_dump(mode="json", exclude_none=True)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from profiling_core.commands.batch.attempts import Say
 from profiling_core.commands.batch.clips import Clip, Made
 from profiling_core.commands.batch.jobs import Job
 from profiling_core.errors import BatchError
@@ -42,7 +41,7 @@ class ToyMaker:
     def __init__(self) -> None:
         self.ranks: Any = None
 
-    def make(self, clip: Clip, write: Any, say: Say) -> Made | None:
+    def make(self, clip: Clip, write: Any) -> Made | None:
         prompt = clip.job.prompt
         if prompt == "poison":
             raise BatchError("this prompt is poison")

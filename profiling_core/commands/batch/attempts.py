@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,26 +16,28 @@ from profiling_core.commands.batch.folder import own_folder
 from profiling_core.errors import UserError
 from profiling_core.trees.tree_model import TreeModel
 
-Say = Callable[[str], None]
-
 
 class Maker(Protocol):
     """Makes clips in its process; TreeMaker."""
 
     ranks: Any
 
-    def make(self, clip: Clip, write: Callable[[Any, Any], None], say: Say) -> Made | None: ...
+    def make(self, clip: Clip, write: Callable[[Any, Any], None]) -> Made | None: ...
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """How it ended: `made` and the folder of its files, or an error. worker: its number."""
+    """How it ended: `made` and the folder of its files, or an error. worker: its number.
+
+    disk_full: the error is that of a disk without room, which the next clip would meet too.
+    """
 
     clip: Clip
     worker: int
     made: Made | None = None
     made_in: str | None = None
     error: str | None = None
+    disk_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,10 @@ class Task:
     avoid: int | None = None  # the worker that failed it last
 
 
-def attempt(maker: Maker, task: Task, work: Path, worker: int, say: Say) -> Attempt:
+def attempt(maker: Maker, task: Task, work: Path, worker: int) -> Attempt:
     """Make the clip into a folder of its own below `work`; errors come back as text."""
     made_in: list[Path] = []
+    least: list[int] = []  # bytes for a clip, as long as it is written; ffmpeg gives no reason
 
     def write(model: TreeModel, video: Any) -> None:
         from safetensors.torch import save_file
@@ -56,18 +61,29 @@ def attempt(maker: Maker, task: Task, work: Path, worker: int, say: Say) -> Atte
 
         folder = own_folder(work)
         made_in.append(folder)
+        least.append(video.numel() // 4)
         model.save(video, folder / "clip.mp4")
+        least.clear()
         (folder / "clip.jpg").write_bytes(strip_of(video))
         if task.keep_tensor:
             save_file({"video": video.half().contiguous()}, folder / "clip.safetensors")
 
     try:
-        made = maker.make(task.clip, write, say)
+        made = maker.make(task.clip, write)
     except Exception as error:
         for folder in made_in:
             shutil.rmtree(folder, ignore_errors=True)
-        return Attempt(task.clip, worker, error=_in_words(error))
+        no_room = any(shutil.disk_usage(work).free < size for size in least) or is_disk_full(error)
+        return Attempt(task.clip, worker, error=_in_words(error), disk_full=no_room)
     return Attempt(task.clip, worker, made, str(made_in[0]) if made_in else None)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Is this, or what caused it, the error of a full disk? Libraries keep its words alone."""
+    if error is None:
+        return False
+    words = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+    return any(word in str(error) for word in words) or is_disk_full(error.__cause__)
 
 
 def _in_words(error: Exception) -> str:
@@ -88,9 +104,10 @@ def by_model(tasks: Sequence[Task]) -> list[Task]:
 class Sequential:
     """All clips in this process, one after the other."""
 
+    states: tuple[str, ...] = ()
+
     def __init__(self, maker: Maker | None = None) -> None:
         self._maker = maker or TreeMaker()
-        self.states = ["idle"]
 
     def attempts(
         self, tasks: Sequence[Task], work: Path, again: Callable[[Attempt], Task | None]
@@ -99,13 +116,10 @@ class Sequential:
         left = by_model(tasks)
         while left:
             task = left.pop(0)
-            found = attempt(self._maker, task, work, 0, self._say)
+            found = attempt(self._maker, task, work, 0)
             yield found
             if found.error is not None and (once_more := again(found)) is not None:
                 left.append(once_more)
 
     def close(self) -> None:
         """Nothing to end."""
-
-    def _say(self, state: str) -> None:
-        self.states = [state]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.commands.batch.jobs import Job
+from profiling_core.plan import CachePlan
 from profiling_core.runtime.options import resolve_plan
 from profiling_core.trees.registry import tree_class
 from profiling_core.trees.tree_model import ModelRequest, TreeModel
@@ -29,7 +30,8 @@ FULL = "full"
 class Clip:
     """A job that was checked. key: of everything that shapes the clip, weights included.
 
-    pair: the same without the plan; model: what has to be loaded for it.
+    pair: the same without the plan; model: what has to be loaded for it. The plan and whole paths
+    are in it, so that a worker in another folder makes the same clip.
     """
 
     job: Job
@@ -37,6 +39,7 @@ class Clip:
     pair: str
     model: str
     plan_label: str
+    plan: CachePlan | None = None
 
     @property
     def stem(self) -> str:
@@ -75,11 +78,16 @@ class Checker:
 
     def clip(self, job: Job) -> Clip:
         """PlanError for what cannot work: sizes, a plan that is not there or another model's."""
-        _, facts, weights = self._models(job.tree, job.request)
-        text, label = self._plans(job.tree, job.request, job.plan)
+        model, facts, weights = self._models(job.tree, job.request)
+        plan = self._plans(job.tree, job.request, job.plan)
+        text, label = (None, FULL) if plan is None else (plan.dumps(), plan.name)
         pair = _sha256({**facts, "prompt": job.prompt, "seed": job.seed})
+        places = {"ckpt_dir": str(model.checkpoint_dir.absolute())}
+        if job.dit_weight is not None:
+            places["dit_weight"] = str(Path(job.dit_weight).absolute())
+        job = job.model_copy(update=places)
         loaded = _sha256([job.tree, job.task, job.ckpt_dir, job.dit_weight, weights])
-        return Clip(job, _sha256([pair, text]), pair, loaded, label)
+        return Clip(job, _sha256([pair, text]), pair, loaded, label, plan)
 
     def _model(self, tree: str, request: ModelRequest) -> tuple[TreeModel, dict[str, Any], str]:
         """The model, what shapes its clips, and the fingerprint of its weights."""
@@ -89,14 +97,14 @@ class Checker:
         facts = {"version": VERSION, "tree": tree, "settings": settings, "weights": weights}
         return model, facts, weights
 
-    def _plan(self, tree: str, request: ModelRequest, value: str | None) -> tuple[str | None, str]:
-        """Text and name of a plan that fits the model."""
+    def _plan(self, tree: str, request: ModelRequest, value: str | None) -> CachePlan | None:
+        """A plan that fits the model."""
         if value is None:
-            return None, FULL
+            return None
         model = self._models(tree, request)[0]
         plan = resolve_plan(value, model.plan_model)
         model.check_plan(plan)
-        return plan.dumps(), plan.name
+        return plan
 
     def _fingerprint(self, files: list[Path]) -> str:
         from profiling_core.parallel.launch import fingerprint
@@ -114,19 +122,15 @@ class TreeMaker:
         self._loaded: tuple[str, Any] | None = None
         self.ranks: Ranks | None = None
 
-    def make(
-        self, clip: Clip, write: Callable[[TreeModel, Any], None], say: Callable[[str], None]
-    ) -> Made | None:
+    def make(self, clip: Clip, write: Callable[[TreeModel, Any], None]) -> Made | None:
         """Make it and hand it to `write`; None on ranks after the first of a shared clip."""
         job = clip.job
         model = tree_class(job.tree)(job.request, job.prompt)
-        plan = None if job.plan is None else resolve_plan(job.plan, model.plan_model)
         start = time.perf_counter()
-        self._take_over(clip, model, say)
+        self._take_over(clip, model)
         with model.loaded(self.ranks):
             self._loaded = clip.model, model.pipeline
-            say(f"denoising {job.prompt[:40]!r}")
-            latent = model.denoise(model.inputs(job.prompt, job.seed), plan)
+            latent = model.denoise(model.inputs(job.prompt, job.seed), clip.plan)
             run = model.last_run
             decoding = time.perf_counter()
             video = model.decode(latent)
@@ -145,13 +149,12 @@ class TreeMaker:
             model.describe(),
         )
 
-    def _take_over(self, clip: Clip, model: TreeModel, say: Callable[[str], None]) -> None:
+    def _take_over(self, clip: Clip, model: TreeModel) -> None:
         """The pipeline of the clip before where its weights are the same."""
         if self._loaded is not None and self._loaded[0] == clip.model:
             model.pipeline = self._loaded[1]
             return
         self._loaded = None  # the old weights make room first
-        say(f"loading {clip.job.task or clip.job.tree}")
 
 
 def row_of(clip: Clip, made: Made, **facts: Any) -> dict[str, Any]:

@@ -8,14 +8,21 @@ that nothing is done twice.
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from profiling_core.commands.arguments import log
 from profiling_core.commands.batch.attempts import Attempt, Maker, Task, attempt, by_model
 from profiling_core.commands.batch.clips import TreeMaker
 from profiling_core.errors import BatchError
@@ -24,16 +31,15 @@ from profiling_core.parallel.degrees import thread_settings
 CONNECT_SECONDS = 10.0
 TICK_SECONDS = 1.0
 PLACE_SECONDS = 60.0
+AUTH, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"  # what Ray reads
 
 MakerClass = Callable[[], Maker]
 
 
 def missing() -> str | None:
     """Why there is no Ray here; None where there is."""
-    try:
-        import ray  # noqa: F401
-    except ImportError as error:
-        return f'{error}: pip install "profiling-dit[batch]" brings it'
+    if find_spec("ray") is None:  # not imported yet: it reads the environment, see _connect
+        return 'pip install "profiling-dit[batch]" brings it'
     return None
 
 
@@ -72,7 +78,7 @@ class _Process:
             del os.environ[name]
 
     def make(self, task: Task, work: str) -> Attempt:
-        return attempt(self._maker, task, Path(work), self._worker, lambda state: None)
+        return attempt(self._maker, task, Path(work), self._worker)
 
 
 @dataclass
@@ -102,10 +108,7 @@ class Cluster:
     def __init__(
         self, size: Size, address: str | None = None, maker: MakerClass = TreeMaker
     ) -> None:
-        import ray
-
-        self._ray, self._size, self._maker = ray, size, maker
-        _connect(ray, address)
+        self._ray, self._size, self._maker = _connect(address), size, maker
         self._groups: list[_Group] = []
         try:
             self._cpus, count = self._room()
@@ -172,7 +175,8 @@ class Cluster:
         try:
             found = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = " ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))[:400]
             found = Attempt(task.clip, group.number, error=f"the worker died: {reason}")
             self._replace(group)
             return found
@@ -202,8 +206,11 @@ class Cluster:
         ray, size = self._ray, self._size
         need = {"CPU": self._cpus} | ({"GPU": size.gpus} if size.gpus else {})
         placement = ray.util.placement_group([need] * size.processes, strategy="STRICT_PACK")
-        if not placement.wait(PLACE_SECONDS):
-            raise BatchError(f"no room for worker {number}: {need} x {size.processes} on a machine")
+        wanted = f"worker {number}: {need} x {size.processes} on a machine"
+        if not placement.wait(CONNECT_SECONDS):
+            log.warning(f"waiting for room for {wanted}; free are {ray.available_resources()}")
+            if not placement.wait(PLACE_SECONDS):
+                raise BatchError(f"no room for {wanted}: give fewer --workers, or wait")
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(placement)
         remote = ray.remote(
             num_cpus=self._cpus,
@@ -238,36 +245,92 @@ class Cluster:
         return max(0.5, cpus / (count * size.processes) // 0.5 * 0.5), count
 
 
-def _connect(ray: Any, address: str | None) -> None:
-    """Start Ray here, or join the cluster."""
+# what Ray starts meanwhile must end on SIGTERM
+os.register_at_fork(
+    after_in_child=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+)
+
+
+def _connect(address: str | None) -> Any:
+    """Start a Ray of our own, or join the cluster at an address; the module."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other load starves them
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
+        settings: dict[str, Any] = {"address": "local", "include_dashboard": False}
         path = os.pathsep.join(entry for entry in sys.path if entry)
-        environment = {"env_vars": {"PYTHONPATH": path}}
-        ray.init(include_dashboard=False, runtime_env=environment, **quiet)
-        return
-    _check_answers(address)
+        settings["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
+        if not any(name in os.environ for name in (AUTH, TOKEN, f"{TOKEN}_PATH")):
+            # Ray would leave one in the home folder, and a cluster started later would ask for it
+            os.environ[TOKEN] = secrets.token_hex(32)
+        where, way_out = "Ray does not start", "; --no-ray makes the clips in this process"
+    else:
+        settings = {"address": _answering(address)}
+        where, way_out = f"--address {address}", ""
+    import ray
+
+    # Ray's handler of SIGTERM ends in a C++ trace: the signal waits until the handler is ours again
+    handler = signal.getsignal(signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BatchError(f"--address {address}: {reason or type(error).__name__}") from None
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **settings)
+    except (ray.exceptions.RayError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BatchError(f"{where}: {reason}{way_out}") from None
+    except SystemExit:  # another thread took the signal, and Ray's handler ran
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return ray
 
 
-def _check_answers(address: str) -> None:
-    """BatchError for a host and port where nobody listens; "auto" is this machine's cluster."""
-    place = address.removeprefix("ray://")
-    host, _, port = place.rpartition(":")
+def _answering(address: str) -> str:
+    """The address of a cluster that lets us in; BatchError with the reason, in seconds."""
+    place = _current() if address == "auto" else address
+    host, _, port = place.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        if address == "auto":
-            return
         raise BatchError(f"--address {address}: expected host:port, ray://host:port or auto")
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), CONNECT_SECONDS / 2).close()
     except (OSError, OverflowError) as error:
         raise BatchError(
-            f"--address {address}: nobody answers there ({error}): start the cluster with "
+            f"--address {address}: nobody answers at {place} ({error}): start the cluster with "
             "`ray start --head`"
         ) from None
+    log.info(f"joining the Ray cluster at {place}")
+    if not place.startswith("ray://"):
+        _check_admitted(place)
+    return place
+
+
+def _current() -> str:
+    """What Ray takes for "auto": the cluster of RAY_ADDRESS, or the last one started here."""
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    if place := os.environ.get("RAY_ADDRESS"):
+        return place
+    if not file.is_file():
+        raise BatchError("--address auto: no cluster was started here with `ray start`")
+    return file.read_text().strip()
+
+
+def _check_admitted(place: str) -> None:
+    """Send a token where the cluster asks for one, and only there; BatchError when it refuses.
+
+    Asked in a process of its own: Ray's driver tries again for half a minute, and writes each try.
+    """
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", place]
+    asked = [os.environ[AUTH]] if AUTH in os.environ else ["disabled", "token"]
+    for mode in asked:
+        options: dict[str, Any] = {"env": {**os.environ, AUTH: mode}, "timeout": CONNECT_SECONDS}
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, **options)
+        except subprocess.TimeoutExpired:
+            raise BatchError(f"--address {place}: answers, but not as a Ray cluster does") from None
+        if found.returncode == 0:
+            os.environ[AUTH] = mode
+            return
+    reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
+    raise BatchError(
+        f"--address {place}: the cluster does not let us in ({reason[:160]}): copy the token, "
+        "~/.ray/auth_token of the cluster's head, to this machine"
+    )

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.commands.arguments import add_log_options, at_least, log, shown
-from profiling_core.commands.batch.jobs import Line, read_jobs
+from profiling_core.commands.batch.jobs import Line, mistake_in, read_jobs
 from profiling_core.errors import BatchError, UserError
+from profiling_core.runtime.exit_codes import Interrupts
 from profiling_core.runtime.terminal import printable, write_to
 
 if TYPE_CHECKING:
     from profiling_core.commands.batch.clips import Clip
-    from profiling_core.commands.batch.run import Runner
+    from profiling_core.commands.batch.run import Batch, Runner
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
+LEAVE_SECONDS = 15.0  # after a signal, mostly Ray's
 MOST_MISTAKES = 10  # that are shown
 DESCRIPTION = """\
 Makes every clip of a jobs file, one JSON object a line: prompt and tree (wan, hunyuan), and where
@@ -71,23 +73,30 @@ def make_clips(args: argparse.Namespace) -> list[str]:
         batch = Batch(clips, folder, args.retries)
         left = len(batch.left())
         log.info(f"{len(clips) - left} of {len(clips)} clips are done")
-        try:
-            failed = batch.run(runner_of(args)) if left else _finished(batch)
-        except KeyboardInterrupt:
-            done = len(batch.rows)
-            log.error(
-                f"interrupted: {done} of {len(clips)} clips are done; go on with the same command"
-            )
-            raise SystemExit(INTERRUPTED) from None
+        batch.finish()  # from now on there is a summary, whatever happens
+        with Interrupts(LEAVE_SECONDS, batch.leave) as interrupts:
+            try:
+                failed = batch.run(runner_of(args), check=interrupts.check) if left else 0
+            except KeyboardInterrupt:
+                log.error(f"interrupted: {_go_on(batch)}")
+                raise SystemExit(interrupts.exit_code) from None
     lines = [
         f"{len(clips) - failed} of {len(clips)} clips in {folder.path / 'clips'}",
         f"wrote {folder.path / 'summary.csv'} and {folder.path / 'index.html'}",
     ]
     if failed:
         write_to(sys.stdout, "".join(f"{printable(line)}\n" for line in shown(lines, args)))
-        log.error(f"{failed} clips failed; their errors are in {folder.path / 'failed'}")
+        if batch.disk_full:
+            log.error(f"the disk is full: make room, {_go_on(batch)}")
+        else:
+            log.error(f"{failed} clips failed; their errors are in {folder.path / 'failed'}")
         raise SystemExit(FAILED)
     return lines
+
+
+def _go_on(batch: Batch) -> str:
+    done, total = len(batch.rows), len(batch.clips)
+    return f"{done} of {total} clips are done; go on with the same command"
 
 
 def checked_clips(path: Path, *, skip_bad: bool) -> list[Clip]:
@@ -137,15 +146,10 @@ def _clips(lines: Sequence[Line]) -> tuple[list[Clip], list[str]]:
         try:
             found.append((line.number, checker.clip(line.job)))
         except (UserError, OSError) as error:
-            mistakes.append(f"line {line.number}: {' '.join(str(error).split())}")
+            mistakes.append(mistake_in(line.number, error))
     wrong = check_names(found)
     bad = {int(text.split(":")[0].split()[1]) for text in wrong}
     return [clip for number, clip in found if number not in bad], mistakes + wrong
-
-
-def _finished(batch: Any) -> int:
-    batch.finish()
-    return 0
 
 
 def _gpus_here(args: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ COLUMNS = (
     "plan",
     "state",
     "psnr",
+    "speedup",
     "denoise_seconds",
     "decode_seconds",
     "seconds",
@@ -41,6 +42,8 @@ COLUMNS = (
     "worker",
     "error",
 )
+
+SUMMARIES = ("summary.csv", "summary.json", "index.html")
 
 
 class Folder:
@@ -58,7 +61,7 @@ class Folder:
             for entry in (self.path.iterdir() if self.path.is_dir() else ())
             if entry.name not in ("clips", "failed", "pairs", ".work", ".lock")
             and not entry.name.startswith(UNFINISHED)
-            and entry.name not in ("summary.csv", "summary.json", "index.html")
+            and entry.name not in SUMMARIES
         ]
         if foreign:
             raise BatchError(
@@ -73,11 +76,12 @@ class Folder:
         for name in ("clips", "failed", "pairs"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         with locked(self.path):
-            self._clear()
+            self.clear()
+            self.work.mkdir()
             try:
                 yield self
             finally:
-                self._clear()
+                self.clear()
 
     def done(self, clip: Clip) -> dict[str, Any] | None:
         """The row of a finished clip of this job."""
@@ -88,10 +92,16 @@ class Folder:
             found = json.loads(row.read_text(encoding="utf-8"))
         except ValueError:
             return None
-        return found if isinstance(found, dict) and found.get("key") == clip.key else None
+        if not isinstance(found, dict) or found.get("key") != clip.key:
+            return None
+        size = video.stat().st_size
+        return found if 0 < size == found.get("bytes", size) else None  # else cut off since
 
     def keep(self, clip: Clip, row: dict[str, Any], made_in: Path) -> None:
-        """Move a clip's files in; the row comes last."""
+        """Move a clip's files in; the row comes last. BatchError for a clip without content."""
+        row["bytes"] = (made_in / "clip.mp4").stat().st_size
+        if row["bytes"] == 0:
+            raise BatchError("the clip's file is empty")
         self._clips(clip, ".json").unlink(missing_ok=True)
         for ending in (".mp4", ".jpg"):
             os.replace(made_in / f"clip{ending}", self._clips(clip, ending))
@@ -137,7 +147,13 @@ class Folder:
     def _clips(self, clip: Clip, ending: str) -> Path:
         return self.path / "clips" / f"{clip.stem}{ending}"
 
-    def _clear(self) -> None:
+    def reserve(self, clips: int) -> None:
+        """Take the room that summary and index of so many clips need; `clear` gives it back."""
+        written = sum((self.path / name).stat().st_size for name in SUMMARIES)
+        (self.work / "reserve").write_bytes(bytes(2 * written + 2048 * clips))
+
+    def clear(self) -> None:
+        """Remove what is unfinished."""
         shutil.rmtree(self.work, ignore_errors=True)
 
 
@@ -158,6 +174,5 @@ def check_names(clips: Sequence[tuple[int, Clip]]) -> list[str]:
 
 
 def own_folder(work: Path) -> Path:
-    """A folder for one attempt; it may be left behind by a killed process."""
-    work.mkdir(parents=True, exist_ok=True)
+    """A folder for one attempt, as long as the batch runs; a killed process leaves it behind."""
     return Path(tempfile.mkdtemp(dir=work))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,10 +13,16 @@ from pydantic import Field, ValidationError, field_validator
 from profiling_core.commands.arguments import read_lines
 from profiling_core.commands.compare.prompts import LARGEST_SEED
 from profiling_core.errors import BatchError
+from profiling_core.plan.plan import without_doubles
 from profiling_core.plan.schema import Checked, first_mistake
 from profiling_core.trees.tree_model import ModelRequest
 
-NAME = r"[\w][\w .,()+=-]{0,119}"
+MOST_NAME_BYTES = 200  # file systems take 255, endings and temporary names included
+SIGNS = " .,()+=-"  # in a name, though not first
+JOINERS = "\u200c\u200d"  # between the letters of Persian and of India's scripts
+
+MOST_SHOWN = 300  # characters of a mistake
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no path holds a zero byte
 
 
 class Job(Checked):
@@ -28,17 +34,17 @@ class Job(Checked):
 
     prompt: Annotated[str, Field(min_length=1)]
     tree: Literal["wan", "hunyuan"]
-    task: str | None = None  # of HunyuanVideo: its --model
+    task: Text | None = None  # of HunyuanVideo: its --model
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
-    size: str | None = None
+    size: Text | None = None
     frame_num: Annotated[int, Field(ge=1)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
-    solver: str | None = None
+    solver: Text | None = None
     shift: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     guidance: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    plan: str | None = None
-    ckpt_dir: str | None = None
-    dit_weight: str | None = None
+    plan: Text | None = None
+    ckpt_dir: Text | None = None
+    dit_weight: Text | None = None
     name: str | None = None
 
     @field_validator("prompt")
@@ -51,11 +57,17 @@ class Job(Checked):
     @field_validator("name")
     @classmethod
     def _names_a_file(cls, name: str | None) -> str | None:
-        if name is not None and re.fullmatch(NAME, name) is None:
+        if name is None:
+            return None
+        if not (name and _letter(name[0]) and all(_letter(s) or s in SIGNS for s in name)):
             raise ValueError(
-                f"{name!r} is no name of a file: letters, digits, spaces and .,()+=-_ , at most 120"
+                f"{name[:60]!r} is no name of a file: letters, digits, spaces and {SIGNS.strip()}_"
             )
-        return name
+        if (size := len(name.encode())) > MOST_NAME_BYTES:
+            raise ValueError(
+                f"{name[:20]!r}... has {size} bytes of UTF-8, expected at most {MOST_NAME_BYTES}"
+            )
+        return unicodedata.normalize("NFC", name)
 
     @property
     def request(self) -> ModelRequest:
@@ -91,7 +103,7 @@ def read_jobs(path: Path) -> tuple[list[Line], list[str]]:
             if content in same:
                 raise BatchError(f"this is the job of line {same[content]} once more")
         except BatchError as error:
-            mistakes.append(f"line {number}: {error}")
+            mistakes.append(mistake_in(number, error))
             continue
         names[(job.name or f"/{number}").casefold()] = same[content] = number
         lines.append(Line(number, job))
@@ -100,9 +112,22 @@ def read_jobs(path: Path) -> tuple[list[Line], list[str]]:
     return lines, mistakes
 
 
+def _letter(sign: str) -> bool:
+    """A letter, a mark on one or a digit, of any script."""
+    return sign in "_" + JOINERS or unicodedata.category(sign)[0] in "LMN"
+
+
+def mistake_in(number: int, error: Exception) -> str:
+    """One line on a line that cannot be used; values of any length are cut."""
+    text = " ".join(str(error).split())
+    return f"line {number}: {text[:MOST_SHOWN]}{'...' if len(text) > MOST_SHOWN else ''}"
+
+
 def _job(text: str) -> Job:
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=without_doubles)
+    except RecursionError:
+        raise BatchError("not a job: nested too deeply") from None
     except ValueError as error:
         raise BatchError(f"not JSON: {error}") from None
     if not isinstance(document, dict):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from profiling_core.commands.batch.clips import FULL
 from profiling_core.commands.report.document import document
 from profiling_core.commands.report.markup import Markup, table, tag
 
@@ -38,10 +39,13 @@ def _figure(row: dict[str, Any]) -> Markup:
     video = tag(
         "video", src=f"{stem}.mp4", poster=f"{stem}.jpg", controls=True, loop=True, preload="none"
     )
-    share = row["block_runs"] / max(1, row["block_runs_full"])
+    blocks = row["block_runs_full"] / max(1, row["block_runs"])
     facts = [f"{row['tree']}, seed {row['seed']}", f"plan {row['plan']}"]
-    facts += [f"{row['denoise_seconds']:.2f} s", f"{100 * share:.0f} % of the blocks"]
-    if "psnr" in row:
-        facts.append(f"PSNR {row['psnr']:.1f} dB")
+    facts.append(f"{row['denoise_seconds']:.2f} s")
+    if row["plan"] != FULL:
+        measured = f"{row['speedup']:.2f}x as fast, " if "speedup" in row else ""
+        facts.append(f"{measured}{blocks:.2f}x by its blocks")
+        psnr = f"{row['psnr']:.1f} dB" if "psnr" in row else "unknown without a full run"
+        facts.append(f"PSNR {psnr}")
     caption = tag("b", row["prompt"]), tag("p", " · ".join(facts))
     return tag("figure", video, tag("figcaption", *caption))

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from profiling_core.commands.arguments import log
-from profiling_core.commands.batch.attempts import Attempt, Task
+from profiling_core.commands.batch.attempts import Attempt, Task, is_disk_full
 from profiling_core.commands.batch.clips import Clip, row_of
 from profiling_core.commands.batch.folder import Folder
 from profiling_core.commands.batch.page import index_page
+from profiling_core.errors import BatchError
 from profiling_core.files import write_whole
 
 Again = Callable[[Attempt], Task | None]
@@ -29,7 +30,7 @@ class Runner(Protocol):
     """Makes clips; yields None now and then where nothing ended meanwhile."""
 
     @property
-    def states(self) -> list[str]: ...
+    def states(self) -> Sequence[str]: ...
 
     def attempts(
         self, tasks: Sequence[Task], work: Path, again: Again
@@ -47,6 +48,7 @@ class Batch:
     retries: int = 1
     errors: dict[str, list[str]] = field(default_factory=dict)  # of every attempt, by key
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    disk_full: bool = False
 
     @cached_property
     def _pairs(self) -> dict[str, list[Clip]]:
@@ -62,14 +64,22 @@ class Batch:
         missing = [clip for clip in self.clips if clip.key not in self.rows]
         return [Task(clip, bool(self._others(clip))) for clip in missing]
 
-    def run(self, runner: Runner, *, quiet: bool = False) -> int:
-        """Make what is left; the number of clips that failed."""
+    def run(
+        self, runner: Runner, *, quiet: bool = False, check: Callable[[], None] = lambda: None
+    ) -> int:
+        """Make what is left; the number of clips that are missing. check: called every second.
+
+        A full disk ends it: no further clip would fit, but the summary does.
+        """
         tasks = self.left()
         total = len(self.clips)
         drawn = sys.stderr.isatty() and log.isEnabledFor(logging.INFO) and not quiet
         bar = tqdm(total=total, initial=total - len(tasks), unit="clip", disable=not drawn)
         try:
+            self.finish()
+            self.folder.reserve(total)
             for found in runner.attempts(tasks, self.folder.work, self._again):
+                check()
                 if found is not None:
                     self._book(found)
                     done = found.clip.key in self.rows
@@ -77,11 +87,18 @@ class Batch:
                     if done and not drawn:
                         log.info(f"clip {len(self.rows)} of {total}: {found.clip.stem}")
                 bar.set_postfix_str("; ".join(runner.states)[:120])
+                if self.disk_full:
+                    break
         finally:
             bar.close()
             runner.close()
-            self.finish()
+            self.leave()
         return total - len(self.rows)
+
+    def leave(self) -> None:
+        """Remove what is unfinished, which makes room on a full disk, and write the summary."""
+        self.folder.clear()
+        self.finish()
 
     def finish(self) -> None:
         """PSNR of pairs, summary and index; what is written stands for any moment."""
@@ -108,10 +125,12 @@ class Batch:
                 self.folder.keep(clip, row, Path(found.made_in))
                 self.rows[clip.key] = row
                 return
-            except OSError as problem:
+            except (OSError, BatchError) as problem:
                 error = f"cannot keep the clip: {problem}"
+                self.disk_full = is_disk_full(problem)
         if found.made_in is not None:
             shutil.rmtree(found.made_in, ignore_errors=True)
+        self.disk_full |= found.disk_full
         errors = self.errors.setdefault(clip.key, [])
         errors.append(f"worker {found.worker}: {error}")
         log.error(f"{clip.stem}: attempt {len(errors)} failed: {error.splitlines()[-1]}")
@@ -149,6 +168,10 @@ class Batch:
     def _summary(self, clip: Clip) -> dict[str, Any]:
         row = self.rows.get(clip.key)
         if row is not None:
+            full = [self.rows[o.key] for o in self._others(clip) if o.key in self.rows]
+            if full and not clip.is_full:
+                speedup = full[0]["denoise_seconds"] / max(row["denoise_seconds"], 1e-9)
+                row = {**row, "speedup": round(speedup, 3)}
             return {**row, "state": "done", "error": ""}
         errors = self.errors.get(clip.key, [])
         return {
