@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
 import torch
 
-from profiling_core.engine.anchors import tensors_of
 from profiling_core.plan import CachePlan
 
 EXTRA = ("call 3", "call 4")  # branches of one step beside those of a plan
@@ -76,11 +75,12 @@ class CallTracker:
         elif len(self._used) == len(self.branches):
             raise ValueError(
                 f"{len(self._used) + 1} model calls with one timestep, but plan "
-                f"{self.plan.name!r} has {len(self.branches)} branches"
+                f"{self.plan.name!r} is followed in {len(self.branches)} of them: call begin(step, "
+                "branch) in the loop instead"
             )
         rest = args[1:] if args else list(kwargs.values())[1:]
-        found = [x for x in tensors_of([rest, kwargs if args else ()]) if x is not t]
-        given = {id(tensor): tensor for tensor in found}
+        found = _tensors([rest, kwargs if args else ()])
+        given = {id(tensor): tensor for tensor in found if tensor is not t}
         branch = self._branch_of(given)
         self._used.append(branch)
         self.calls_made[-1] += 1
@@ -199,3 +199,12 @@ class CallTracker:
                     f"{name} is {count}, plan {self.plan.name!r} is made for {self.plan.steps} "
                     "steps: use as many, or take plan.regrid.regrid(plan, sigmas, ...)"
                 )
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested lists and dicts; nothing else is looked into."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)

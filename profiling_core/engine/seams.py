@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from profiling_core.engine.block_lists import unwrapped
@@ -62,7 +61,7 @@ class BlockWalk:
                 )
         output = call(*args, **kwargs)
         last = number + 1 == len(self.blocks)
-        returned = (output,) if isinstance(output, torch.Tensor) else tuple(output)
+        returned = tuple(output) if isinstance(output, tuple | list) else (output,)
         self._output = () if last else returned
         return output
 
