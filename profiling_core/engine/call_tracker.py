@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
 import torch
 
 from profiling_core.plan import CachePlan
-from profiling_core.plan.schema import Branch
 
+EXTRA = ("call 3", "call 4")  # branches of one step beside those of a plan
 _STEP_COUNTS = ("sampling_steps", "num_inference_steps", "infer_steps")
 _TIMESTEPS = ("t", "timestep", "timesteps")
 
@@ -21,15 +21,18 @@ class CallTracker:
 
     The step is the identity of the timestep tensor: loops make a new tensor object per step and
     hand the same one to both guidance calls, while its *values* may repeat (integer timesteps do).
-    The branch is the order of the calls within a step. A strong reference to the last tensor is
-    kept, so that its identity cannot be taken by another.
+    The branch is recognised by the tensors that the loop gives it at every step (its prompt), and
+    by the order of the calls where none differs: guidance may begin late, end early or change its
+    order. `calls` allows more calls a step than the plan has branches, as skip-layer guidance
+    makes them: the EXTRA branches. Strong references to these tensors and to the last timestep are
+    kept, so that no other can take their identity.
 
     A new video is recognised by wrapping `owner.call`: then every run starts clean, its step count
     is compared with the plan's, a call too many is an error, and everything is freed when it
     returns or raises. Without an owner it is recognised when the step count is reached, or when the
     timestep of a CPU tensor runs against the direction seen so far (device tensors are never read);
     with `strict` somebody else clears between runs, and a call too many is an error.
-    `branches_seen`: the most calls with one timestep so far.
+    `calls_made`: of every step so far.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class CallTracker:
         *,
         timestep: int | str | None = None,
         strict: bool = False,
+        calls: int | None = None,
     ) -> None:
         if (owner is None) != (call is None):
             raise ValueError("follow needs both the owner of the loop and the name of its call")
@@ -48,7 +52,8 @@ class CallTracker:
             raise ValueError(f"follow takes the object that runs the loop, not its class {owner}")
         self.plan, self._clear, self._timestep = plan, clear, timestep
         self._owner, self._call = owner, call
-        self._strict, self.branches_seen = strict or owner is not None, 1
+        self._strict = strict or owner is not None
+        self.branches: tuple[str, ...] = (*plan.branches, *EXTRA)[: calls or len(plan.branches)]
         self.forget()
         if owner is not None and call is not None:
             self._wrap(owner, call)
@@ -56,22 +61,44 @@ class CallTracker:
     def forget(self) -> None:
         """The next call starts a new video."""
         self._last: torch.Tensor | None = None
-        self._step, self._order, self._direction = -1, 0, 0
+        self._step, self._direction = -1, 0
+        self._used: list[str] = []  # branches of this step
+        self._kept: dict[str, dict[int, torch.Tensor]] = {}  # what all calls of a branch were given
+        self._again: set[str] = set()  # branches that had more than one call
+        self.calls_made: list[int] = []
 
-    def position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Branch]:
+    def position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, str]:
         """Step and branch of this call of the model."""
         t = self._find_timestep(args, kwargs)
-        if t is self._last:
-            self._order += 1
-            if self._order >= len(self.plan.branches):
-                raise ValueError(
-                    f"{self._order + 1} model calls with one timestep, but plan "
-                    f"{self.plan.name!r} has {len(self.plan.branches)} branches"
-                )
-            self.branches_seen = max(self.branches_seen, self._order + 1)
-        else:
+        if t is not self._last:
             self._next_step(t)
-        return self._step, self.plan.branches[self._order]
+        elif len(self._used) == len(self.branches):
+            raise ValueError(
+                f"{len(self._used) + 1} model calls with one timestep, but plan "
+                f"{self.plan.name!r} is followed in {len(self.branches)} of them: call begin(step, "
+                "branch) in the loop instead"
+            )
+        rest = args[1:] if args else list(kwargs.values())[1:]
+        found = _tensors([rest, kwargs if args else ()])
+        given = {id(tensor): tensor for tensor in found if tensor is not t}
+        branch = self._branch_of(given)
+        self._used.append(branch)
+        self.calls_made[-1] += 1
+        kept = self._kept.get(branch)
+        if kept is not None:
+            self._again.add(branch)
+            given = {key: tensor for key, tensor in kept.items() if key in given}
+        self._kept[branch] = given
+        return self._step, branch
+
+    def _branch_of(self, given: dict[int, torch.Tensor]) -> str:
+        free = [branch for branch in self.branches if branch not in self._used]
+        for branch in free:
+            if self._kept.get(branch) and self._kept[branch].keys() <= given.keys():
+                return branch
+        # not one whose tensors stayed the same so far, and are others now
+        unknown = [b for b in free if not (b in self._again and self._kept[b])]
+        return (unknown or free)[0]
 
     def restore(self) -> None:
         """Give the owner its own call back."""
@@ -97,11 +124,12 @@ class CallTracker:
         if step >= self.plan.steps or turned:
             self._clear()  # a new video; this calls forget
             step = 0
-        self._last, self._step, self._order = t, step, 0
+        self._last, self._step, self._used = t, step, []
+        self.calls_made.append(0)
 
     def _refuse_tensor_per_call(self, t: torch.Tensor) -> None:
         """Two branches, and the second call brings another tensor of the same value (CPU only)."""
-        if self._last is None or self._order or len(self.plan.branches) == 1:
+        if self._last is None or len(self._used) > 1 or len(self.branches) == 1:
             return
         if t.device.type == "cpu" and torch.equal(t, self._last):
             raise ValueError(
@@ -171,3 +199,12 @@ class CallTracker:
                     f"{name} is {count}, plan {self.plan.name!r} is made for {self.plan.steps} "
                     "steps: use as many, or take plan.regrid.regrid(plan, sigmas, ...)"
                 )
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested lists and dicts; nothing else is looked into."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)

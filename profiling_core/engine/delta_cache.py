@@ -26,8 +26,8 @@ from torch import nn
 
 from profiling_core.engine.anchors import forecast_prediction, keep, tensors_of
 from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
-from profiling_core.engine.call_tracker import CallTracker
-from profiling_core.engine.interval import AnchorStore, Interval
+from profiling_core.engine.call_tracker import EXTRA, CallTracker
+from profiling_core.engine.interval import AnchorStore, Call, Interval
 from profiling_core.engine.run_stats import RunStats
 from profiling_core.engine.seams import (
     CACHE,
@@ -65,8 +65,9 @@ class DeltaCache:
         self._model: nn.Module | None = None
         self._walks: list[BlockWalk] = []
         self._prediction: AnchorStore | None = None
-        self._position: tuple[int, Branch] | None = None
+        self._position: tuple[int, str] | None = None
         self._last_step = -1
+        self._called: dict[int, set[str]] = {}  # step of this video -> branches
         self._tracker: CallTracker | None = None
         self._busy = False
 
@@ -140,14 +141,14 @@ class DeltaCache:
         for store in self._stores():
             store.clear()
         self._position = None
-        self._last_step = -1
+        self._last_step, self._called = -1, {}
         self.stats.bytes_held = 0
         if self._tracker is not None:
             self._tracker.forget()
 
     # -- position
 
-    def begin(self, step: int, branch: Branch = "cond") -> None:
+    def begin(self, step: int, branch: str = "cond") -> None:
         """Set step (0-based, of the plan's grid) and branch of the next model call.
 
         Steps past the planned count compute everything. A step below the last one starts a new
@@ -156,8 +157,9 @@ class DeltaCache:
         self._position = None
         if step < 0:
             raise ValueError(f"step {step} is negative: steps count from 0")
-        if branch not in self.plan.branches:
-            known = ", ".join(self.plan.branches)
+        branches = self.plan.branches if self._tracker is None else self._tracker.branches
+        if branch not in branches:
+            known = ", ".join(branches)
             raise ValueError(f"plan {self.plan.name!r} has no branch {branch!r}: it has {known}")
         if step < self._last_step:
             self.clear()
@@ -188,9 +190,9 @@ class DeltaCache:
         return self
 
     @property
-    def branches_seen(self) -> int:
-        """The most calls with one timestep that the followed loop made."""
-        return 1 if self._tracker is None else self._tracker.branches_seen
+    def calls_made(self) -> list[int]:
+        """Of every step of this video that the followed loop visited."""
+        return [] if self._tracker is None else self._tracker.calls_made
 
     def is_compute(self, step: int, branch: Branch = "cond") -> bool:
         """Do all blocks run at this step?"""
@@ -218,7 +220,12 @@ class DeltaCache:
                 )
             step, branch = self._position
             self._position = None
-            output = self._answer(run, args, kwargs, step, branch)
+            here = self._called.setdefault(step, set())
+            missed = frozenset(s for s, branches in self._called.items() if branch not in branches)
+            output = self._answer(
+                run, args, kwargs, Call(step, branch, missed, _sizes(args, kwargs))
+            )
+            here.add(branch)
         except BaseException:
             self.clear()
             raise
@@ -227,49 +234,49 @@ class DeltaCache:
         self._account(step, branch)
         return output
 
-    def _answer(
-        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: Branch
-    ) -> Any:
-        store = self._prediction
-        if store is not None and step in store.schedules[branch].forecasts:
+    def _answer(self, run: Callable[..., Any], args: tuple, kwargs: dict, call: Call) -> Any:
+        store, step, branch = self._prediction, call.step, call.branch
+        schedule = None if store is None else store.schedules[branch]
+        forecast = () if schedule is None else schedule.forecasts.get(step, ())
+        if store is not None and forecast and not store.lacks(forecast, call):
             needed = store.needed(branch, step)
-            _check_sizes(needed[0][0].sizes, _sizes(args, kwargs))
+            _check_sizes(needed[0][0].sizes, call.sizes)
             self.stats.reused_calls += 1
             return forecast_prediction(needed)
-        output = self._run(run, args, kwargs, step, branch)
-        given = output
-        if store is not None and step in store.schedules[branch].corrections:
-            given = _corrected(store, output, _sizes(args, kwargs), step, branch)
+        output = self._run(run, args, kwargs, call)
+        if store is None or schedule is None:
+            return output
+        given, correction = output, schedule.corrections.get(step, ())
+        if correction and not store.lacks(correction[1:], call):
+            given = _corrected(store, output, call)
             store.drop_after(branch, step)  # what only the correction needed makes room
-        if store is not None and step in store.schedules[branch].last_use:
+        if step in schedule.last_use:
             copies = (tensor.detach().clone() for tensor in tensors_of(output))
             storage, place = self.plan.storage, self.plan.storage_place
-            sizes = _sizes(args, kwargs)
-            store.anchors[branch, step] = keep(output, copies, storage, place, sizes)
+            store.anchors[branch, step] = keep(output, copies, storage, place, call.sizes)
         return given
 
-    def _run(
-        self, run: Callable[..., Any], args: tuple, kwargs: dict, step: int, branch: Branch
-    ) -> Any:
+    def _run(self, run: Callable[..., Any], args: tuple, kwargs: dict, call: Call) -> Any:
         self.stats.model_calls += 1
         for walk in self._walks:
-            walk.start(step, branch)
+            walk.start(call)
         try:
             output = run(*args, **kwargs)
         finally:
             for walk in self._walks:
                 walk.stop()
         for walk in self._walks:
-            walk.finish(step, branch)
+            walk.finish(call)
         self.stats.block_runs += sum(self.plan.model.block_lists.values())
         self.stats.block_runs -= sum(walk.skipped for walk in self._walks)
         self.stats.reused_intervals += sum(walk.reused for walk in self._walks)
         return output
 
-    def _account(self, step: int, branch: Branch) -> None:
+    def _account(self, step: int, branch: str) -> None:
         self.stats.peak_bytes = max(self.stats.peak_bytes, self.bytes_held)
         for store in self._stores():
-            store.drop_after(branch, step)
+            for other in store.schedules:  # also of branches whose calls ended early
+                store.drop_after(other, step if other == branch else step - 1)
         self.stats.bytes_held = self.bytes_held
 
     def _stores(self) -> Iterator[AnchorStore]:
@@ -281,7 +288,10 @@ class DeltaCache:
     def _build_stores(self, found: dict[str, nn.ModuleList]) -> None:
         self._walks, self._prediction = [], None
         for site in self.plan.sites:
-            schedules = {b: SiteSchedule.of(self.plan, site, b) for b in self.plan.branches}
+            schedules: dict[str, SiteSchedule] = {
+                b: SiteSchedule.of(self.plan, site, b) for b in self.plan.branches
+            }
+            schedules |= dict.fromkeys(EXTRA, schedules[self.plan.branches[0]])
             if not isinstance(site, IntervalSite):
                 self._prediction = AnchorStore("prediction", schedules)
                 continue
@@ -292,13 +302,11 @@ class DeltaCache:
             walk.intervals += [Interval(site, run, schedules, self.plan) for run in site.intervals]
 
 
-def _corrected(
-    store: AnchorStore, output: Any, sizes: tuple[torch.Size, ...], step: int, branch: Branch
-) -> Any:
+def _corrected(store: AnchorStore, output: Any, call: Call) -> Any:
     """The new prediction and those before it, weighted by the plan's correction."""
-    (_, own), *others = store.schedules[branch].corrections[step]
-    before = store.anchors_of(branch, step, others)
-    _check_sizes(before[0][0].sizes, sizes)
+    (_, own), *others = store.schedules[call.branch].corrections[call.step]
+    before = store.anchors_of(call.branch, call.step, others)
+    _check_sizes(before[0][0].sizes, call.sizes)
     new = keep(output, tensors_of(output), "stream", "device")
     return forecast_prediction([(new, own), *before])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from profiling_core.engine.anchors import Anchor, forecast_delta, keep
 from profiling_core.engine.block_lists import unwrapped
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
-from profiling_core.plan.schema import Branch, IntervalSite
+from profiling_core.plan.schema import IntervalSite
 from profiling_core.plan.site_schedule import SiteSchedule
 
 NOT_SKIPPED = (
@@ -29,20 +29,30 @@ NOT_SKIPPED = (
 )
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of the model: its position, and what decides whether it can reuse."""
+
+    step: int
+    branch: str
+    missed: frozenset[int] = frozenset()  # steps of this video without a call of this branch
+    sizes: tuple[torch.Size, ...] = ()  # of the latents
+
+
 @dataclass
 class AnchorStore:
     """The anchors of one site element: an interval, or the prediction."""
 
     label: str
-    schedules: dict[Branch, SiteSchedule]
-    anchors: dict[tuple[Branch, int], Anchor] = field(default_factory=dict)
+    schedules: dict[str, SiteSchedule]
+    anchors: dict[tuple[str, int], Anchor] = field(default_factory=dict)
 
-    def needed(self, branch: Branch, step: int) -> list[tuple[Anchor, float]]:
+    def needed(self, branch: str, step: int) -> list[tuple[Anchor, float]]:
         """Anchors and weights of a reuse step; ValueError when one was never computed."""
         return self.anchors_of(branch, step, self.schedules[branch].forecasts[step])
 
     def anchors_of(
-        self, branch: Branch, step: int, weights: Iterable[tuple[int, float]]
+        self, branch: str, step: int, weights: Iterable[tuple[int, float]]
     ) -> list[tuple[Anchor, float]]:
         """The anchors of some steps with their weights, for use at `step`."""
         found = []
@@ -57,10 +67,18 @@ class AnchorStore:
             found.append((anchor, weight))
         return found
 
+    def lacks(self, weights: Iterable[tuple[int, float]], call: Call) -> bool:
+        """Is there no anchor to reuse, as the branch was not called then, or with another batch?"""
+        for step, _ in weights:
+            anchor = self.anchors.get((call.branch, step))
+            if step in call.missed if anchor is None else _other_batch(anchor.sizes, call.sizes):
+                return True
+        return False
+
     def clear(self) -> None:
         self.anchors.clear()
 
-    def drop_after(self, branch: Branch, step: int) -> None:
+    def drop_after(self, branch: str, step: int) -> None:
         """Free the anchors that no later step needs."""
         last_use = self.schedules[branch].last_use
         for key in [k for k in self.anchors if k[0] == branch and last_use[k[1]] <= step]:
@@ -80,7 +98,7 @@ class Interval(AnchorStore):
         self,
         site: IntervalSite,
         run: tuple[int, int],
-        schedules: dict[Branch, SiteSchedule],
+        schedules: dict[str, SiteSchedule],
         plan: CachePlan,
     ) -> None:
         first, last = run
@@ -92,15 +110,13 @@ class Interval(AnchorStore):
         super().clear()
         self._forget()
 
-    def prepare(
-        self, calls: list[Callable[..., Any]], blocks: list[nn.Module], step: int, branch: Branch
-    ) -> int:
+    def prepare(self, calls: list[Callable[..., Any]], blocks: list[nn.Module], call: Call) -> int:
         """Put this interval's callables into `calls`; the number of blocks that will not run."""
         self._forget()
-        schedule = self.schedules[branch]
+        schedule, step = self.schedules[call.branch], call.step
         self.names = parameters(blocks[self.first])
-        if step in schedule.forecasts:
-            self.reused = self.needed(branch, step)
+        if step in schedule.forecasts and not self.lacks(schedule.forecasts[step], call):
+            self.reused = self.needed(call.branch, step)
             count = self.last - self.first
             calls[self.first : self.last + 1] = [self.add_forecast] + [self.pass_on] * count
             return count + 1
@@ -112,10 +128,10 @@ class Interval(AnchorStore):
                 calls[self.first], calls[self.last] = self.run_first, self.run_last
         return 0
 
-    def finish(self, step: int, branch: Branch) -> None:
+    def finish(self, call: Call) -> None:
         """Store what the call kept."""
         if self.kept is not None:
-            self.anchors[branch, step] = self.kept
+            self.anchors[call.branch, call.step] = replace(self.kept, sizes=call.sizes)
         self._forget()
 
     def run_first(self, *args: Any, **kwargs: Any) -> Any:
@@ -202,7 +218,8 @@ class Interval(AnchorStore):
 
 def parameters(block: nn.Module) -> tuple[str, ...]:
     """Names of a block's parameters, for loops that call it by keyword."""
-    return _parameters(type(unwrapped(block)))
+    kind: type = type(unwrapped(block))
+    return _parameters(kind)
 
 
 @cache
@@ -213,6 +230,13 @@ def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
 def leading(names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """A call's arguments in the order of the block's parameters, by position or name."""
     return (*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
+
+
+def _other_batch(kept: tuple[torch.Size, ...], now: tuple[torch.Size, ...]) -> bool:
+    """Latents (B, ...) of another number of samples, as when batched guidance ends early."""
+    if kept == now or not kept or not now or len(now[0]) < 3:
+        return False
+    return kept[0][1:] == now[0][1:]
 
 
 def _version(value: Any) -> int | None:

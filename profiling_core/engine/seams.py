@@ -8,13 +8,11 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from profiling_core.engine.block_lists import unwrapped
-from profiling_core.engine.interval import NOT_SKIPPED, Interval, leading, parameters
+from profiling_core.engine.interval import NOT_SKIPPED, Call, Interval, leading, parameters
 from profiling_core.errors import PlanError
-from profiling_core.plan.schema import Branch
 
 CACHE, WALK = "_delta_cache", "_delta_walk"  # keys in the instance dicts of model and list
 
@@ -30,15 +28,18 @@ class BlockWalk:
         self._names: tuple[str, ...] = ()
         self._output: tuple[Any, ...] = ()  # of the block before
 
-    def start(self, step: int, branch: Branch) -> None:
+    def start(self, call: Call) -> None:
         """Decide what every block does in the coming call; blocks are looked up afresh."""
         blocks = list(self.blocks._modules.values())
         calls: list[Callable[..., Any]] = list(blocks)
-        counts = [interval.prepare(calls, blocks, step, branch) for interval in self.intervals]
+        counts = [interval.prepare(calls, blocks, call) for interval in self.intervals]
         self.skipped, self.reused = sum(counts), sum(count > 0 for count in counts)
         if not self.skipped:
             self._names = parameters(blocks[0])
-            calls = [partial(self._in_order, number, call) for number, call in enumerate(calls)]
+            calls = [
+                partial(self._in_order, number, call_block)
+                for number, call_block in enumerate(calls)
+            ]
         self.walks, self.calls, self._output = 0, calls, ()
 
     def _in_order(self, number: int, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -60,14 +61,14 @@ class BlockWalk:
                 )
         output = call(*args, **kwargs)
         last = number + 1 == len(self.blocks)
-        returned = (output,) if isinstance(output, torch.Tensor) else tuple(output)
+        returned = tuple(output) if isinstance(output, tuple | list) else (output,)
         self._output = () if last else returned
         return output
 
     def stop(self) -> None:
         self.calls, self._output = None, ()
 
-    def finish(self, step: int, branch: Branch) -> None:
+    def finish(self, call: Call) -> None:
         """Store what the call kept; ValueError when the model did not walk the list once."""
         if self.walks != 1:
             raise ValueError(
@@ -75,7 +76,7 @@ class BlockWalk:
                 "once: intervals need a plain loop `for block in list` in its forward"
             )
         for interval in self.intervals:
-            interval.finish(step, branch)
+            interval.finish(call)
 
 
 def _plain_reduce(module: nn.Module, plain: Any, key: str, protocol: int) -> Any:

@@ -25,7 +25,7 @@ from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import PlanError
 from profiling_core.loops.scheduler_grid import Grid, SteppedLevels, grid_of, visit_only, when_set
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import block_runs_full, bytes_held
+from profiling_core.plan.cost import block_runs_without, bytes_held
 from profiling_core.plan.describe import format_bytes, storage_words, summary_lines
 from profiling_core.plan.regrid import regrid
 from profiling_core.plan.restrict import (
@@ -34,9 +34,9 @@ from profiling_core.plan.restrict import (
     on_steps,
     on_visited_steps,
 )
-from profiling_core.plan.schema import Branch
 
 PlanFor = Callable[[Grid], CachePlan]
+MOST_CALLS = 4  # of a step: cond, uncond, and those of skip-layer or perturbed guidance
 Log = Callable[[str], None]
 
 
@@ -114,7 +114,7 @@ class LoopCache:
                 part = on_steps(visited, range(first, first + count))
                 cache = LoggedCache(part, self.found.lists, visited, self._log)
                 self._caches.append(cache.attach(model))
-                cache.follow(strict=True)
+                cache.follow(strict=True, calls=MOST_CALLS)
             first += count
 
     def _finish(self) -> None:
@@ -125,12 +125,11 @@ class LoopCache:
                 "a plan to; call begin(step, branch) in it instead"
             )
         self._steps.check_taken()
+        calls = [count for cache in self._caches for count in cache.calls_made]
         for cache in self._caches:
             cache.clear()
         self.stats = _summed([cache.stats for cache in self._caches])
-        branches = max((cache.branches_seen for cache in self._caches), default=1)
-        full = block_runs_full(self.plan) * branches // len(self.plan.branches)
-        self.stats.block_runs_full = full
+        self.stats.block_runs_full = block_runs_without(self.plan, calls)
         for line in self.stats.lines():
             self._log(line)
 
@@ -150,7 +149,7 @@ class LoggedCache(DeltaCache):
         self._whole, self._log = whole, log
         self._logged = False
 
-    def _account(self, step: int, branch: Branch) -> None:
+    def _account(self, step: int, branch: str) -> None:
         deltas = [a for walk in self._walks for i in walk.intervals for a in i.anchors.values()]
         predictions = [*self._prediction.anchors.values()] if self._prediction else []
         missing = (self._walks and not deltas) or (self._prediction and not predictions)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -22,7 +22,7 @@ from profiling_core.engine.anchors import keep
 from profiling_core.engine.block_lists import unwrapped
 from profiling_core.engine.call_tracker import CallTracker
 from profiling_core.errors import ProfileError
-from profiling_core.loops.cached_loop import LoopModels
+from profiling_core.loops.cached_loop import MOST_CALLS, LoopModels
 from profiling_core.loops.scheduler_grid import Grid, SteppedLevels, grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.schema import Branch
@@ -156,9 +156,10 @@ def _positions(recorder: Recorder, model: nn.Module) -> RemovableHandle:
         sites=[],
         provenance={"made_by": __name__, "source": "every step computes"},
     )
-    tracker = CallTracker(every, lambda: None, strict=True)
+    tracker = CallTracker(every, lambda: None, strict=True, calls=MOST_CALLS)
 
     def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.begin(*tracker.position(args, kwargs))
+        step, branch = tracker.position(args, kwargs)
+        recorder.begin(step, cast(Branch, branch))
 
     return model.register_forward_pre_hook(begin, with_kwargs=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -34,6 +35,14 @@ def block_runs(plan: PlanDocument) -> int:
 def block_runs_full(plan: PlanDocument) -> int:
     """The same without a cache."""
     return plan.steps * len(plan.branches) * sum(plan.model.block_lists.values())
+
+
+def block_runs_without(plan: PlanDocument, calls: Sequence[int]) -> int:
+    """Without a cache, for the calls of every visited step; a jumped one has those before it."""
+    ends = (*plan.solver_steps[1:], plan.steps)
+    spans = (end - start for start, end in zip(plan.solver_steps, ends, strict=True))
+    steps = sum(count * span for count, span in zip(calls, spans, strict=False))
+    return steps * sum(plan.model.block_lists.values())
 
 
 def speedup_flops(plan: PlanDocument) -> float:
