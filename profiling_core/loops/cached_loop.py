@@ -121,6 +121,11 @@ class LoopCache:
         for cache in self._caches:
             cache.clear()
         self.stats = _summed([cache.stats for cache in self._caches])
+        if not self.stats.model_calls:
+            raise PlanError(
+                f"the loop never called its {type(self.found.models[0]).__name__}, so plan "
+                f"{self.plan.name!r} was not used: attach it to the model that the loop calls"
+            )
         branches = max((cache.branches_seen for cache in self._caches), default=1)
         full = block_runs_full(self.plan) * branches // len(self.plan.branches)
         self.stats.block_runs_full = full
