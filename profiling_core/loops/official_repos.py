@@ -39,6 +39,7 @@ from profiling_core.runtime.options import check_profile_target
 _EXPERTS = ("high_noise_model", "low_noise_model")  # of Wan2.2's A14B, in the order of use
 _UNSERVED = ("s2v-14B", "animate-14B")  # tasks of Wan2.2
 _used: list[str] = []  # the plans and profiles that runs went by since `check_options`
+_failed: list[str] = []  # why others did not, once their clip was made
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def hunyuan_run(sampler: Any) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """PlanError (a ValueError) for a --delta_cache or --delta_profile that cannot work."""
     _used.clear()
+    _failed.clear()
     _check_options(args)
 
 
@@ -87,11 +89,11 @@ def check_used(args: argparse.Namespace) -> None:
     """PlanError at the end of a command for options that no run went by."""
     if not _used:
         option = "delta_profile" if args.delta_cache is None else "delta_cache"
-        raise PlanError(
-            f"--{option} {getattr(args, option)}: no run went by it, what was made is of a full "
-            "run: this command builds or calls its pipeline where our lines are not; put wan_run "
-            "or hunyuan_run behind its construction, as patches/README.md shows"
-        )
+        reason = "what was made is of a full run: this command builds or calls its pipeline where "
+        reason += "our lines are not; put wan_run or hunyuan_run behind its construction, as "
+        reason += "patches/README.md shows"
+        named = getattr(args, option)
+        raise PlanError(f"--{option} {named}: no run went by it: {'; '.join(_failed) or reason}")
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -132,21 +134,28 @@ def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, log: Log) -> None:
         bound = signature.bind(*given, **named)
         bound.apply_defaults()
         shift = bound.arguments.get(loop.shift) if loop.shift else None
-        if args.delta_cache is not None:
-            cache = _cache(owner, args.delta_cache, loop, log)
-            with cache.running(*loop.schedulers(owner), shift=shift):
-                result = original(*given, **named)
-            _used.append(args.delta_cache)
-            return result
-        if args.delta_profile is None:
-            return original(*given, **named)
-        profile = _profile(owner, args.delta_profile, loop)
-        with profile.running(*loop.schedulers(owner), shift=shift):
-            result = original(*given, **named)
-        recorded = profile.finish(**loop.facts(bound.arguments, result))
-        _used.append(args.delta_profile)
-        log(f"recorded a run of {recorded.recorded.steps} steps into {args.delta_profile}")
-        return result
+        made: list[Any] = []
+        try:
+            if args.delta_cache is not None:
+                cache = _cache(owner, args.delta_cache, loop, log)
+                with cache.running(*loop.schedulers(owner), shift=shift):
+                    made.append(original(*given, **named))
+                _used.append(args.delta_cache)
+            elif args.delta_profile is not None:
+                profile = _profile(owner, args.delta_profile, loop)
+                with profile.running(*loop.schedulers(owner), shift=shift):
+                    made.append(original(*given, **named))
+                recorded = profile.finish(**loop.facts(bound.arguments, made[0])).recorded
+                _used.append(args.delta_profile)
+                log(f"recorded a run of {recorded.steps} steps into {args.delta_profile}")
+            else:
+                made.append(original(*given, **named))
+        except (PlanError, ProfileError, OSError) as error:
+            if not made:
+                raise
+            _failed.append(str(error))  # upstream saves the clip, then `check_used` says it
+            log(f"error: {error}")
+        return made[0]
 
     setattr(owner, loop.call, call)
 

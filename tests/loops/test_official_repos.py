@@ -10,6 +10,7 @@ import toy_upstreams
 from naive_walk import naive
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.loops.official_repos import check_options, check_used, hunyuan_run, wan_run
+from profiling_core.loops.recorded_loop import LoopProfile
 from profiling_core.loops.scheduler_grid import grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import known_model
@@ -189,9 +190,10 @@ def test_a_run_that_was_asked_for_a_plan_and_did_not_use_it_ends_with_an_error(
             pipeline.generate("a lamp", fails_at=3)
     elif how == "other model":
         pipeline.model_at = lambda t: other.model
-        with pytest.raises(PlanError, match="the loop never called its WanModel"):
-            pipeline.generate("a lamp")
-    with pytest.raises(PlanError, match=f"--delta_cache {plan}: no run went by it"):
+        plain = WanToy().generate("a lamp")
+        assert torch.equal(pipeline.generate("a lamp"), plain)  # what was made is not lost
+    reason = "the loop never called its WanModel" if how == "other model" else "of a full run"
+    with pytest.raises(PlanError, match=f"--delta_cache {plan}: no run went by it.*{reason}"):
         check_used(args)
 
 
@@ -202,6 +204,21 @@ def test_a_run_that_was_asked_for_a_profile_and_recorded_none_ends_with_an_error
     check_options(args)
     WanToy().generate("a lamp")
     with pytest.raises(PlanError, match=r"--delta_profile .*: no run went by it"):
+        check_used(args)
+
+
+def test_a_profile_that_cannot_be_written_leaves_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(profile: LoopProfile, **facts: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(LoopProfile, "finish", full_disk)
+    args, pipeline = options(None, str(tmp_path / "toy.profile")), WanToy()
+    check_options(args)
+    wan_run(pipeline, args)
+    assert torch.equal(pipeline.generate("a lamp"), WanToy().generate("a lamp"))
+    with pytest.raises(PlanError, match=r"--delta_profile .*: no space left on device"):
         check_used(args)
 
 
