@@ -25,7 +25,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 class Insertion:
     """Lines before or after the statement of a kind in a function that makes a call.
 
-    There must be one such statement; with `each` at least one, and each gets the lines.
+    There must be one such statement; with `each` at least one, and each gets the lines. The kind
+    "last" is the function's last statement, whatever it calls.
     """
 
     name: str
@@ -34,17 +35,21 @@ class Insertion:
     function: str
     place: str
     statement: str
-    calls: str  # a leading dot means a method; * stands for any letters
     lines: tuple[str, ...]
+    calls: str = ""  # a leading dot means a method; * stands for any letters
     each: bool = False
 
     def __post_init__(self) -> None:
         if self.place not in ("before", "after"):
             raise InputError(f"{self.name}: place is {self.place!r}, expected before or after")
-        if self.statement not in KINDS:
-            raise InputError(f"{self.name}: statement is {self.statement!r}, expected {[*KINDS]}")
+        if self.statement not in (*KINDS, "last"):
+            raise InputError(
+                f"{self.name}: statement is {self.statement!r}, expected {[*KINDS, 'last']}"
+            )
 
     def __str__(self) -> str:
+        if self.statement == "last":
+            return f"{self.file}: anchor {self.name!r} (the last statement in {self.function})"
         which = "each" if self.each else "the one"
         what = f"{which} {self.statement} in {self.function} that calls {self.calls}"
         return f"{self.file}: anchor {self.name!r} ({what})"
@@ -56,17 +61,21 @@ class Upstream:
 
     name: str
     repository: str
+    model: str  # its name, as one of the files has it
     insertions: tuple[Insertion, ...]
+    script: str = ""
+    refused: str = ""  # what to do instead, where nothing is inserted
 
     @property
     def files(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(insertion.file for insertion in self.insertions))
+        files = [insertion.file for insertion in self.insertions]
+        return tuple(dict.fromkeys(files or [self.script]))
 
 
 def load_upstreams(folder: Path) -> list[Upstream]:
     """The upstreams that the folder's TOML files describe."""
     toml = toml_module()
-    return [_upstream(path, toml) for path in sorted(folder.glob("*.toml"))]
+    return [one for path in sorted(folder.glob("*.toml")) for one in _upstreams(path, toml)]
 
 
 def toml_module() -> Any:
@@ -86,16 +95,27 @@ def toml_module() -> Any:
     return tomllib
 
 
-def _upstream(path: Path, toml: Any) -> Upstream:
+def _upstreams(path: Path, toml: Any) -> list[Upstream]:
     try:
         data = toml.loads(path.read_text(encoding="utf-8"))
-        insertions = [
-            Insertion(**{**entry, "lines": tuple(entry["lines"].strip("\n").split("\n"))})
-            for entry in data["insertion"]
+        return [
+            Upstream(**tree, insertions=() if "refused" in tree else _insertions(data, tree))
+            for tree in data["tree"]
         ]
-        return Upstream(path.stem, data["repository"], tuple(insertions))
     except (toml.TOMLDecodeError, KeyError, TypeError, InputError) as error:
         raise InputError(f"{path.name}: {type(error).__name__} {error}") from None
+
+
+def _insertions(data: dict[str, Any], tree: dict[str, str]) -> tuple[Insertion, ...]:
+    filled = [
+        {
+            **entry,
+            "file": entry["file"].replace("{script}", tree.get("script", "")),
+            "lines": tuple(entry["lines"].strip("\n").split("\n")),
+        }
+        for entry in data["insertion"]
+    ]
+    return tuple(Insertion(**entry) for entry in filled)
 
 
 def parse(source: Source) -> ast.Module:
@@ -154,6 +174,8 @@ def find_anchors(
     found = [(function, s) for function in named for s in _matches(insertion, function)]
     if len(named) == 1 and found and (insertion.each or len(found) == 1):
         anchors = [statement for _, statement in found]
+        if insertion.statement == "last":
+            _check_end_reached(insertion, named[0])
         if insertion.each:
             _check_all_reached(insertion, module, anchors)
         return named[0], anchors
@@ -203,6 +225,8 @@ def _functions(module: ast.Module) -> list[ast.FunctionDef]:
 
 
 def _matches(insertion: Insertion, function: ast.AST) -> list[ast.stmt]:
+    if insertion.statement == "last":
+        return function.body[-1:]
     kinds = KINDS[insertion.statement]
     found = (s for s in statements(function) if isinstance(s, kinds))
     return [s for s in found if s.value is not None and anchor_calls(insertion, s.value)]
@@ -217,9 +241,19 @@ def _check_all_reached(insertion: Insertion, module: ast.Module, anchors: list[a
         raise PatchError(f"{insertion}: not in such a statement: {listed}")
 
 
+def _check_end_reached(insertion: Insertion, function: ast.FunctionDef) -> None:
+    """No way out of the function may go past its end."""
+    returns = [str(s.lineno) for s in statements(function) if isinstance(s, ast.Return)]
+    if returns:
+        raise PatchError(
+            f"{insertion}: {function.name} returns on line {', '.join(returns)}, where the lines "
+            "at its end are not reached; let it run to its end"
+        )
+
+
 def _near_function(insertion: Insertion, module: ast.Module) -> str:
     functions = {function.name: function for function in _functions(module)}
-    same = [f for f in functions.values() if _matches(insertion, f)]
+    same = [f for f in functions.values() if insertion.calls and _matches(insertion, f)]
     close = difflib.get_close_matches(insertion.function, functions, 3, 0.4)
     if same:
         return "such a statement is in " + ", ".join(
@@ -260,9 +294,9 @@ def _code_names(
 ) -> dict[str, str]:
     """What {object}, {target} and {parameter} of an inserted line stand for in this code."""
     names = {}
-    call = anchor_calls(insertion, statement)[0]
-    if isinstance(call.func, ast.Attribute):
-        names["object"] = ast.unparse(call.func.value)
+    for call in anchor_calls(insertion, statement)[:1]:
+        if isinstance(call.func, ast.Attribute):
+            names["object"] = ast.unparse(call.func.value)
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
         target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
         names["target"] = ast.unparse(target)

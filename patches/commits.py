@@ -15,7 +15,7 @@ from pathlib import Path
 from anchors import Upstream
 from edits import InputError, PatchError
 from proofs import Proof, prove
-from trees import Tree, read_tree
+from trees import Tree, kind_of, read_tree
 
 HOLDS = "all checks hold"
 LACKS = "files not there"
@@ -81,19 +81,21 @@ def check_history(repository: Path, upstreams: Sequence[Upstream]) -> History:
         raise InputError(f"{repository}: no such directory")
     commits = git(repository, "rev-list", "--reverse", "HEAD").decode().split()
     found = {commit: _blobs(repository, commit, upstreams) for commit in commits}
-    kinds = [u for u in upstreams if any(set(u.files) <= blobs.keys() for blobs in found.values())]
-    if len(kinds) != 1:
-        named = " and ".join(upstream.name for upstream in kinds) or "none"
-        raise InputError(f"{repository}: expected one known kind of tree in its history: {named}")
+    with tempfile.TemporaryDirectory() as folder:
+        _write(repository, found[commits[-1]], Path(folder))
+        try:
+            upstream = kind_of(Path(folder), upstreams)
+        except InputError as error:
+            raise InputError(str(error).replace(folder, str(repository))) from None
     distinct: dict[tuple[str | None, ...], list[str]] = {}
     for commit, blobs in found.items():
-        distinct.setdefault(tuple(map(blobs.get, kinds[0].files)), []).append(commit)
+        distinct.setdefault(tuple(map(blobs.get, upstream.files)), []).append(commit)
     results = {}
     for same in distinct.values():
-        result = _check_blobs(repository, found[same[0]], kinds[0])
+        result = _check_blobs(repository, found[same[0]], upstream)
         results |= dict.fromkeys(same, result)
     ordered = {commit: results[commit] for commit in commits}
-    return History(kinds[0].name, ordered, list(distinct.values()))
+    return History(upstream.name, ordered, list(distinct.values()))
 
 
 def _blobs(repository: Path, commit: str, upstreams: Sequence[Upstream]) -> dict[str, str]:
@@ -103,14 +105,17 @@ def _blobs(repository: Path, commit: str, upstreams: Sequence[Upstream]) -> dict
     return {file: meta.split()[2] for meta, file in entries}
 
 
+def _write(repository: Path, blobs: dict[str, str], folder: Path) -> None:
+    for file, blob in blobs.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(git(repository, "cat-file", "blob", blob))
+
+
 def _check_blobs(repository: Path, blobs: dict[str, str], upstream: Upstream) -> str:
     if not set(upstream.files) <= blobs.keys():
         return LACKS
     with tempfile.TemporaryDirectory() as folder:
-        for file in upstream.files:
-            path = Path(folder) / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(git(repository, "cat-file", "blob", blobs[file]))
+        _write(repository, blobs, Path(folder))
         try:
             return result_of(prove(read_tree(Path(folder), [upstream])))
         except (PatchError, InputError) as error:

@@ -70,7 +70,7 @@ class Place:
 def insert(source: Source, places: Iterable[Place]) -> Source:
     """The source with the lines of all places."""
     lines = list(source.lines)
-    for place in sorted(places, key=lambda place: place.index, reverse=True):
+    for place in sorted(places, key=lambda place: place.index)[::-1]:  # equal ones in order
         end = _end_near(lines, place.index)
         block = [line + end for line in place.lines]
         if place.index == len(lines) and not lines[-1].endswith("\n"):

@@ -1,4 +1,4 @@
-"""Put `--delta_cache` and `--delta_profile` into a checkout of upstream Wan2.1 or HunyuanVideo."""
+"""Put `--delta_cache` and `--delta_profile` into a checkout of an official repository."""
 
 from __future__ import annotations
 

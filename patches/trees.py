@@ -128,33 +128,28 @@ def kind_of(folder: Path, upstreams: Sequence[Upstream]) -> Upstream:
         problem = "expected a directory, this is a file" if folder.exists() else "no such directory"
         raise InputError(f"{folder}: {problem}")
     present = [u for u in upstreams if all((folder / file).is_file() for file in u.files)]
-    likely = [upstream for upstream in present if _has_a_function(folder, upstream)]
-    if len(likely) == 1:
-        return likely[0]
+    likely = [upstream for upstream in present if _names_its_model(folder, upstream)]
     if len(likely) > 1:
         names = " and ".join(upstream.name for upstream in likely)
         raise InputError(f"{folder}: looks like {names}; name the top directory of one checkout")
-    raise InputError(
-        f"{folder}: unknown kind of tree, name the top directory of a checkout; "
-        + "; ".join(f"{u.name}: {_what_lacks(folder, u)}" for u in upstreams)
-    )
+    if not likely:
+        raise InputError(
+            f"{folder}: unknown kind of tree, name the top directory of a checkout; "
+            + "; ".join(f"{u.name}: {_what_lacks(folder, u)}" for u in upstreams)
+        )
+    if likely[0].refused:
+        raise InputError(f"{folder}: {likely[0].name} cannot be patched: {likely[0].refused}")
+    return likely[0]
 
 
-def _has_a_function(folder: Path, upstream: Upstream) -> bool:
-    """Whether any anchor's function is there, or the file is not for us to read."""
-    for one in upstream.insertions:
-        text = (folder / one.file).read_bytes().decode("utf-8", "replace")
-        if "\ufffd" in text or re.search(rf"\bdef {one.function}\b", text):
-            return True
-    return False
+def _names_its_model(folder: Path, upstream: Upstream) -> bool:
+    files = [(folder / file).read_bytes() for file in upstream.files]
+    return any(upstream.model.encode() in data.replace(b"\0", b"") for data in files)  # UTF-16
 
 
 def _what_lacks(folder: Path, upstream: Upstream) -> str:
     files = [file for file in upstream.files if not (folder / file).is_file()]
-    if files:
-        return f"no {' and no '.join(files)}"
-    functions = dict.fromkeys(f"{one.function} in {one.file}" for one in upstream.insertions)
-    return f"no {' and no '.join(functions)}"
+    return f"no {' and no '.join(files)}" if files else f"no model {upstream.model}"
 
 
 def _check_remains(tree: Tree) -> None:

@@ -129,6 +129,11 @@ class LoopCache:
         for cache in self._caches:
             cache.clear()
         self.stats = _summed([cache.stats for cache in self._caches])
+        if not self.stats.model_calls:
+            raise PlanError(
+                f"the loop never called its {type(self.found.models[0]).__name__}, so plan "
+                f"{self.plan.name!r} was not used: attach it to the model that the loop calls"
+            )
         self.stats.block_runs_full = block_runs_without(self.plan, calls)
         for line in self.stats.lines():
             self._log(line)

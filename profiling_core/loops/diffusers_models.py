@@ -147,11 +147,14 @@ def _named_lists(inner: nn.Module) -> dict[str, str]:
     return _FAMILIES[kind][2] if kind in _FAMILIES else {name: name for name in _own_lists(inner)}
 
 
-def _shares(pipe: Any, scheduler: Any) -> list[int]:
-    """Steps of the high-noise and of the low-noise model (Wan2.2): split by `boundary_ratio`."""
-    total, ratio = len(scheduler.timesteps), pipe.config.boundary_ratio
-    if ratio is None:
-        return [total, 0]
-    boundary = ratio * scheduler.config.num_train_timesteps
-    first = int((scheduler.timesteps >= boundary).sum())
+def expert_shares(scheduler: Any, boundary: float | None) -> list[int]:
+    """Steps of Wan2.2's two models: at noisier timesteps than the boundary, and below it."""
+    total = len(scheduler.timesteps)
+    first = total if boundary is None else int((scheduler.timesteps >= boundary).sum())
     return [first, total - first]
+
+
+def _shares(pipe: Any, scheduler: Any) -> list[int]:
+    ratio = pipe.config.boundary_ratio
+    boundary = None if ratio is None else ratio * scheduler.config.num_train_timesteps
+    return expert_shares(scheduler, boundary)

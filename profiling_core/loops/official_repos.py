@@ -1,8 +1,9 @@
-"""The calls that patches put into upstream Wan2.1 and HunyuanVideo (patches/README.md).
+"""The calls that patches put into the official repositories (patches/README.md).
 
-    check_options(args)              # in both, before a weight is loaded
-    wan_run(pipeline, args)          # in generate.py, behind the construction of each pipeline
-    hunyuan_run(sampler)             # in sample_video.py, behind the construction of the sampler
+    check_options(args)              # before a weight is loaded
+    wan_run(pipeline, args)          # of Wan, behind the construction of each pipeline
+    hunyuan_run(sampler)             # of HunyuanVideo, behind the construction of the sampler
+    check_used(args)                 # at the end of the command
 
 The object that runs the loop gets a call of its own, in place of `generate` or `predict`: it
 attaches to the model that is there by then (parallel, sharded, offloaded), runs upstream's call and
@@ -17,17 +18,16 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
 
 from profiling_core.engine.block_lists import hidden_width, unwrapped
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.loops.cached_loop import Log, LoopCache, LoopModels
 from profiling_core.loops.diffusers_cache import refuse_other_caches
-from profiling_core.loops.diffusers_models import checked_name, plan_for_solver
+from profiling_core.loops.diffusers_models import checked_name, expert_shares, plan_for_solver
 from profiling_core.loops.recorded_loop import GuidedRecorder, LoopProfile
 from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.plan import CachePlan
@@ -36,6 +36,11 @@ from profiling_core.plan.presets import ORDER
 from profiling_core.plan.schema import Branch, ModelFingerprint
 from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.options import check_profile_target
+
+_EXPERTS = ("high_noise_model", "low_noise_model")  # of Wan2.2's A14B, in the order of use
+_UNSERVED = ("s2v-14B", "animate-14B")  # tasks of Wan2.2
+_used: list[str] = []  # the plans and profiles that runs went by since `check_options`
+_failed: list[str] = []  # why others did not, once their clip was made
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Loop:
     lists: tuple[str, ...]
     branches: tuple[Branch, ...]
     call: str
-    model: Callable[[Any], nn.Module]
+    models: Callable[[Any], LoopModels]
     schedulers: Callable[[Any], list[type]]  # of which the loop makes its own
     shift: str | None  # the argument, where the scheduler does not get it
     ranks: Callable[[Any], int]  # that share the tokens
@@ -54,7 +59,7 @@ class Loop:
     recorder: type[Recorder] = Recorder
 
     def fingerprint(self, owner: Any) -> ModelFingerprint:
-        model = unwrapped(self.model(owner))
+        model = unwrapped(self.models(owner).models[0])
         lists = {name: len(getattr(model, name)) for name in self.lists}
         width = hidden_width(model)
         if width is None:
@@ -76,14 +81,53 @@ def hunyuan_run(sampler: Any) -> None:
 
 def check_options(args: argparse.Namespace) -> None:
     """UserError (a ValueError) for a --delta_cache or --delta_profile that cannot work."""
+    _used.clear()
+    _failed.clear()
+    _check_options(args)
+
+
+def check_used(args: argparse.Namespace) -> None:
+    """PlanError at the end of a command for options that no run went by."""
+    if not _used:
+        option = "delta_profile" if args.delta_cache is None else "delta_cache"
+        reason = "what was made is of a full run: this command builds or calls its pipeline where "
+        reason += "our lines are not; put wan_run or hunyuan_run behind its construction, as "
+        reason += "patches/README.md shows"
+        named = getattr(args, option)
+        raise PlanError(f"--{option} {named}: no run went by it: {'; '.join(_failed) or reason}")
+
+
+def _check_options(args: argparse.Namespace) -> None:
     check_profile_target(args)
+    task = str(getattr(args, "task", ""))
+    if task in _UNSERVED:
+        raise PlanError(
+            f"--task {task}: audio, poses or faces enter between its blocks and a delta would add "
+            "them twice; run it without --delta_cache and --delta_profile"
+        )
+    reason = _against_recording(task, args)
+    if args.delta_profile is not None and reason is not None:
+        raise ProfileError(
+            f"--delta_profile {args.delta_profile}: {reason}, which no profile describes; leave it "
+            "out and run with --delta_cache and a preset or a plan"
+        )
     if args.delta_cache is not None and args.delta_cache not in ORDER:
         CachePlan.load(args.delta_cache)
 
 
+def _against_recording(task: str, args: argparse.Namespace) -> str | None:
+    """What this loop does beside stepping all of its latents with one model."""
+    if task.endswith("A14B"):
+        return f"--task {task} changes between two models"
+    picture = task == "ti2v-5B" and args.image is not None
+    if picture or (getattr(args, "i2v_mode", False) and args.i2v_condition_type == "token_replace"):
+        return "after every step this loop sets the picture's frame anew"
+    return None
+
+
 def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, log: Log) -> None:
     """Let `owner`'s loop run by the plan that the options name, or record it."""
-    check_options(args)  # these lines are also written by hand, where nothing checked before
+    _check_options(args)  # these lines are also written by hand, where nothing checked before
     original, signature = getattr(owner, loop.call), inspect.signature(getattr(owner, loop.call))
 
     @wraps(original)
@@ -91,21 +135,28 @@ def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, log: Log) -> None:
         bound = signature.bind(*given, **named)
         bound.apply_defaults()
         shift = bound.arguments.get(loop.shift) if loop.shift else None
-        if args.delta_cache is not None:
-            cache = _cache(owner, args.delta_cache, loop, log)
-            with cache.running(*loop.schedulers(owner), shift=shift):
-                return original(*given, **named)
-        if args.delta_profile is None:
-            return original(*given, **named)
-        profile = _profile(owner, args.delta_profile, loop)
-        with profile.running(*loop.schedulers(owner), shift=shift):
-            result = original(*given, **named)
+        made: list[Any] = []
         try:
-            recorded = profile.finish(**loop.facts(bound.arguments, result))
-            log(f"recorded a run of {recorded.recorded.steps} steps into {args.delta_profile}")
-        except (ProfileError, OSError) as error:  # the clip of this run is still to be saved
-            log(f"error: the run is not in the profile: {error}")
-        return result
+            if args.delta_cache is not None:
+                cache = _cache(owner, args.delta_cache, loop, log)
+                with cache.running(*loop.schedulers(owner), shift=shift):
+                    made.append(original(*given, **named))
+                _used.append(args.delta_cache)
+            elif args.delta_profile is not None:
+                profile = _profile(owner, args.delta_profile, loop)
+                with profile.running(*loop.schedulers(owner), shift=shift):
+                    made.append(original(*given, **named))
+                recorded = profile.finish(**loop.facts(bound.arguments, made[0])).recorded
+                _used.append(args.delta_profile)
+                log(f"recorded a run of {recorded.steps} steps into {args.delta_profile}")
+            else:
+                made.append(original(*given, **named))
+        except (PlanError, ProfileError, OSError) as error:
+            if not made:
+                raise
+            _failed.append(str(error))  # upstream saves the clip, then `check_used` says it
+            log(f"error: {error}")
+        return made[0]
 
     setattr(owner, loop.call, call)
 
@@ -118,8 +169,7 @@ def _cache(owner: Any, asked: str, loop: Loop, log: Log) -> LoopCache:
     def plan_for(grid: Grid) -> CachePlan:
         return plan_for_solver(plan, model, grid.solver)
 
-    found = LoopModels((loop.model(owner),), {name: name for name in loop.lists})
-    return LoopCache(plan_for, found, log)
+    return LoopCache(plan_for, loop.models(owner), log)
 
 
 def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
@@ -143,7 +193,21 @@ def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
             **more,
         )
 
-    return LoopProfile(recorder_of, LoopModels((loop.model(owner),)))
+    return LoopProfile(recorder_of, loop.models(owner))
+
+
+def _wan_models(pipeline: Any) -> LoopModels:
+    """The model of a pipeline, or Wan2.2's two, which take turns at a boundary of timesteps."""
+    if hasattr(pipeline, _EXPERTS[0]):
+        boundary = pipeline.boundary * pipeline.num_train_timesteps
+        experts = tuple(getattr(pipeline, name) for name in _EXPERTS)
+        return LoopModels(experts, shares=partial(expert_shares, boundary=boundary))
+    if not hasattr(pipeline, "model"):
+        raise PlanError(
+            f"{type(pipeline).__name__} has neither a model nor {' and '.join(_EXPERTS)}: run it "
+            "without --delta_cache and --delta_profile"
+        )
+    return LoopModels((pipeline.model,))
 
 
 def _schedulers_of_module(pipeline: Any) -> list[type]:
@@ -179,7 +243,7 @@ WAN = Loop(
     lists=("blocks",),
     branches=("cond", "uncond"),
     call="generate",
-    model=lambda pipeline: pipeline.model,
+    models=_wan_models,
     schedulers=_schedulers_of_module,
     shift="shift",
     ranks=lambda pipeline: getattr(pipeline, "sp_size", 1),
@@ -190,7 +254,7 @@ HUNYUAN = Loop(
     lists=("double_blocks", "single_blocks"),
     branches=("cond",),
     call="predict",
-    model=lambda sampler: sampler.pipeline.transformer,
+    models=lambda sampler: LoopModels((sampler.pipeline.transformer,)),
     schedulers=lambda sampler: [type(sampler.pipeline.scheduler)],
     shift=None,
     ranks=lambda sampler: (

@@ -7,18 +7,20 @@ import pytest
 import torch
 
 import toy_upstreams
+from naive_walk import naive
 from profiling_core.errors import PlanError, ProfileError, UserError
-from profiling_core.loops.official_repos import check_options, hunyuan_run, wan_run
+from profiling_core.loops.official_repos import check_options, check_used, hunyuan_run, wan_run
+from profiling_core.loops.recorded_loop import LoopProfile
 from profiling_core.loops.scheduler_grid import grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import known_model
 from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch
-from toy_upstreams import STEPS, FlowToyScheduler, HunyuanToy, WanToy
+from toy_upstreams import STEPS, FlowToyScheduler, HunyuanToy, TwoExpertsToy, WanToy
 
 
-def options(cache: str | None = None, profile: str | None = None) -> Namespace:
-    return Namespace(delta_cache=cache, delta_profile=profile)
+def options(cache: str | None = None, profile: str | None = None, **more: object) -> Namespace:
+    return Namespace(delta_cache=cache, delta_profile=profile, **more)
 
 
 def generate(args: Namespace, fails_at: int | None = None) -> torch.Tensor:
@@ -28,7 +30,10 @@ def generate(args: Namespace, fails_at: int | None = None) -> torch.Tensor:
     pipeline = WanToy(config="a config")
     if args.delta_cache or args.delta_profile:
         wan_run(pipeline, args)
-    return pipeline.generate("a lamp", fails_at=fails_at)
+    result = pipeline.generate("a lamp", fails_at=fails_at)
+    if args.delta_cache or args.delta_profile:
+        check_used(args)
+    return result
 
 
 @pytest.fixture
@@ -168,3 +173,100 @@ def test_noise_is_not_recorded(tmp_path: Path, monkeypatch) -> None:
     hunyuan_run(sampler)
     with pytest.raises(ProfileError, match="--flow-reverse"):
         sampler.predict("a lamp")
+
+
+@pytest.mark.parametrize("how", ["other pipeline", "failed run", "other model", "never called"])
+def test_a_run_that_was_asked_for_a_plan_and_did_not_use_it_ends_with_an_error(
+    plan: Path, how: str
+) -> None:
+    args, pipeline, other = options(str(plan)), WanToy(), WanToy()
+    generate(args)  # an earlier command in this process
+    check_options(args)
+    wan_run(pipeline, args)
+    if how == "other pipeline":
+        other.generate("a lamp")
+    elif how == "failed run":
+        with pytest.raises(RuntimeError, match="the loop failed"):
+            pipeline.generate("a lamp", fails_at=3)
+    elif how == "other model":
+        pipeline.model_at = lambda t: other.model
+        plain = WanToy().generate("a lamp")
+        assert torch.equal(pipeline.generate("a lamp"), plain)  # what was made is not lost
+    reason = "the loop never called its WanModel" if how == "other model" else "of a full run"
+    with pytest.raises(PlanError, match=f"--delta_cache {plan}: no run went by it.*{reason}"):
+        check_used(args)
+
+
+def test_a_run_that_was_asked_for_a_profile_and_recorded_none_ends_with_an_error(
+    tmp_path: Path,
+) -> None:
+    args = options(None, str(tmp_path / "toy.profile"))
+    check_options(args)
+    WanToy().generate("a lamp")
+    with pytest.raises(PlanError, match=r"--delta_profile .*: no run went by it"):
+        check_used(args)
+
+
+def test_a_profile_that_cannot_be_written_leaves_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(profile: LoopProfile, **facts: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(LoopProfile, "finish", full_disk)
+    args, pipeline = options(None, str(tmp_path / "toy.profile")), WanToy()
+    check_options(args)
+    wan_run(pipeline, args)
+    assert torch.equal(pipeline.generate("a lamp"), WanToy().generate("a lamp"))
+    with pytest.raises(PlanError, match=r"--delta_profile .*: no space left on device"):
+        check_used(args)
+
+
+@pytest.mark.parametrize("boundary", [0.95, 0.8, 0.5])
+def test_two_experts_run_by_a_plan_that_is_parted_at_their_boundary(
+    plan: Path, boundary: float
+) -> None:
+    cached, walked = TwoExpertsToy(), TwoExpertsToy()
+    cached.boundary = walked.boundary = boundary
+    wan_run(cached, options(str(plan)))
+    found = cached.generate("a lamp")
+    parted, models = CachePlan.load(plan), (walked.high_noise_model, walked.low_noise_model)
+    high = sum(int(1000 * level) >= 1000 * boundary for level in parted.sigmas)
+    assert 0 < high < STEPS
+    blocks = {"blocks": "blocks"}
+    with naive(parted, models[0], blocks, 2), naive(parted, models[1], blocks, 2, high):
+        expected = walked.generate("a lamp")
+    assert torch.equal(found, expected)
+    plain = walked.generate("a lamp")
+    assert not torch.equal(found, plain)
+    unpatched = TwoExpertsToy()
+    unpatched.boundary = boundary
+    assert torch.equal(unpatched.generate("a lamp"), plain)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (options("paper", task="s2v-14B"), "--task s2v-14B: audio, poses or faces"),
+        (options(None, "new.profile", task="animate-14B"), "--task animate-14B: audio"),
+        (options(None, "new.profile", task="i2v-A14B"), "i2v-A14B changes between two models"),
+        (options(None, "new.profile", task="ti2v-5B", image="a.png"), "sets the picture's frame"),
+        (
+            options(None, "new.profile", i2v_mode=True, i2v_condition_type="token_replace"),
+            "sets the picture's frame",
+        ),
+    ],
+)
+def test_what_no_plan_or_profile_serves_is_refused_before_a_weight_is_loaded(
+    args: Namespace, said: str
+) -> None:
+    with pytest.raises((PlanError, ProfileError), match=said):
+        check_options(args)
+
+
+def test_a_pipeline_without_a_known_model_is_refused_by_name() -> None:
+    pipeline = WanToy()
+    del pipeline.model
+    wan_run(pipeline, options("paper"))
+    with pytest.raises(PlanError, match="WanToy has neither a model nor high_noise_model"):
+        pipeline.generate("a lamp")

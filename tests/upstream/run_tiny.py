@@ -3,12 +3,12 @@
     python tests/upstream/run_tiny.py ../Wan2.1
     python tests/upstream/run_tiny.py ../HunyuanVideo
 
-The checkout is copied and the copy patched. Its generate.py or sample_video.py then runs on the CPU
-in fp32, with its own pipelines, loops, schedulers and transformers, and with stand-ins for text
-encoders, VAE and attention kernel (stand_ins.py). For every task and family of plans the result
-must equal, bit for bit, the unpatched command with the blocks' forwards replaced by a second
-implementation (naive_walk.py). Needs this project's environment; exit code 1 where
-something differs.
+Wan2.2 and HunyuanVideo-I2V likewise. The checkout is copied and the copy patched. Its script then
+runs on the CPU in fp32, with its own pipelines, loops, schedulers and transformers, and with
+stand-ins for text encoders, VAE and attention kernel (stand_ins.py). For every task, family of
+plans and preset the result must equal, bit for bit, the unpatched command with the blocks' forwards
+replaced by a second implementation (naive_walk.py), and call attention as often as that one.
+Needs this project's environment; exit code 1 where something differs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 from loguru import logger
@@ -31,82 +32,74 @@ import anchors
 import stand_ins
 from anchors import load_upstreams
 from profiling_core.errors import PlanError, ProfileError
+from profiling_core.loops import official_repos
+from profiling_core.plan import CachePlan
+from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch
-from tiny_upstreams import FAMILIES, TinyHunyuan, TinyRun, TinyWan
+from tiny_upstreams import FAMILIES, TinyHunyuan, TinyHunyuanI2V, TinyRun, TinyWan, TinyWan22
 from trees import apply, read_tree
 
+RUNS = (TinyWan, TinyWan22, TinyHunyuan, TinyHunyuanI2V)
 
-def check_task(run: TinyRun, task: str, say: Callable[[str], None]) -> int:
-    """Every family on one task: the number of those that differ."""
-    options, wrong = run.tasks[task], 0
+
+def check_task(run: TinyRun, task: str) -> Iterator[tuple[str, bool]]:
+    """What is checked on one task, and whether it holds."""
+    options = run.tasks[task]
     full = run.run(options)
+    blocks = run.attended
     grid = run.grid(options)
     for family in FAMILIES:
-        plan = run.plan(family, grid)
-        found = run.by_plan(plan, options)
-        expected = full if family == "all compute" else run.naively(plan, options)
-        same, moved = torch.equal(found, expected), not torch.equal(found, full)
-        good = same and (moved or family == "all compute") and torch.equal(run.run(options), full)
-        good &= not any(run.vae.alive)
-        wrong += not good
-        say(f"{'ok   ' if good else 'WRONG'} {run.name} {task}: {family}")
-    wrong += check_presets(run, options, full, say, task)
-    wrong += check_profile(run, options, full, say, task)
-    wrong += check_early(run, options, say, task)
-    return wrong
+        good = as_planned(run, options, run.plan(family, grid))
+        yield family, good and torch.equal(run.run(options), full)
+    for preset in ("paper", "release", *SPEEDUPS):
+        good = as_planned(run, options, preset)
+        fewer = blocks / run.attended
+        good &= fewer >= 0.85 * SPEEDUPS.get(preset, 1.2)
+        yield f"--delta_cache {preset}, 1/{fewer:.2f} of the attention", good
+    if task in run.unrecorded:
+        recording = [*options, "--delta_profile", str(run.folder / "noise.profile")]
+        yield "--delta_profile refused", ends_with(ProfileError, "", run, recording)
+    else:
+        yield "--delta_profile, search, run", recorded(run, options, full)
+    missing = [*options, "--delta_cache", "nowhere.json"]
+    good = ends_with(PlanError, "nowhere.json", run, missing) and not run.models
+    yield "a plan that is not there", good
+    with mock.patch.object(official_repos, "_run_by"):  # as if the pipeline came from elsewhere
+        good = ends_with(PlanError, "no run went by it", run, [*options, "--delta_cache"])
+    yield "a plan that is not used", good
 
 
-def check_presets(
-    run: TinyRun, options: list[str], full: torch.Tensor, say: Callable[[str], None], task: str
-) -> int:
-    """Named plans run and change something; nothing is held when the VAE decodes."""
-    wrong = 0
-    for preset in ("paper", "release", "balanced"):
-        found = run.run([*options, "--delta_cache", preset])
-        good = bool(found.isfinite().all()) and found.shape == full.shape
-        wrong += not good
-        say(f"{'ok   ' if good else 'WRONG'} {run.name} {task}: --delta_cache {preset}")
-    return wrong
+def as_planned(run: TinyRun, options: list[str], plan: CachePlan | str) -> bool:
+    """A run by a plan is the naive walk: in its result, in what it computes; no anchor is left."""
+    found = run.by_plan(plan, options)
+    attended, held = run.attended, any(run.vae.alive)
+    assert run.plan_used is not None
+    expected = run.naively(run.plan_used, options)
+    return torch.equal(found, expected) and attended == run.attended and not held
 
 
-def check_profile(
-    run: TinyRun, options: list[str], full: torch.Tensor, say: Callable[[str], None], task: str
-) -> int:
+def recorded(run: TinyRun, options: list[str], full: torch.Tensor) -> bool:
     """A profile is recorded without a change, and a plan that is searched on it runs."""
     path = run.folder / f"{len(list(run.folder.glob('*.profile')))}.profile"
-    if task == "rising levels":
-        return check_refused(run, [*options, "--delta_profile", str(path)], say, task)
     found = run.run([*options, "--delta_profile", str(path)])
-    search = PlanSearch(Profile.load(path))
-    plan = search.plan(Budget(speedup=2.0))
-    plan.save(run.folder / "searched.json")
-    cached = run.run([*options, "--delta_cache", str(run.folder / "searched.json")])
-    good = torch.equal(found, full) and not torch.equal(cached, full)
-    say(f"{'ok   ' if good else 'WRONG'} {run.name} {task}: --delta_profile, search, run")
-    return int(not good)
+    plan = PlanSearch(Profile.load(path)).plan(Budget(speedup=2.0))
+    return torch.equal(found, full) and as_planned(run, options, plan)
 
 
-def check_refused(run: TinyRun, options: list[str], say: Callable[[str], None], task: str) -> int:
-    """Noise is not recorded."""
+def ends_with(error: type[Exception], said: str, run: TinyRun, options: list[str]) -> bool:
+    """The command ends with this error."""
     try:
         run.run(options)
-    except ProfileError:
-        say(f"ok    {run.name} {task}: --delta_profile refused")
-        return 0
-    say(f"WRONG {run.name} {task}: --delta_profile of noise")
-    return 1
+    except error as raised:
+        return said in str(raised)
+    return False
 
 
-def check_early(run: TinyRun, options: list[str], say: Callable[[str], None], task: str) -> int:
-    """A plan that is not there ends the command before a model is built."""
-    run.model, good = None, False
-    try:
-        run.run([*options, "--delta_cache", "nowhere.json"])
-    except PlanError:
-        good = run.model is None
-    say(f"{'ok   ' if good else 'WRONG'} {run.name} {task}: a plan that is not there")
-    return int(not good)
+def check_refused(run: TinyRun, task: str) -> Iterator[tuple[str, bool]]:
+    """No plan is served for this task, and no model is built."""
+    good = ends_with(PlanError, "--task", run, [*run.refused[task], "--delta_cache"])
+    yield "refused", good and not run.models
 
 
 def main() -> int:
@@ -126,10 +119,15 @@ def main() -> int:
         if tree.untouched:
             apply(tree)
         sys.path.insert(0, str(copy))
-        run = {"Wan2.1": TinyWan, "HunyuanVideo": TinyHunyuan}[tree.upstream.name](copy)
-        say = lambda line: sys.stdout.write(f"{line}\n")  # noqa: E731
-        wrong = sum(check_task(run, task, say) for task in args.tasks or run.tasks)
-    say(f"{run.name}: {'everything as it should be' if not wrong else f'{wrong} WRONG'}")
+        run = next(one for one in RUNS if one.name == tree.upstream.name)(copy)
+        wrong = 0
+        for task in args.tasks or (*run.tasks, *run.refused):
+            check = check_task if task in run.tasks else check_refused
+            for what, good in check(run, task):
+                wrong += not good
+                sys.stdout.write(f"{'ok   ' if good else 'WRONG'} {run.name} {task}: {what}\n")
+    end = "everything as it should be" if not wrong else f"{wrong} WRONG"
+    sys.stdout.write(f"{run.name}: {end}\n")
     return 1 if wrong else 0
 
 

@@ -15,13 +15,17 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-OPTIONAL = ("dashscope", "decord", "easydict", "flash_attn", "torchvision")
+OPTIONAL = (
+    *("cv2", "dashscope", "decord", "deepspeed", "easydict", "flash_attn", "librosa", "peft"),
+    *("torchdiffeq", "torchvision"),
+)
 TEXT_TOKENS, TEXT_WIDTH = 6, 16
 
 
@@ -56,6 +60,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         if module.__name__ == "easydict":
             module.EasyDict = _Dots
+        if module.__name__ == "torchvision.transforms":
+            module.Compose = lambda steps: lambda image: fixed(3, *image.size[::-1], seed=4)
         if module.__name__ == "torchvision.transforms.functional":
             module.to_tensor = lambda image: torch.from_numpy(
                 np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
@@ -76,17 +82,18 @@ class _Dots(dict):
 
 @contextmanager
 def missing_packages() -> Iterator[None]:
-    """Inside the with block OPTIONAL imports, and asking for the CUDA device says 0."""
+    """Inside the with block OPTIONAL imports, and CUDA is asked for its device and to wait."""
     # these ask once what is installed, and should not find stand-ins
     from diffusers import AutoencoderKL, DiffusionPipeline  # noqa: F401
 
-    finder, current = _Finder(), torch.cuda.current_device
+    finder = _Finder()
     sys.meta_path.append(finder)
-    torch.cuda.current_device = lambda: 0
     try:
-        yield
+        with mock.patch.multiple(
+            torch.cuda, current_device=lambda: 0, synchronize=lambda *device: None
+        ):
+            yield
     finally:
-        torch.cuda.current_device = current
         sys.meta_path.remove(finder)
 
 
@@ -124,7 +131,7 @@ class Vae:
     """Latents are means of pixels, decoding hands them on."""
 
     def __init__(self, held: Callable[[], int]) -> None:
-        self.model = types.SimpleNamespace(z_dim=16)
+        self.model, self.stride = types.SimpleNamespace(z_dim=16), 8
         self.held, self.alive = held, []  # bytes of anchors whenever it decoded
 
     def encode(self, videos: list[Tensor]) -> list[Tensor]:
@@ -134,9 +141,51 @@ class Vae:
         self.alive.append(self.held())
         return [latent.clone() for latent in latents]
 
-    @staticmethod
-    def _encoded(video: Tensor) -> Tensor:
+    def _encoded(self, video: Tensor) -> Tensor:
         _, frames, height, width = video.shape
-        size = ((frames - 1) // 4 + 1, height // 8, width // 8)
+        size = ((frames - 1) // 4 + 1, height // self.stride, width // self.stride)
         small = F.adaptive_avg_pool3d(video[None], size)[0]
-        return small.repeat(6, 1, 1, 1)[:16]
+        return small.repeat(16, 1, 1, 1)[: self.model.z_dim]
+
+
+class HunyuanText(nn.Module):
+    """Registered with the pipeline; what it would say comes from encode_prompt."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+
+class HunyuanVae(nn.Module):
+    """What the pipeline asks of its VAE."""
+
+    def __init__(self, vae: Vae) -> None:
+        super().__init__()
+        self.vae, self.dtype, self.device = vae, torch.float32, torch.device("cpu")
+        self.config = types.SimpleNamespace(
+            scaling_factor=1.0, shift_factor=None, block_out_channels=(1, 1, 1, 1)
+        )
+
+    def enable_tiling(self) -> None:
+        """Nothing to cut."""
+
+    def encode(self, pictures: Tensor) -> Any:
+        latents = torch.stack(self.vae.encode(list(pictures.float())))
+        mode = types.SimpleNamespace(mode=lambda: latents)
+        return types.SimpleNamespace(latent_dist=mode)
+
+    def decode(self, latents: Tensor, **more: Any) -> list[Tensor]:
+        return [torch.stack(self.vae.decode(list(latents)))]
+
+
+def encode_prompt(pipe: Any, prompt: list[str], *args: Any, **more: Any) -> tuple[Any, ...]:
+    """In place of the pipeline's method of that name."""
+    tokens = (TEXT_TOKENS, TEXT_WIDTH) if more.get("text_encoder") is None else (TEXT_WIDTH,)
+    mask = torch.ones(1, TEXT_TOKENS, dtype=torch.long)
+    return fixed(1, *tokens, seed=1), fixed(1, *tokens, seed=2), mask, mask
+
+
+def hollow(name: str, **names: Any) -> None:
+    """Put a module of these names where upstream imports one."""
+    module = types.ModuleType(name)
+    module.__path__ = []
+    vars(module).update(names)
+    sys.modules[name] = module

@@ -23,7 +23,7 @@ from profiling_core.runtime.options import add_delta_options
 from toy_checkouts import PATCHES, WAN, git, read_files, write_checkout
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-KINDS = ("Wan2.1", "HunyuanVideo")
+KINDS = ("Wan2.1", "HunyuanVideo")  # the others differ in names alone
 ENDINGS: dict[str, Callable[[bytes], bytes]] = {
     "LF": lambda data: data,
     "CRLF": lambda data: data.replace(b"\n", b"\r\n"),
@@ -33,7 +33,7 @@ ENDINGS: dict[str, Callable[[bytes], bytes]] = {
         b"\xef\xbb\xbf" + data.rstrip().replace(b"\n", b"\r\n")
     ),
     "tabs": lambda data: data.replace(b"    ", b"\t"),
-    "anchor is the last line": lambda data: data.split(b"\n\n    return wan_i2v")[0].split(
+    "anchor is the last line": lambda data: data.split(b"\n\n        wan_i2v.generate")[0].split(
         b"\n    hunyuan_video_sampler.predict"
     )[0],
 }
@@ -199,6 +199,15 @@ def test_inserted_lines_take_the_names_of_the_tree(tmp_path: Path) -> None:
     assert tool.main(["revert", str(wan)]) == tool.main(["revert", str(hunyuan)]) == 0
 
 
+def stand_in_library(calls: list) -> ModuleType:
+    """Notes how it is called."""
+    upstream = ModuleType("profiling_core.upstream")
+    upstream.check_options = lambda args: calls.append("check")
+    upstream.check_used = lambda args: calls.append("used")
+    upstream.wan_run = lambda made, args: calls.append((type(made).__name__, args.delta_cache))
+    return upstream
+
+
 def run_toy(checkout: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> list:
     """Run the toy's script; what the library and the toy's pipelines were called with."""
     calls: list = []
@@ -210,10 +219,8 @@ def run_toy(checkout: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatc
         def generate(self) -> None:
             calls.append("generate")
 
-    wan, upstream = ModuleType("wan"), ModuleType("profiling_core.upstream")
+    wan, upstream = ModuleType("wan"), stand_in_library(calls)
     wan.WanT2V, wan.WanI2V = type("WanT2V", (Pipeline,), {}), type("WanI2V", (Pipeline,), {})
-    upstream.check_options = lambda args: calls.append("check")
-    upstream.wan_run = lambda made, args: calls.append((type(made).__name__, args.delta_cache))
     monkeypatch.setitem(sys.modules, "wan", wan)
     asked = any(argument.startswith("--delta") for argument in arguments)
     monkeypatch.setitem(sys.modules, "profiling_core.upstream", upstream if asked else None)
@@ -237,11 +244,13 @@ def test_library_is_imported_only_when_asked(
             ("--delta_profile", "file"): None,
         }.items():
             calls = run_toy(checkout, [*options, "--seed", seed], monkeypatch)
-            assert calls == ["check", name, (name, plan), "generate"]
+            assert calls == ["check", name, (name, plan), "generate", "used"]
         assert run_toy(checkout, ["--seed", seed], monkeypatch) == [name, "generate"]
 
 
-@pytest.mark.parametrize("upstream", anchors.load_upstreams(PATCHES), ids=lambda u: u.name)
+@pytest.mark.parametrize(
+    "upstream", [u for u in anchors.load_upstreams(PATCHES) if not u.refused], ids=lambda u: u.name
+)
 def test_inserted_options_are_those_of_our_trees(upstream: anchors.Upstream) -> None:
     ours, theirs = argparse.ArgumentParser(), argparse.ArgumentParser()
     add_delta_options(ours)
@@ -262,25 +271,6 @@ def test_a_second_apply_and_a_second_revert_are_refused(
     assert read_files(checkout) == patched
     tool.main(["revert", str(checkout)])
     assert "nothing to revert" in refusal(capsys, 1, "revert", checkout)
-
-
-def test_a_tree_with_its_own_option_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    own = ('"--seed", type=int', '"--delta_cache", type=int')
-    checkout = write_checkout(tmp_path, "Wan2.1", generate=own)
-    for command in ("apply", "check", "diff", "rebase"):
-        err = refusal(capsys, 1, command, checkout)
-        assert "has its own delta_cache (generate.py, line 9)" in err
-
-
-@pytest.mark.parametrize("tree", KINDS)
-def test_the_trees_of_this_project_are_refused(tree: str, capsys: pytest.CaptureFixture) -> None:
-    files = ("generate.py", "sample_video.py", "hyvideo/config.py")
-    paths = [path for file in files if (path := PATCHES.parent / tree / file).exists()]
-    before = [path.read_bytes() for path in paths]
-    assert "has its own delta_cache" in refusal(capsys, 1, "apply", PATCHES.parent / tree)
-    assert [path.read_bytes() for path in paths] == before
 
 
 @pytest.mark.parametrize(
@@ -370,7 +360,7 @@ def test_other_edits_survive_revert(checkout: Path) -> None:
         (
             "    _init_logging(rank)\n\n    if args.seed > 9:\n",
             "    if args.seed > 9:\n        _init_logging(rank)\n",
-            ["'pipelines'", "use wan_run, which generate does not know there (line 28)"],
+            ["'end'", "use check_used, which generate does not know there (line 31)"],
         ),
         ("    rank = 0\n", "    rank = = 0\n", ["line 21", "does not parse"]),
     ],
@@ -403,27 +393,6 @@ def test_unreadable_files_are_refused(
     (checkout / "generate.py").write_bytes(data)
     assert said in refusal(capsys, 1, "apply", checkout)
     assert (checkout / "generate.py").read_bytes() == data
-
-
-def test_bad_input_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "empty").mkdir()
-    write_checkout(tmp_path / "both", "Wan2.1")
-    write_checkout(tmp_path / "both", "HunyuanVideo")
-    write_checkout(tmp_path / "half", "HunyuanVideo")
-    (tmp_path / "half" / "sample_video.py").unlink()
-    write_checkout(tmp_path / "other", "Wan2.1")
-    (tmp_path / "other" / "generate.py").write_text("pass\n")
-    cases = {
-        "nowhere": "no such directory",
-        "other/generate.py": "this is a file",
-        "empty": "Wan2.1: no generate.py",
-        "both": "looks like HunyuanVideo and Wan2.1",
-        "half": "HunyuanVideo: no sample_video.py",
-        "other": "Wan2.1: no _parse_args in generate.py and no generate in generate.py",
-    }
-    for command in ("status", "apply", "revert", "diff", "check", "rebase"):
-        for folder, said in cases.items():
-            assert said in refusal(capsys, 2, command, tmp_path / folder)
 
 
 def test_a_failed_second_write_restores_the_first_file(
@@ -470,28 +439,3 @@ def test_script_runs_from_anywhere_and_imports_only_the_standard_library(tmp_pat
                 assert name in own | {"tomli", "pip"} | sys.stdlib_module_names
                 reached |= {name} & own
     assert {"anchors", "edits", "trees", "proofs", "commits"} < found
-
-
-def test_toml_reader_of_python_3_10(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = anchors.load_upstreams(PATCHES)
-    monkeypatch.setitem(sys.modules, "tomllib", None)
-    monkeypatch.setitem(sys.modules, "tomli", None)
-    assert anchors.load_upstreams(PATCHES) == expected  # through pip
-    monkeypatch.setitem(sys.modules, "pip._vendor", None)
-    with pytest.raises(edits.InputError, match=r"Python 3\.11 or newer, or `pip install tomli`"):
-        anchors.load_upstreams(PATCHES)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ('place = "before"', 'place = "near"', "place is 'near', expected before or after"),
-        ('place = "before"', "", "place"),
-        ('place = "before"', "place =", "TOMLDecodeError"),
-    ],
-)
-def test_a_wrong_description_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
-    text = (PATCHES / "Wan2.1.toml").read_text()
-    (tmp_path / "Wan2.1.toml").write_text(text.replace(old, new))
-    with pytest.raises(edits.InputError, match=rf"Wan2\.1\.toml: .*{said}"):
-        anchors.load_upstreams(tmp_path)

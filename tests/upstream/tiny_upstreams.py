@@ -1,4 +1,4 @@
-"""Both upstream commands on stand-ins: their own pipelines, loops and transformers, tiny."""
+"""The upstream commands on stand-ins: their own pipelines, loops and transformers, tiny."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import gc
 import importlib
 import io
 import sys
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -22,12 +21,27 @@ from torch import nn
 
 from naive_walk import naive
 from profiling_core.engine.delta_cache import DeltaCache
+from profiling_core.loops import official_repos
+from profiling_core.loops.cached_loop import LoopCache
 from profiling_core.loops.scheduler_grid import Grid, grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import known_model
-from stand_ins import TEXT_TOKENS, TEXT_WIDTH, Clip, Text, Vae, attention, fixed
+from stand_ins import (
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    Clip,
+    HunyuanText,
+    HunyuanVae,
+    Text,
+    Vae,
+    attention,
+    encode_prompt,
+    fixed,
+    hollow,
+)
 
-STEPS, COMPUTED = 10, (0, 1, 2, 5, 8)
+STEPS, COMPUTED = 24, (0, 1, 2, 5, 8, 11, 12, 15, 18, 22)
+PICTURE = "picture.png"
 FAMILIES = {
     "all compute": ("both", "hold", range(STEPS)),
     "intervals, held": ("intervals", "hold", COMPUTED),
@@ -46,15 +60,37 @@ class TinyRun(ABC):
     lists: tuple[str, ...]
     branches: int
     tasks: dict[str, list[str]]
+    refused: ClassVar[dict[str, list[str]]] = {}  # tasks that no plan is served for
+    unrecorded: tuple[str, ...] = ()  # tasks that are not recorded
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.vae = Vae(_bytes_held)
-        self.model: nn.Module | None = None  # of the last run
+        self.models: list[nn.Module] = []  # of the last run, in the order of use
+        self.boundary = 0.0  # noise level below which the second model is called
+        self.attended = 0  # calls of attention in the last run
+        self.plan_used: CachePlan | None = None  # by the last run of by_plan
+        Image.new("RGB", (64, 32), (200, 30, 60)).save(folder / PICTURE)
 
-    @abstractmethod
     def run(self, options: list[str]) -> torch.Tensor:
         """The latents of one command."""
+        self.models, self.attended = [], 0
+        picture = str(self.folder / PICTURE)
+        return self.command([picture if option == PICTURE else option for option in options])
+
+    @abstractmethod
+    def command(self, options: list[str]) -> torch.Tensor:
+        """The latents of one command."""
+
+    def attention(self) -> Callable[..., torch.Tensor]:
+        """A function in place of upstream's kernel; it counts its calls."""
+
+        @wraps(attention)
+        def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+            self.attended += 1
+            return attention(*args, **kwargs)
+
+        return counted
 
     @property
     @abstractmethod
@@ -90,8 +126,9 @@ class TinyRun(ABC):
         if kind in ("intervals", "both"):
             runs = {"kind": "intervals", "intervals": ((0, 1), (3, 3)), **steps}
             sites += [{"block_list": name, **runs} for name in self.lists]
-        lists = {name: len(getattr(self.model, name)) for name in self.lists}
-        width = getattr(self.model, "dim", None) or self.model.hidden_size
+        model = self.models[0]
+        lists = {name: len(getattr(model, name)) for name in self.lists}
+        width = getattr(model, "dim", None) or model.hidden_size
         return CachePlan.build(
             name=family,
             model=known_model(self.family, lists, width),
@@ -103,11 +140,21 @@ class TinyRun(ABC):
             provenance={"made_by": "tests/upstream/run_tiny.py", "source": "by hand"},
         )
 
-    def by_plan(self, plan: CachePlan, options: list[str]) -> torch.Tensor:
-        """The patched command with the plan as a file."""
-        path = self.folder / "plan.json"
-        plan.save(path)
-        return self.run([*options, "--delta_cache", str(path)])
+    def by_plan(self, plan: CachePlan | str, options: list[str]) -> torch.Tensor:
+        """The patched command with a preset, or with a plan as a file."""
+        if isinstance(plan, CachePlan):
+            plan.save(self.folder / "plan.json")
+            plan = str(self.folder / "plan.json")
+        made: list[LoopCache] = []
+
+        def make(*given: Any) -> LoopCache:
+            made.append(LoopCache(*given))
+            return made[-1]
+
+        with mock.patch.object(official_repos, "LoopCache", make):
+            latents = self.run([*options, "--delta_cache", plan])
+        self.plan_used = made[0].plan
+        return latents
 
     def naively(self, plan: CachePlan, options: list[str]) -> torch.Tensor:
         """The unpatched way with a second implementation of the plan."""
@@ -116,15 +163,17 @@ class TinyRun(ABC):
                 for scheduler in self.schedulers:
                     stack.enter_context(_only(scheduler, plan.solver_steps))
                 return self.run(options)
-            self.before_loop = lambda model: stack.enter_context(
-                naive(plan, model, {name: name for name in self.lists}, self.branches)
-            )
-            try:
-                return self.run(options)
-            finally:
-                self.before_loop = lambda model: None
 
-    before_loop: Callable[[nn.Module], Any] = staticmethod(lambda model: None)
+            def before() -> None:
+                high = sum(int(1000 * level) >= 1000 * self.boundary for level in plan.sigmas)
+                lists = {name: name for name in self.lists}
+                for model, first in zip(self.models, (0, high), strict=False):
+                    stack.enter_context(naive(plan, model, lists, self.branches, first))
+
+            with mock.patch.object(self, "before_loop", before):
+                return self.run(options)
+
+    before_loop: Callable[[], None] = staticmethod(lambda: None)  # the models are built
 
 
 class TinyWan(TinyRun):
@@ -135,26 +184,28 @@ class TinyWan(TinyRun):
         "t2v": ["--task", "t2v-14B"],
         "t2v, dpm++": ["--task", "t2v-14B", "--sample_solver", "dpm++"],
         "t2i": ["--task", "t2i-14B"],
-        "i2v": ["--task", "i2v-14B", "--frame_num", "81"],
-        "flf2v": ["--task", "flf2v-14B", "--frame_num", "81"],
+        "i2v": ["--task", "i2v-14B", "--frame_num", "81", "--image", PICTURE],
+        "flf2v": [
+            *("--task", "flf2v-14B", "--frame_num", "81"),
+            *("--first_frame", PICTURE, "--last_frame", PICTURE),
+        ],
         "vace": ["--task", "vace-14B"],
     }
     _classes: ClassVar = {"WanT2V": "t2v", "WanI2V": "i2v", "WanFLF2V": "flf2v", "WanVace": "vace"}
+    _savers: tuple[str, ...] = ("cache_video", "cache_image")
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.wan = importlib.import_module("wan")
         self.generate = importlib.import_module("generate")
-        self.wan.modules.model.flash_attention = attention
-        self.picture = folder / "picture.png"
-        Image.new("RGB", (64, 32), (200, 30, 60)).save(self.picture)
+        self.wan.modules.model.flash_attention = self.attention()
         for name, kind in self._classes.items():
             if hasattr(self.wan, name):
                 self._stand_in(getattr(self.wan, name), kind)
         configs = self.generate
         configs.SIZE_CONFIGS["832*480"] = (64, 32)
         configs.MAX_AREA_CONFIGS["832*480"] = 64 * 32
-        configs.SUPPORTED_SIZES["t2i-14B"] = ("832*480",)
+        configs.SUPPORTED_SIZES.update(dict.fromkeys(configs.SUPPORTED_SIZES, ("832*480",)))
 
     @property
     def schedulers(self) -> list[type]:
@@ -164,11 +215,10 @@ class TinyWan(TinyRun):
     def shift(self, options: list[str]) -> dict[str, float]:
         return {"shift": float(self._args(options).sample_shift)}
 
-    def run(self, options: list[str]) -> torch.Tensor:
+    def command(self, options: list[str]) -> torch.Tensor:
         saved: list[torch.Tensor] = []
         keep = mock.Mock(side_effect=lambda tensor, **more: saved.append(tensor))
-        names = {name: keep for name in ("cache_video", "cache_image")}
-        with mock.patch.multiple(self.generate, **names):
+        with mock.patch.multiple(self.generate, **dict.fromkeys(self._savers, keep)):
             self.generate.generate(self._args(options))
         return saved[0]
 
@@ -177,10 +227,6 @@ class TinyWan(TinyRun):
         fixed_options = ["--ckpt_dir", ".", "--size", "832*480", "--prompt", "a lamp", *frames]
         fixed_options += ["--base_seed", "7", "--sample_steps", str(STEPS)]
         fixed_options += ["--offload_model", "False"]
-        if "i2v-14B" in options:
-            fixed_options += ["--image", str(self.picture)]
-        if "flf2v-14B" in options:
-            fixed_options += ["--first_frame", str(self.picture), "--last_frame", str(self.picture)]
         with mock.patch.object(sys, "argv", ["generate.py", *fixed_options, *options]):
             return self.generate._parse_args()
 
@@ -194,8 +240,7 @@ class TinyWan(TinyRun):
             self.vae_stride, self.patch_size, self.sp_size = (4, 8, 8), (1, 2, 2), 1
             self.text_encoder, self.clip, self.vae = Text(), Clip(), run.vae
             self.sample_neg_prompt = "bad"
-            self.model = run.model = run.tiny_model(kind)
-            run.before_loop(self.model)
+            run.add_models(self, kind)
 
         pipeline.__init__ = build
         if kind == "vace":
@@ -206,54 +251,97 @@ class TinyWan(TinyRun):
                 [None],
             )
 
-    def tiny_model(self, kind: str) -> nn.Module:
+    def add_models(self, pipeline: Any, kind: str) -> None:
+        """Give a pipeline its models."""
+        pipeline.model = self.tiny_model(kind)
+        self.models = [pipeline.model]
+        self.before_loop()
+
+    def tiny_model(self, kind: str, seed: int = 5) -> nn.Module:
         """Weights from a seed."""
-        torch.manual_seed(5)
+        torch.manual_seed(seed)
         sizes = {"dim": 24, "ffn_dim": 32, "freq_dim": 32, "num_heads": 2, "num_layers": 6}
-        sizes |= {"text_dim": TEXT_WIDTH, "text_len": TEXT_TOKENS, "out_dim": 16}
+        sizes |= {"text_dim": TEXT_WIDTH, "text_len": TEXT_TOKENS}
         if kind == "vace":
-            model = self.wan.modules.VaceWanModel(vace_in_dim=96, in_dim=16, **sizes)
+            model = self.wan.modules.VaceWanModel(vace_in_dim=96, in_dim=16, out_dim=16, **sizes)
         else:
-            channels = 16 if kind == "t2v" else 36
-            model = self.wan.modules.WanModel(model_type=kind, in_dim=channels, **sizes)
+            channels = self.vae.model.z_dim
+            given = {"t2v": channels, "ti2v": channels}.get(kind, 36)
+            model = self.wan.modules.WanModel(
+                model_type=kind, in_dim=given, out_dim=channels, **sizes
+            )
         for parameter in model.parameters():  # the head starts at 0
             nn.init.normal_(parameter, std=0.1)
         return model.eval().requires_grad_(False)
+
+
+class TinyWan22(TinyWan):
+    """generate.py of Wan2.2: two models that take turns, or the one of 5B."""
+
+    name, _savers = "Wan2.2", ("save_video",)
+    tasks: ClassVar = {
+        "t2v": ["--task", "t2v-A14B"],
+        "t2v, dpm++": ["--task", "t2v-A14B", "--sample_solver", "dpm++"],
+        "i2v": ["--task", "i2v-A14B", "--image", PICTURE],
+        "ti2v": ["--task", "ti2v-5B"],
+        "ti2v, image": ["--task", "ti2v-5B", "--image", PICTURE],
+    }
+    refused: ClassVar = {
+        "s2v": ["--task", "s2v-14B", "--image", PICTURE, "--audio", "voice.wav"],
+        "animate": ["--task", "animate-14B", "--src_root_path", "."],
+    }
+    unrecorded = ("t2v", "t2v, dpm++", "i2v", "ti2v, image")
+    _classes: ClassVar = {"WanT2V": "t2v", "WanI2V": "i2v", "WanTI2V": "ti2v"}
+
+    def add_models(self, pipeline: Any, kind: str) -> None:
+        self.vae.model.z_dim, self.vae.stride = (48, 16) if kind == "ti2v" else (16, 8)
+        pipeline.vae_stride = (4, self.vae.stride, self.vae.stride)
+        pipeline.init_on_cpu = True
+        if kind == "ti2v":
+            super().add_models(pipeline, kind)
+            return
+        self.boundary = pipeline.boundary = pipeline.config.boundary
+        self.models = [self.tiny_model(kind), self.tiny_model(kind, seed=6)]
+        pipeline.high_noise_model, pipeline.low_noise_model = self.models
+        self.before_loop()
 
 
 class TinyHunyuan(TinyRun):
     """sample_video.py of HunyuanVideo."""
 
     name, family, branches = "HunyuanVideo", "hunyuan-video", 1
+    script_name = "sample_video"
     lists = ("double_blocks", "single_blocks")
     tasks: ClassVar = {
         "embedded guidance": ["--flow-reverse", "--embedded-cfg-scale", "6.0"],
         "rising levels": ["--embedded-cfg-scale", "6.0"],
         "batched guidance": ["--flow-reverse", "--cfg-scale", "3.0"],
     }
+    unrecorded = ("rising levels",)
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        _hollow("hyvideo.vae", load_vae=None)
-        _hollow("hyvideo.vae.autoencoder_kl_causal_3d", AutoencoderKLCausal3D=type("Vae", (), {}))
-        _hollow("hyvideo.text_encoder", TextEncoder=type("TextEncoder", (), {}))
-        self.script = importlib.import_module("sample_video")
+        hollow("hyvideo.vae", load_vae=None)
+        hollow("hyvideo.vae.autoencoder_kl_causal_3d", AutoencoderKLCausal3D=type("Vae", (), {}))
+        hollow("hyvideo.text_encoder", TextEncoder=type("TextEncoder", (), {}))
+        self.script = importlib.import_module(self.script_name)
         self.inference = importlib.import_module("hyvideo.inference")
         models = importlib.import_module("hyvideo.modules.models")
-        models.attention = lambda q, k, v, **more: attention(q, k, v).flatten(2)
+        counted = self.attention()
+        models.attention = lambda q, k, v, **more: counted(q, k, v).flatten(2)
         models.get_cu_seqlens = lambda mask, length: torch.zeros(
             2 * len(mask) + 1, dtype=torch.int32
         )
         self._build = models.HYVideoDiffusionTransformer
         sampler = self.inference.HunyuanVideoSampler
         sampler.from_pretrained = classmethod(lambda cls, path, args: self._sampler(cls, args))
-        self.inference.HunyuanVideoPipeline.encode_prompt = _encode_prompt
+        self.inference.HunyuanVideoPipeline.encode_prompt = encode_prompt
 
     @property
     def schedulers(self) -> list[type]:
         return [self.inference.FlowMatchDiscreteScheduler]
 
-    def run(self, options: list[str]) -> torch.Tensor:
+    def command(self, options: list[str]) -> torch.Tensor:
         saved: list[torch.Tensor] = []
         given = ["--model-base", ".", "--video-size", "32", "64", "--video-length", "5"]
         given += ["--infer-steps", str(STEPS), "--prompt", "a lamp", "--seed", "7"]
@@ -272,7 +360,7 @@ class TinyHunyuan(TinyRun):
         args.text_states_dim = args.text_states_dim_2 = TEXT_WIDTH
         model = self._build(
             args,
-            in_channels=16,
+            in_channels=self.channels(args),
             out_channels=16,
             hidden_size=24,
             heads_num=2,
@@ -283,54 +371,47 @@ class TinyHunyuan(TinyRun):
         )
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.1)
-        self.model = model.eval().requires_grad_(False)
-        self.before_loop(self.model)
+        self.models = [model.eval().requires_grad_(False)]
+        self.before_loop()
         parallel = {"ulysses_degree": 1, "ring_degree": 1}
-        text = _HunyuanText()
+        text = HunyuanText()
         return cls(
-            args, _HunyuanVae(self.vae), {}, text, model, text, device="cpu", parallel_args=parallel
+            args, HunyuanVae(self.vae), {}, text, model, text, device="cpu", parallel_args=parallel
         )
+
+    def channels(self, args: argparse.Namespace) -> int:
+        """Of the model's input."""
+        return 16
+
+
+class TinyHunyuanI2V(TinyHunyuan):
+    """sample_image2video.py of HunyuanVideo-I2V."""
+
+    name, script_name = "HunyuanVideo-I2V", "sample_image2video"
+    _image: ClassVar = ["--flow-reverse", "--i2v-mode", "--i2v-image-path", PICTURE]
+    tasks: ClassVar = {
+        "token_replace": [*_image, "--embedded-cfg-scale", "6.0", "--i2v-stability"],
+        "latent_concat": [
+            *_image,
+            *("--embedded-cfg-scale", "6.0", "--i2v-condition-type", "latent_concat"),
+        ],
+        "batched guidance": [*_image, "--cfg-scale", "3.0"],
+        "from text": TinyHunyuan.tasks["embedded guidance"],
+    }
+    unrecorded = ("token_replace", "batched guidance")
+
+    def __init__(self, folder: Path) -> None:
+        hollow("torch.utils.tensorboard", SummaryWriter=None)
+        super().__init__(folder)
+        self.inference.get_closest_ratio = lambda *given: ((32, 64), 0.5)
+
+    def channels(self, args: argparse.Namespace) -> int:
+        return 33 if args.i2v_mode and args.i2v_condition_type == "latent_concat" else 16
 
 
 def _bytes_held() -> int:
     """Bytes of all caches that there are."""
     return sum(one.bytes_held for one in gc.get_objects() if isinstance(one, DeltaCache))
-
-
-class _HunyuanText(nn.Module):
-    """Registered with the pipeline; what it would say comes from _encode_prompt."""
-
-    dtype, device = torch.float32, torch.device("cpu")
-
-
-class _HunyuanVae(nn.Module):
-    """What the pipeline asks of its VAE."""
-
-    def __init__(self, vae: Vae) -> None:
-        super().__init__()
-        self.vae, self.dtype, self.device = vae, torch.float32, torch.device("cpu")
-        self.config = types.SimpleNamespace(
-            scaling_factor=1.0, shift_factor=None, block_out_channels=(1, 1, 1, 1)
-        )
-
-    def enable_tiling(self) -> None:
-        """Nothing to cut."""
-
-    def decode(self, latents: torch.Tensor, **more: Any) -> list[torch.Tensor]:
-        return [torch.stack(self.vae.decode(list(latents)))]
-
-
-def _encode_prompt(pipe: Any, prompt: list[str], *args: Any, **more: Any) -> tuple[Any, ...]:
-    tokens = (TEXT_TOKENS, TEXT_WIDTH) if more.get("text_encoder") is None else (TEXT_WIDTH,)
-    mask = torch.ones(1, TEXT_TOKENS, dtype=torch.long)
-    return fixed(1, *tokens, seed=1), fixed(1, *tokens, seed=2), mask, mask
-
-
-def _hollow(name: str, **names: Any) -> None:
-    module = types.ModuleType(name)
-    module.__path__ = []
-    vars(module).update(names)
-    sys.modules[name] = module
 
 
 @contextmanager

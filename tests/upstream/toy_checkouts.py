@@ -6,7 +6,7 @@ from pathlib import Path
 
 PATCHES = Path(__file__).resolve().parents[2] / "patches"
 
-WAN = '''"""A toy: größer, 猫."""
+WAN = '''"""A toy of t2v-14B: größer, 猫."""
 import argparse
 
 import wan
@@ -33,10 +33,11 @@ def generate(args):
         wan_t2v = wan.WanT2V(
             seed=args.seed,
         )
-        return wan_t2v.generate()
-    wan_i2v = wan.WanI2V(seed=args.seed)
+        wan_t2v.generate()
+    if args.seed <= 9:
+        wan_i2v = wan.WanI2V(seed=args.seed)
 
-    return wan_i2v.generate()
+        wan_i2v.generate()
 
 
 if __name__ == "__main__":
@@ -47,6 +48,7 @@ CONFIG = """import argparse
 
 def parse_args(namespace=None):
     parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=str, default="HYVideo-T/2")
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args(namespace=namespace)
     return args
@@ -69,7 +71,9 @@ if __name__ == "__main__":
 """
 FILES = {
     "Wan2.1": {"generate.py": WAN},
+    "Wan2.2": {"generate.py": WAN.replace("t2v-14B", "t2v-A14B")},
     "HunyuanVideo": {"hyvideo/config.py": CONFIG, "sample_video.py": SAMPLE},
+    "HunyuanVideo-I2V": {"hyvideo/config.py": CONFIG, "sample_image2video.py": SAMPLE},
 }
 
 

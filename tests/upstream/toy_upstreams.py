@@ -47,12 +47,33 @@ class WanToy:
                 raise RuntimeError("the loop failed")
             timestep = torch.stack([t])
             with torch.no_grad():
+                model = self.model_at(t)
                 cond, uncond = (
-                    self.model([latent], t=timestep, context=[text], seq_len=8)[0] for text in texts
+                    model([latent], t=timestep, context=[text], seq_len=8)[0] for text in texts
                 )
             guided = uncond + guide_scale * (cond - uncond)
             latent = scheduler.step(guided[None], t, latent[None], return_dict=False)[0][0]
         return latent
+
+    def model_at(self, t: torch.Tensor) -> torch.nn.Module:
+        return self.model
+
+
+class TwoExpertsToy(WanToy):
+    """Wan2.2's: another model below a boundary."""
+
+    num_train_timesteps, boundary = 1000, 0.8
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.high_noise_model, self.low_noise_model = self.model, tiny_dit(num_layers=6)
+        del self.model
+        for parameter in self.low_noise_model.parameters():
+            parameter.data.mul_(0.7)
+
+    def model_at(self, t: torch.Tensor) -> torch.nn.Module:
+        high = t.item() >= self.boundary * self.num_train_timesteps
+        return self.high_noise_model if high else self.low_noise_model
 
 
 class HunyuanToy:
