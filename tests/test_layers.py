@@ -148,4 +148,4 @@ def test_one_reuse_step_is_six_modules_as_the_documents_list_them() -> None:
     lines = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name, _ in rows}
     assert len(rows) <= 6 and sum(lines.values()) <= 1200
     assert {name: int(count) for name, count in rows} == lines
-    assert f"{sum(lines.values())} lines together" in text
+    assert f"{sum(lines.values()):,} lines together" in text

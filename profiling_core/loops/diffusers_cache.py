@@ -35,7 +35,8 @@ from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.plan import CachePlan
 
 _RUNNER = "_delta_pipeline"  # key in the instance dict of a pipeline
-_HARMLESS = {"torch", "accelerate", "diffusers"}  # whose decorators and hooks wrap a forward
+# packages whose decorators, hooks and sequence parallelism replace a forward and keep nothing
+_HARMLESS = {"torch", "accelerate", "diffusers", "xfuser", "yunchang"}
 _GROUPS = ("group_offloading", "lazy_prefetch_group_offloading")  # diffusers' hooks
 
 logger = logging.getLogger("profiling_core")

@@ -162,7 +162,7 @@ def _run_by(owner: Any, args: argparse.Namespace, loop: Loop, log: Log) -> None:
 
 
 def _cache(owner: Any, asked: str, loop: Loop, log: Log) -> LoopCache:
-    refuse_other_caches([loop.model(owner)])
+    refuse_other_caches(loop.models(owner).models)
     model = loop.fingerprint(owner)
     plan = checked_name(asked, model)
 
@@ -173,7 +173,7 @@ def _cache(owner: Any, asked: str, loop: Loop, log: Log) -> LoopCache:
 
 
 def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
-    refuse_other_caches([loop.model(owner)])
+    refuse_other_caches(loop.models(owner).models)
     ranks = loop.ranks(owner)
     writes = ranks > 1 or not dist.is_initialized() or dist.get_rank() == 0
 

@@ -122,8 +122,9 @@ def visit_only(scheduler: Any, steps: Sequence[int]) -> None:
 class SteppedLevels:
     """Follows the solver's steps of a loop; PlanError where a plan would not fit them.
 
-    The loop has to visit the scheduler's timesteps in order, from the first. A repeated step has to
-    give the same latent: where noise is added at every step, an old prediction holds old noise.
+    The loop has to begin at the first of the scheduler's timesteps, and its first step, repeated,
+    has to give the same latent: where noise is added at every step, an old prediction holds old
+    noise. Later steps are not looked at, so that nothing more is read from the device.
     """
 
     def __init__(self, see: See | None = None) -> None:
@@ -147,19 +148,19 @@ class SteppedLevels:
             self._inside = True
             try:
                 scheduler, *rest = args if of_class else (target, *args)
-                plain = step if of_class else type(scheduler).step
                 given = signature.bind(*args, **kwargs).arguments
-                self._check_level(scheduler, given["timestep"])
-                before = copy.deepcopy(scheduler)
+                before = None if self._taken else copy.deepcopy(scheduler)
+                if before is not None:
+                    self._check_begin(scheduler, given["timestep"])
                 result = step(*args, **kwargs)
-                after = _latent(result)
-                if not self._may_add_noise:
-                    _check_same(scheduler, after, _latent(plain(before, *rest, **kwargs)))
+                if before is not None and not self._may_add_noise:
+                    plain = step if of_class else type(scheduler).step
+                    _check_same(scheduler, _latent(result), _latent(plain(before, *rest, **kwargs)))
             finally:
                 self._inside = False
             self._taken += 1
             if self._see is not None:
-                self._see(given["model_output"], given["sample"], after)
+                self._see(given["model_output"], given["sample"], _latent(result))
             return result
 
         with around_calls(target, "step", answer):
@@ -170,12 +171,12 @@ class SteppedLevels:
         if self._timesteps and not self._taken:
             raise PlanError(f"this loop took none of its {len(self._timesteps)} steps: {_PART}")
 
-    def _check_level(self, scheduler: Any, timestep: Any) -> None:
+    def _check_begin(self, scheduler: Any, timestep: Any) -> None:
         visited = float(torch.as_tensor(timestep).max())
-        if self._taken < len(self._timesteps) and visited != self._timesteps[self._taken]:
+        if self._timesteps and visited != self._timesteps[0]:
             raise PlanError(
-                f"step {self._taken + 1} of this loop is at timestep {visited:g}, its "
-                f"{type(scheduler).__name__} has {self._timesteps[self._taken]:g} there: {_PART}"
+                f"the first step of this loop is at timestep {visited:g}, its "
+                f"{type(scheduler).__name__} has {self._timesteps[0]:g} there: {_PART}"
             )
 
 
