@@ -190,8 +190,7 @@ def _ours(given: Given) -> Iterator[Policy]:
 def _searched(given: Given, skip: str | None, budget: float) -> Sampler:
     """The best predicted error of one reuse mode, or of all."""
     search, count = given.search, given.steps_at(budget)
-    points = [search.point_of(each, count) for each in ((skip,) if skip else search.skips)]
-    return _planned(given, min(points, key=lambda point: point.error), count)
+    return _planned(given, search.exactly(count, (skip,) if skip else None), count)
 
 
 def _validated(given: Given, budget: float) -> Sampler:
@@ -204,7 +203,7 @@ def _refitted(given: Given, budget: float) -> Sampler:
     """The best of the search's choice and its refits, from its file where it was fitted before."""
     count = given.steps_at(budget)
     asked = Budget(speedup=given.tree.steps / count)
-    point = given.search.point(asked)
+    point = given.search.exactly(count)
     start = given.search.plan_of(point, asked)
     path = given.tuning.path(f"{count}-{plan_hash(start)}.json")
     if not path.exists():

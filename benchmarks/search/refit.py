@@ -80,7 +80,7 @@ class Refits:
         """Policies and their plans at a budget; PlanError where the profile cannot be searched."""
         search, count = self.search, max(1, round(self.tree.steps / budget))
         asked = Budget(speedup=self.tree.steps / count)
-        best = search.point(asked)
+        best = search.exactly(count)
         yield "search", search.plan_of(best, asked)
         for skip in ("corrected", "jump", "linear", "weights"):
             if skip in search.skips:

@@ -29,13 +29,13 @@ def main() -> int:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     seconds: dict[tuple[str, int], list[float]] = {}
     for number in range(args.rounds):
-        for waiting in WAITING:
+        for waiting in args.waiting:
             for busy in (0, 1):
                 taken = run_seconds(args.threads, WAITING[waiting], busy)
                 seconds.setdefault((waiting, busy), []).append(taken)
                 log(f"round {number + 1}: {waiting}, {busy} busy loops: {taken:.2f} s")
     lines = []
-    for waiting in WAITING:
+    for waiting in args.waiting:
         alone, beside = seconds[waiting, 0], seconds[waiting, 1]
         row = {"tree": "wan", "steps": STEPS, "threads": args.threads, "waiting": waiting}
         row |= {"rounds": args.rounds, "alone": median(alone), "beside": median(beside)}
@@ -70,6 +70,7 @@ def run_seconds(threads: int, waiting: dict[str, str], busy: int) -> float:
 def build_parser() -> Parser:
     parser = Parser(__doc__, rounds=5)
     parser.set_defaults(threads=2)
+    parser.add_argument("--waiting", nargs="+", choices=WAITING, default=list(WAITING))
     return parser
 
 
