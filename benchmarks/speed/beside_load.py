@@ -1,8 +1,8 @@
 """What another load on the machine costs a short run, by how torch's threads wait.
 
 A run of the Wan miniature on --threads processors, alone and beside one busy loop on the same
-processors, the least of the rounds: other work only adds. "passive": as every entry sets it; "spinning": as libgomp waits by itself. Rows go to
-results/beside_load.jsonl.
+processors, the least of the rounds: other work only adds. "passive": as every entry sets it;
+"spinning": as libgomp waits by itself. Rows go to results/beside_load.jsonl.
 """
 
 from __future__ import annotations
