@@ -17,6 +17,8 @@ from typing import Any
 from edits import InputError, PatchError, Place, Source
 
 KINDS = {"assignment": (ast.Assign, ast.AnnAssign), "expression": (ast.Expr,)}
+EXITS = {f"{name}({code})" for name in ("sys.exit", "exit", "quit") for code in ("", "0", "None")}
+EXITS |= {"os._exit(0)", "raise SystemExit", "raise SystemExit()", "raise SystemExit(0)"}
 NESTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -208,7 +210,11 @@ def anchor_calls(insertion: Insertion, node: ast.AST) -> list[ast.Call]:
     if insertion.calls.startswith("."):
         methods = [call for call in calls if isinstance(call.func, ast.Attribute)]
         return [c for c in methods if fnmatchcase(f".{c.func.attr}", insertion.calls)]
-    return [call for call in calls if fnmatchcase(ast.unparse(call.func), insertion.calls)]
+    named = [(ast.unparse(call.func), call) for call in calls]
+    dots = insertion.calls.count(".")
+    return [
+        c for name, c in named if fnmatchcase(name, insertion.calls) and name.count(".") == dots
+    ]
 
 
 def statements(function: ast.AST) -> Iterator[ast.stmt]:
@@ -243,10 +249,11 @@ def _check_all_reached(insertion: Insertion, module: ast.Module, anchors: list[a
 
 def _check_end_reached(insertion: Insertion, function: ast.FunctionDef) -> None:
     """No way out of the function may go past its end."""
-    returns = [str(s.lineno) for s in statements(function) if isinstance(s, ast.Return)]
-    if returns:
+    ends = [s for s in statements(function) if isinstance(s, ast.Return) or ast.unparse(s) in EXITS]
+    if ends:
+        lines = ", ".join(str(statement.lineno) for statement in ends)
         raise PatchError(
-            f"{insertion}: {function.name} returns on line {', '.join(returns)}, where the lines "
+            f"{insertion}: {function.name} returns on line {lines}, where the lines "
             "at its end are not reached; let it run to its end"
         )
 

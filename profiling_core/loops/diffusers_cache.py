@@ -35,7 +35,8 @@ from profiling_core.loops.scheduler_grid import Grid
 from profiling_core.plan import CachePlan
 
 _RUNNER = "_delta_pipeline"  # key in the instance dict of a pipeline
-# packages whose decorators, hooks and sequence parallelism replace a forward and keep nothing
+# packages whose decorators, hooks and sequence parallelism replace a forward and keep nothing,
+# other than their modules named after a cache, as xfuser's
 _HARMLESS = {"torch", "accelerate", "diffusers", "xfuser", "yunchang"}
 _GROUPS = ("group_offloading", "lazy_prefetch_group_offloading")  # diffusers' hooks
 
@@ -199,7 +200,8 @@ def _foreign_forward(module: nn.Module) -> str | None:
         call = forward.func if isinstance(forward, partial) else forward
         call = getattr(call, "__func__", call)
         named = getattr(call, "__globals__", {"__name__": type(call).__module__})
-        if named["__name__"].split(".")[0] not in own | _HARMLESS:
+        package, _, inside = named["__name__"].partition(".")
+        if package not in own and (package not in _HARMLESS or "cache" in inside):
             code = getattr(call, "__code__", None)
             return f"{named['__name__']}.{code.co_name if code else type(call).__name__}"
         forward = getattr(forward, "__wrapped__", None)  # below a decorator, a hook, a compiler

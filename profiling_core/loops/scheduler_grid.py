@@ -124,18 +124,19 @@ class SteppedLevels:
 
     The loop has to begin at the first of the scheduler's timesteps, and its first step, repeated,
     has to give the same latent: where noise is added at every step, an old prediction holds old
-    noise. Later steps are not looked at, so that nothing more is read from the device.
+    noise. A later step is repeated where all before drew random numbers, as SA-Solver's do, which
+    adds them at some levels alone; elsewhere nothing more is read from the device.
     """
 
     def __init__(self, see: See | None = None) -> None:
-        self._see, self._may_add_noise, self._inside = see, False, False
+        self._see, self._inside = see, False
         self._timesteps: list[float] = []
-        self._taken = 0
+        self._taken, self._draws = 0, True
 
     def start(self, scheduler: Any, *, may_add_noise: bool = False) -> None:
         """A new run of a scheduler whose timesteps are set."""
-        self._timesteps, self._taken = scheduler.timesteps.tolist(), 0
-        self._may_add_noise = may_add_noise
+        self._timesteps = scheduler.timesteps.tolist()
+        self._taken, self._draws = 0, not may_add_noise
 
     @contextmanager
     def of(self, target: Any) -> Iterator[None]:
@@ -149,11 +150,13 @@ class SteppedLevels:
             try:
                 scheduler, *rest = args if of_class else (target, *args)
                 given = signature.bind(*args, **kwargs).arguments
-                before = None if self._taken else copy.deepcopy(scheduler)
-                if before is not None:
+                if not self._taken:
                     self._check_begin(scheduler, given["timestep"])
+                before = copy.deepcopy(scheduler) if self._draws else None
+                states = _random_states(given) if self._draws else []
                 result = step(*args, **kwargs)
-                if before is not None and not self._may_add_noise:
+                if before is not None:
+                    self._draws = not all(map(torch.equal, states, _random_states(given)))
                     plain = step if of_class else type(scheduler).step
                     _check_same(scheduler, _latent(result), _latent(plain(before, *rest, **kwargs)))
             finally:
@@ -182,6 +185,14 @@ class SteppedLevels:
 
 def _latent(result: Any) -> torch.Tensor:
     return result[0] if isinstance(result, tuple) else result.prev_sample
+
+
+def _random_states(given: dict[str, Any]) -> list[torch.Tensor]:
+    """Of the generators that a step may draw from; on the host, a GPU's as well."""
+    sample, own = given["sample"], given.get("generator")
+    states = [each.get_state() for each in (own if isinstance(own, list) else [own]) if each]
+    states += [torch.cuda.get_rng_state(sample.device)] if sample.is_cuda else []
+    return [torch.get_rng_state(), *states]
 
 
 def _check_same(scheduler: Any, once: torch.Tensor, again: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """cache_pipeline with what users combine it with: offloading, compile, adapters, other caches."""
 
 from functools import wraps
-from types import MethodType, SimpleNamespace
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     LTXConditionPipeline,
+    SASolverScheduler,
     WanVACETransformer3DModel,
     WanVideoToVideoPipeline,
 )
@@ -232,6 +233,13 @@ def test_another_cache_that_replaced_a_forward_is_named_and_refused(
         profile_pipeline(tiny.pipe, [tiny.arguments], 4)
 
 
+def test_a_cache_of_a_package_for_parallel_runs_is_refused() -> None:
+    tiny, name = build("wan"), "xfuser.model_executor.cache.adapters"
+    tiny.pipe.transformer.forward = FunctionType((lambda: 0).__code__, {"__name__": name})
+    with pytest.raises(PlanError, match=f"was replaced by {name}"):
+        cache_pipeline(tiny.pipe, "balanced")
+
+
 def test_a_cache_that_came_as_a_hook_of_diffusers_is_refused() -> None:
     tiny = build("wan")
     apply_first_block_cache(tiny.pipe.transformer, FirstBlockCacheConfig(threshold=0.1))
@@ -321,6 +329,7 @@ V_DDIM = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 NOISY = {
     "Euler": ("wan", FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)),
     "DPM++": ("wan", DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++")),
+    "at some levels alone": ("wan", SASolverScheduler(**FLOW)),
     "CogVideoX's DPM": ("cogvideox", CogVideoXDPMScheduler(**V_DDIM)),
 }
 

@@ -92,6 +92,16 @@ def test_a_safetensors_file_of_another_program_is_named(
     assert "_tiny_bf16.safetensors" in str(error.value) or str(folder) in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"no weights at all", b"\x08" + bytes(7) + b"{}      "])
+def test_a_damaged_safetensors_file_of_the_transformer_is_named(
+    tree: TreeCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    folder = tree.copy_checkpoint(tmp_path / "copy")
+    monkeypatch.setattr("tree_cases.save_file", lambda state, file: file.write_bytes(content))
+    with pytest.raises(InputError, match=r"is not a complete safetensors file|tensors are missing"):
+        tree.load_single(folder, {})
+
+
 def test_a_git_lfs_pointer_is_named_as_one(
     tree: TreeCase, outcome: Outcome, nothing_loads: None, tmp_path: Path
 ) -> None:

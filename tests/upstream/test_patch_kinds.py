@@ -60,13 +60,21 @@ def test_a_fork_that_builds_its_pipeline_in_a_helper_ends_with_an_error(
         run_toy(checkout, ["--delta_cache"], monkeypatch)
 
 
+@pytest.mark.parametrize("end", ["return wan_t2v.generate()", "sys.exit(0)", "raise SystemExit"])
 def test_a_function_that_returns_before_its_end_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, end: str
 ) -> None:
-    early = ("        wan_t2v.generate()\n", "        return wan_t2v.generate()\n")
+    early = ("        wan_t2v.generate()\n", f"        {end}\n")
     checkout = write_checkout(tmp_path, "Wan2.1", generate=early)
     err = refusal(capsys, 1, "apply", checkout)
     assert "anchor 'end' (the last statement in generate): generate returns on line 28" in err
+
+
+def test_a_call_on_the_class_of_a_pipeline_is_no_construction(tmp_path: Path) -> None:
+    call = ("        wan_t2v.generate()\n", "        video = wan.WanT2V.generate(wan_t2v)\n")
+    checkout = write_checkout(tmp_path, "Wan2.1", generate=call)
+    assert tool.main(["apply", str(checkout)]) == 0
+    assert "wan_run(video" not in (checkout / "generate.py").read_text()
 
 
 def test_a_tree_with_its_own_option_is_refused(
