@@ -90,7 +90,7 @@ def first_line(error: Exception) -> str:
     Torch's advice to load with code allowed is not passed on.
     """
     text = str(error)
-    if "weights_only" in text:
+    if "weights_only" in text or isinstance(error, KeyError):  # the unpickler's, for any text
         code = "Unsupported global" in text or "Unsupported class" in text
         return "it holds code beside tensors" if code else "torch.save did not write it"
     return (text.splitlines() or [type(error).__name__])[0]

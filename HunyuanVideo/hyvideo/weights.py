@@ -95,8 +95,8 @@ def _check_fp8(file: Path, expected: dict[str, Tensor], state: dict[str, Tensor]
 def read_transformer_file(path: Path, load_key: str) -> dict[str, Tensor]:
     """The state dict under `load_key`, or the file itself where it is a bare one."""
     if path.suffix == ".safetensors":
+        names = official_names(path, read_header(path)[0])
         with safe_open(path, framework="pt") as opened:
-            names = official_names(path, read_header(path)[0])
             return {name: opened.get_tensor(stored) for name, stored in names.items()}
     content = read_torch_file(path)
     found = [key for key in LOAD_KEYS if key in content]
