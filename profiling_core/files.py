@@ -118,7 +118,7 @@ def check_regular(path: Path, option: str) -> None:
     """InputError for a folder, a device or a FIFO, which a file would replace."""
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder: name a file")
-    if Path(os.path.realpath(path)).is_symlink():
+    if path.is_symlink() and Path(os.path.realpath(path)).is_symlink():
         raise InputError(f"{option} {path} is a link that leads to itself: name a file")
     if path.exists() and not path.is_file():
         raise InputError(f"{option} {path} is a device or a FIFO: name a file")
