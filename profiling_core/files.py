@@ -90,7 +90,7 @@ def first_line(error: Exception) -> str:
     Torch's advice to load with code allowed is not passed on.
     """
     text = str(error)
-    if "weights_only" in text:
+    if "weights_only" in text or isinstance(error, KeyError):  # the unpickler's, for any text
         code = "Unsupported global" in text or "Unsupported class" in text
         return "it holds code beside tensors" if code else "torch.save did not write it"
     return (text.splitlines() or [type(error).__name__])[0]
@@ -118,6 +118,8 @@ def check_regular(path: Path, option: str) -> None:
     """InputError for a folder, a device or a FIFO, which a file would replace."""
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder: name a file")
+    if path.is_symlink() and Path(os.path.realpath(path)).is_symlink():
+        raise InputError(f"{option} {path} is a link that leads to itself: name a file")
     if path.exists() and not path.is_file():
         raise InputError(f"{option} {path} is a device or a FIFO: name a file")
 

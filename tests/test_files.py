@@ -64,6 +64,9 @@ def test_devices_and_fifos_are_never_replaced(tmp_path: Path, capsys) -> None:
             assert main(argv) == 2
             assert str(path) in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="is a link that leads to itself: name a file"):
+        write_whole(tmp_path / "loop", b"")
 
 
 def test_no_message_names_a_temporary_file(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def _check_encoder(folder: Path) -> None:
         found = next((files for p in patterns if (files := sorted(folder.glob(p)))), [])
         if not found:
             raise InputError(f"checkpoint folder {folder} has no {what}: {HOW_TO_GET[name]}")
-        for path in found:
+        for path in (*found, *folder.glob("*.json")):
             check_present(path)
 
 

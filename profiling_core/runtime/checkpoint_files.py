@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling_core.errors import InputError
-from profiling_core.files import stand_in
+from profiling_core.files import stand_in, unreadable
 
 MOST_LAYERS, LARGEST_SIZE = 1000, 10**6  # far past every real model, small enough to be counted
 
@@ -17,13 +17,16 @@ CACHES = ("*", "snapshots/*", "models--*/snapshots/*", "hub/models--*/snapshots/
 ELSEWHERE = "run it with diffusers and cache_pipeline, or"
 DIFFUSERS = f"is in diffusers' layout: {ELSEWHERE}"
 CACHE = "belongs to a cache of the Hugging Face Hub, and this model is not in it:"
+COMFYUI = "is ComfyUI's: put its transformer's file beside the official other parts, or"
 LAYOUTS = (  # what lies in a folder, what the folder is
     ("model_index.json", DIFFUSERS),
     ("../model_index.json", DIFFUSERS),
     ("snapshots", CACHE),
     ("models--*", CACHE),
     ("hub/models--*", CACHE),
-    ("diffusion_models", "is ComfyUI's: of its files only the transformer's can be taken;"),
+    ("diffusion_models", COMFYUI),
+    ("models/diffusion_models", COMFYUI),
+    ("../diffusion_models", COMFYUI),
     ("*.gguf", "has quantised GGUF files, which are not read here:"),
     ("high_noise_model", f"is Wan 2.2's: {ELSEWHERE}"),
     ("Wan2.2_VAE.pth", f"is Wan 2.2's: {ELSEWHERE}"),
@@ -38,7 +41,7 @@ def foreign_layout(folder: Path, option: str, holds: Callable[[Path], bool]) -> 
     holds: does this folder look like the checkpoint itself?
     """
     if folder.is_file():
-        return stand_in(folder) or "is a file: give the folder of all parts, or"
+        return f"{stand_in(folder) or 'is a file: give the folder of all parts'}, or"
     for path in (path for pattern in CACHES for path in sorted(folder.glob(pattern))):
         if holds(path) and not path.name.endswith("-mini"):  # the bundled one, of another model
             return f"is not the checkpoint itself: give {option} {path}, or"
@@ -59,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): download it again") from None
+        raise InputError(unreadable(path, "JSON file", error)) from None
     if not isinstance(document, dict):
         raise InputError(f"{path} holds no JSON object: download it again")
     return document

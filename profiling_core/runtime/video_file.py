@@ -56,7 +56,12 @@ def write_video(frames: np.ndarray, path: Path, fps: int, option: str, *, rescue
 def write_image(frame: np.ndarray, path: Path, option: str) -> None:
     """Write one uint8 frame (H, W, 3); on an error as `write_video`."""
     with _written(path, option, frame[None]) as temporary:
-        iio.imwrite(temporary, frame)
+        temporary.write_bytes(_encoded(frame, path.suffix))
+
+
+def _encoded(frame: np.ndarray, suffix: str) -> bytes:
+    """An image as bytes: imageio closes a file again where a full disk had failed it already."""
+    return iio.imwrite("<bytes>", frame, extension=suffix)
 
 
 def _check_complete(path: Path, frames: int) -> None:
@@ -87,7 +92,7 @@ def _rescued(frames: np.ndarray, path: Path) -> str:
         try:
             folder.mkdir(parents=True)
             for number, frame in enumerate(frames):
-                iio.imwrite(folder / f"{number:05d}.png", frame)
+                (folder / f"{number:05d}.png").write_bytes(_encoded(frame, ".png"))
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
         else:
@@ -115,7 +120,7 @@ def _video_fault(executable: str | None) -> str | None:
 @cache
 def _image_fault(suffix: str) -> str | None:
     try:
-        iio.imwrite("<bytes>", np.zeros((16, 16, 3), np.uint8), extension=suffix)
+        _encoded(np.zeros((16, 16, 3), np.uint8), suffix)
     except (OSError, RuntimeError, ValueError) as error:
         return f"images of this kind cannot be written ({first_line(error)}): take .png"
     return None

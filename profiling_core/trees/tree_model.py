@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -295,15 +296,19 @@ def _log_warnings_once() -> None:
     """The trees' log: warnings alone, each once, since every clip would repeat them."""
     from loguru import logger
 
-    seen: set[str] = set()
-
     def log_once(line: str) -> None:
-        if line not in seen:
-            seen.add(line)
+        if line not in (said := _said(sys.stderr)):
+            said.add(line)
             write_to(sys.stderr, f"{printable(line.rstrip())}\n")
 
     logger.remove()
     logger.add(log_once, level=_log_level(), format="{level}: {message}")
+
+
+@lru_cache(1)
+def _said(stream: Any) -> set[str]:
+    """What was logged to a stream, over all models of this process."""
+    return set()
 
 
 def _log_level() -> str:

@@ -327,20 +327,24 @@ def test_the_key_follows_all_that_shapes_a_clip_and_nothing_else() -> None:
 def test_the_example_runs_through_the_command_on_a_real_miniature(tmp_path, capsys) -> None:
     """Five frames, four steps; the bad line is skipped."""
     short = {**MINI, "frame_num": 5, "steps": 4, "seed": 3}
-    path = jobs_file(tmp_path, short, {**short, "plan": "fast"}, "{")
+    path = jobs_file(
+        tmp_path, short, *({**short, "plan": "fast", "seed": seed} for seed in (3, 4)), "{"
+    )
     arguments = ["batch", str(path), "--out", str(tmp_path / "out"), "--no-ray"]
     assert main(arguments) == 2
     assert main([*arguments, "--skip-bad"]) == 0
     output = capsys.readouterr()
-    assert "2 of 2 clips in" in output.out and "skipped: line 3: not JSON" in output.err
+    assert "3 of 3 clips in" in output.out and "skipped: line 4: not JSON" in output.err
     assert "without Ray, clip by clip in this process" in output.err
     finished = [line for line in output.err.splitlines() if line.startswith("clip ")]
-    assert [line.split(":")[0] for line in finished] == ["clip 1 of 2", "clip 2 of 2"]
+    assert [line.split(":")[0] for line in finished] == [f"clip {n} of 3" for n in (1, 2, 3)]
+    warned = [line for line in output.err.splitlines() if line.startswith("WARNING")]
+    assert len(warned) == len(set(warned)) > 0  # not for every clip
     assert "\r" not in output.err  # no bar: nobody looks
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert rows[1]["psnr"] > 10 and rows[0]["block_runs"] == 2 * 4 * 12
     assert main([*arguments, "--skip-bad"]) == 0
-    assert "2 of 2 clips are done" in capsys.readouterr().err
+    assert "3 of 3 clips are done" in capsys.readouterr().err
     assert main([*arguments, "--skip-bad", "--quiet"]) == 0
     output = capsys.readouterr()
     assert output.err == "" and output.out.startswith("wrote ") and output.out.count("\n") == 1

@@ -146,6 +146,12 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "was run" not in capsys.readouterr().out
 
 
+def test_a_damaged_safetensors_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").touch()
+    with pytest.raises(InputError, match=r"w\.safetensors is not a complete safetensors file"):
+        load_transformer(tmp_path / "w.safetensors", tiny_config(), "cpu")
+
+
 def test_a_folder_of_weights_is_searched(tmp_path: Path) -> None:
     (tmp_path / "mp_rank_00_model_states_fp8.pt").touch()
     with pytest.raises(InputError, match=r"holds no \*_model_states\.pt and no pytorch_model_\*"):

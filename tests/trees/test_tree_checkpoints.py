@@ -105,8 +105,8 @@ def test_a_damaged_safetensors_file_of_the_transformer_is_named(
 def test_a_git_lfs_pointer_is_named_as_one(
     tree: TreeCase, outcome: Outcome, nothing_loads: None, tmp_path: Path
 ) -> None:
-    tokenizers = [name for name in tree.parts if name.endswith("tokenizer.json")]
-    for number, name in enumerate((*tree.weights, *tokenizers)):
+    texts = [name for name in tree.parts if name.endswith(".json")]
+    for number, name in enumerate((*tree.weights, *texts)):
         folder = tree.copy_checkpoint(tmp_path / f"copy{number}")
         (folder / name).write_text(POINTER)
         line = outcome(*tree.argv(folder=folder))
@@ -126,6 +126,7 @@ class Evil:
         (b"<!DOCTYPE html><title>Sign in</title>", " is a web page, not the file: download it"),
         (b"GGUF\x03" + bytes(60), " is a GGUF file, whose quantised weights are not read here"),
         (b"no weights at all", "(torch.save did not write it): download it again"),
+        (b"hello", "(torch.save did not write it): download it again"),
         ({"module": Evil()}, "(it holds code beside tensors): download it again"),
     ],
 )
@@ -149,12 +150,17 @@ def layout(tree: TreeCase, kind: str, root: Path) -> tuple[Path, str]:
         place = tree.copy_checkpoint(root / inner.get(kind, "weights"))
         return root, f"is not the checkpoint itself: give {tree.options['folder']} {place}, or"
     if kind == "file":
-        return Path(shutil.copy(tree.weight_file(tree.checkpoint), root / "all.pt")), "is a file"
+        file = shutil.copy(tree.weight_file(tree.checkpoint), root / "all.pt")
+        return Path(file), "is a file: give the folder of all parts, or"
+    if kind == "gguf file":
+        (root / "all.gguf").write_bytes(b"GGUF")
+        return root / "all.gguf", "is a GGUF file, whose quantised weights are not read here: take"
     made = {
         "diffusers": ("model_index.json", "is in diffusers' layout: run it with diffusers and"),
         "transformer": ("model_index.json", "is in diffusers' layout: run it with diffusers and"),
         "foreign cache": ("models--a--b/refs/main", "belongs to a cache of the Hugging Face Hub"),
-        "comfy": ("diffusion_models/w.safetensors", "is ComfyUI's: of its files only the"),
+        "comfy": ("diffusion_models/w.safetensors", "is ComfyUI's: put its transformer's"),
+        "comfy root": ("models/diffusion_models/w.safetensors", "is ComfyUI's: put its transf"),
         "gguf": ("wan-Q4_0.gguf", "has quantised GGUF files, which are not read here"),
         "2.2": ("high_noise_model/config.json", "is Wan 2.2's: run it with diffusers and cache_p"),
         "1.5": ("transformer/480p_t2v/config.json", "is HunyuanVideo-1.5's: run it with diffuse"),
@@ -169,7 +175,7 @@ def layout(tree: TreeCase, kind: str, root: Path) -> tuple[Path, str]:
 KINDS = "cache repository parent file diffusers transformer comfy gguf 2.2 1.5".split()
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "foreign cache"])
+@pytest.mark.parametrize("kind", [*KINDS, "foreign cache", "comfy root", "gguf file"])
 def test_a_known_layout_of_another_program_is_named_with_the_way_out(
     tree: TreeCase, outcome: Outcome, nothing_loads: None, tmp_path: Path, kind: str
 ) -> None:

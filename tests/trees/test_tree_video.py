@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -202,6 +203,19 @@ def test_a_full_disk_keeps_the_old_file_and_the_frames_elsewhere(tmp_path: Path)
     assert f"the frames are kept as PNG in {folder}" in done.stderr
     noise = np.random.default_rng(0).integers(0, 256, (17, 128, 128, 3), dtype=np.uint8)
     assert np.array_equal([iio.imread(path) for path in sorted(folder.iterdir())], noise)
+
+
+def test_an_image_that_does_not_fit_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"writing failed .*File too large"):
+            video_file.write_image(np.zeros((16, 16, 3), np.uint8), tmp_path / "a.png", "saving")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not ignored and not [*tmp_path.iterdir()]
 
 
 BROKEN = {  # programs in ffmpeg's place

@@ -155,7 +155,7 @@ def test_an_index_that_names_an_absent_tensor_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("index", "says"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not a complete JSON file"),
         ('{"weight_map": {}}', "has no weight_map"),
         ('{"weight_map": {"a": "../b.safetensors"}}', "is no file name of this folder"),
     ],

@@ -61,7 +61,8 @@ class Job(Checked):
             return None
         if not (name and _letter(name[0]) and all(_letter(s) or s in SIGNS for s in name)):
             raise ValueError(
-                f"{name[:60]!r} is no name of a file: letters, digits, spaces and {SIGNS.strip()}_"
+                f"{name[:60]!r} is no name of a file: a letter, digit or _, then also spaces and "
+                f"{SIGNS.strip()}"
             )
         if (size := len(name.encode())) > MOST_NAME_BYTES:
             raise ValueError(
