@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from profiling_core.engine.anchors import Anchor
+from profiling_core.engine.anchors import Anchor, keep, tensors_of
 from profiling_core.errors import ProfileError
 from profiling_core.plan.schema import Branch
 from profiling_core.profile.profile import Subject
@@ -44,9 +44,11 @@ class Recording:
         """The latents before a step, in the model's call."""
         self.latents.append(_checked(flat(latents), f"latent before step {step}"))
 
-    def see_prediction(self, step: int, branch: Branch, prediction: Anchor) -> None:
-        _checked(flat(prediction.tensors), f"prediction of step {step}, {branch}")
-        self.predictions[branch].append(prediction)
+    def see_prediction(self, step: int, branch: Branch, output: Any) -> None:
+        """A copy of what the model returned; it is waited for, since it is read here at once."""
+        copies = [tensor.detach().to("cpu", copy=True) for tensor in tensors_of(output)]
+        _checked(flat(copies), f"prediction of step {step}, {branch}")
+        self.predictions[branch].append(keep(output, copies, "stream", "device"))
 
     def see_blocks(self, step: int, branch: Branch, tap: BlockTap) -> None:
         """Sketches of the deltas of all blocks in one call."""

@@ -18,6 +18,7 @@ from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
 from profiling_core.recording.block_hooks import projection
 from profiling_core.recording.recorder import Recorder
+from profiling_core.recording.run_data import Recording
 from wan.model import WanModel
 from wan_toys import TINY_DIT, tiny_dit
 
@@ -264,6 +265,36 @@ def test_what_is_not_finite_is_named(part: Callable, message: str) -> None:
     part(broken).bias.data[0] = math.nan
     with watch.attached(broken), pytest.raises(ProfileError, match=message):
         sample(broken, watch.begin)
+
+
+class OnGpu(Tensor):
+    """A tensor of the host in place of a GPU's: a copy that nobody waits for never arrives."""
+
+    @staticmethod
+    def __new__(cls, data: Tensor) -> OnGpu:
+        made = Tensor._make_wrapper_subclass(cls, data.shape, dtype=data.dtype, device="cuda")
+        made.held = data
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.copy_.default and args[2:]:  # without waiting
+            return args[0]
+        if kwargs.get("non_blocking"):
+            return torch.zeros_like(args[0].held)
+        given = [arg.held if isinstance(arg, OnGpu) else arg for arg in args]
+        found = func(*given, **kwargs)
+        stays = func is not torch.ops.aten._to_copy.default and isinstance(found, Tensor)
+        return OnGpu(found) if stays else found
+
+
+def test_a_prediction_on_a_gpu_is_checked_once_its_copy_has_arrived(profile: Profile) -> None:
+    recording = Recording(profile.subject, torch.device("cpu"))
+    recording.see_prediction(0, "cond", [OnGpu(torch.ones(LATENT))])
+    assert torch.equal(recording.predictions["cond"][0].tensors[0], torch.ones(LATENT))
+    with pytest.raises(ProfileError, match="prediction of step 1, cond is not finite"):
+        recording.see_prediction(1, "cond", [OnGpu(torch.full(LATENT, math.nan))])
 
 
 def test_a_model_of_another_depth_or_width_is_refused(model: WanModel) -> None:
