@@ -24,7 +24,7 @@ from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.state_dicts import check_finite
 from profiling_core.runtime.terminal import steps_bar
 
-from .attention import attention, backend
+from .attention import attention, choose_kernel
 from .checkpoint import find_files
 from .checks import (
     check_autocast,
@@ -113,7 +113,9 @@ class HunyuanVideo:
             for part in (self.text_encoder, self.text_encoder_2, self.vae):
                 part.to(self.device)
         self.last_run: RunStats | None = None
-        logger.info(f"attention on {self.device}: {backend(self.device)}")
+        head_dim = self.model.hidden_size // self.model.heads_num
+        kernel = choose_kernel(self.device, self.dtype, head_dim)
+        logger.info(f"attention on {self.device}: {kernel}")
         if computing is not config and not fp32:
             logger.info(
                 f"this processor has no {config.precision} instructions: "

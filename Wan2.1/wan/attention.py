@@ -1,42 +1,100 @@
-"""Softmax attention: flash-attn 3 or 2 where installed and usable, torch SDPA everywhere else."""
+"""Softmax attention: on a GPU the fastest kernel that runs there, torch SDPA everywhere else."""
 
 import importlib
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-FLASH_MAX_HEAD_DIM = 256
-FLASH_MODULES = {"flash-attn 3": "flash_attn_interface", "flash-attn 2": "flash_attn"}
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v; all (B, L, heads, head_dim)
 
+HALF = (torch.bfloat16, torch.float16)
+PROBE_TOKENS, PROBE_ERROR = 16, 0.05  # of outputs around 1
+CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+ANY = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)  # for what the first ones cannot take
 
-@lru_cache(maxsize=1)
-def _installed_flash() -> tuple[str, Callable[..., Tensor] | None]:
-    """What half-precision attention on a GPU runs on, in words, and its function if not SDPA."""
-    broken = []
-    for name, module in FLASH_MODULES.items():
-        try:
-            return name, importlib.import_module(module).flash_attn_func
-        except ModuleNotFoundError:
-            continue
-        except Exception as error:  # a build for another torch or CUDA fails in many ways
-            broken.append(f"{name} is installed but fails: {type(error).__name__}: {error}")
-    return "; ".join(["torch SDPA", *broken]), None
+# of device type, type of v and head_dim; SDPA for what is not here
+_chosen: dict[tuple[str, torch.dtype, int], Kernel] = {}
 
 
-def backend(device: torch.device) -> str:
-    """What attention runs on, for the log."""
-    return _installed_flash()[0] if device.type == "cuda" else "torch SDPA"
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Choose what attention of this type and width runs on from now on; its name, for the log.
+
+    Called once when a model is loaded, so that calls of it, compiled ones as well, look nothing up.
+    A kernel that fails on a call of PROBE_TOKENS tokens is named with its error and the next one is
+    tried.
+    """
+    failed = ""
+    if device.type == "cuda" and dtype in HALF:
+        for name, load in _candidates(torch.cuda.get_device_capability(device)[0]):
+            try:
+                probed, kernel = load()
+                _probe(probed, device, dtype, head_dim)
+            except Exception as error:  # not installed, or a build for another torch or GPU
+                reason = str(error).strip().partition("\n")[0]
+                failed += f"; {name} did not run: {type(error).__name__}: {reason}"
+                continue
+            _chosen[device.type, dtype, head_dim] = kernel
+            return name + failed
+    _chosen.pop((device.type, dtype, head_dim), None)
+    return "torch SDPA" + failed
 
 
-def _flash_for(q: Tensor, v: Tensor) -> Callable[..., Tensor] | None:
-    """flash-attn's function where it can take these tensors; the type that counts is v's."""
-    half = v.dtype in (torch.bfloat16, torch.float16)
-    if q.is_cuda and half and q.shape[-1] <= FLASH_MAX_HEAD_DIM:
-        return _installed_flash()[1]
-    return None
+def _candidates(capability: int) -> Iterator[tuple[str, Callable[[], tuple[Kernel, Kernel]]]]:
+    """Names of kernels, the fastest first, and what loads each: the one to probe, the one to use.
+
+    capability: the GPU's major number, 8 for Ampere and Ada, 9 for Hopper, 10 and more later.
+    """
+    if capability == 9:
+        yield "flash-attn 3", lambda: _flash("flash_attn_interface")
+    if capability == 8:
+        yield "flash-attn 2", lambda: _flash("flash_attn")
+    if capability >= 9:
+        yield "torch SDPA, cuDNN first", lambda: (_sdpa_by(CUDNN), _sdpa_by(CUDNN, FLASH, *ANY))
+    if capability >= 8:
+        yield "torch SDPA, Flash first", lambda: (_sdpa_by(FLASH), _sdpa_by(FLASH, *ANY))
+
+
+def _flash(module: str) -> tuple[Kernel, Kernel]:
+    """flash-attn's function as an operator of torch, which compiles into one graph."""
+    flash = importlib.import_module(module).flash_attn_func
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = flash(q, k, v)
+        # builds of flash-attn 3 differ: some return the output alone, some (output, lse)
+        return (out[0] if isinstance(out, tuple) else out).contiguous()
+
+    name = f"{__name__.replace('.', '_')}::{module}"
+    operator = torch.library.custom_op(name, kernel, mutates_args=())
+    operator.register_fake(lambda q, k, v: q.new_empty(q.shape))
+    return operator, operator
+
+
+def _sdpa_by(*backends: SDPBackend) -> Kernel:
+    """SDPA by the first of torch's kernels that takes the tensors."""
+    order = list(backends)
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(order, set_priority=True):
+            return _sdpa(q, k, v)
+
+    return kernel
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, L, head_dim)
+    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+
+@torch.no_grad()
+def _probe(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    """One call with few tokens; AssertionError unless it gives what SDPA in fp32 does."""
+    shape, seeded = (3, 1, PROBE_TOKENS, 2, head_dim), torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(shape, generator=seeded).to(device, dtype)
+    wanted = _sdpa(q.float(), k.float(), v.float())
+    torch.testing.assert_close(kernel(q, k, v).float(), wanted, rtol=0, atol=PROBE_ERROR)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_lens: Sequence[int] | None = None) -> Tensor:
@@ -57,11 +115,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_lens: Sequence[int] | None = 
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    flash = _flash_for(q, v)
-    query, key = q.to(v.dtype), k.to(v.dtype)
-    if flash is not None:
-        out = flash(query, key, v)
-        # builds of flash-attn 3 differ: some return the output alone, some (output, lse)
-        return (out[0] if isinstance(out, tuple) else out).to(q.dtype)
-    heads_first = (x.transpose(1, 2) for x in (query, key, v))  # (B, heads, L, head_dim)
-    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2).to(q.dtype)
+    kernel = _chosen.get((v.device.type, v.dtype, v.shape[-1]), _sdpa)
+    return kernel(q.to(v.dtype), k.to(v.dtype), v).to(q.dtype)

@@ -27,7 +27,7 @@ from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.state_dicts import check_finite
 from profiling_core.runtime.terminal import steps_bar
 
-from .attention import attention, backend
+from .attention import attention, choose_kernel
 from .checkpoint import check_folder
 from .checks import Shards, check_memory, check_on_grid, plan_for_run
 from .configs import WanConfig, check_frame_num
@@ -91,7 +91,9 @@ class WanT2V:
             self.guided = BranchPair(self.model, self.ranks, lambda output: output[0])
         self._check_parts_fit()
         self.last_run: RunStats | None = None
-        logger.info(f"attention on {self.device}: {backend(self.device)}")
+        head_dim = self.model.dim // self.model.num_heads
+        kernel = choose_kernel(self.device, self._computing_dtype or torch_dtype, head_dim)
+        logger.info(f"attention on {self.device}: {kernel}")
         if torch_dtype == torch.float32 and emulates_bf16(self.device):
             logger.info("this processor has no bf16 instructions: the transformer runs in fp32")
 

@@ -14,10 +14,12 @@ from torch import nn
 
 import benchmarks.lib  # noqa: F401  (puts the trees on the path)
 from benchmarks.lib.timing import Subject
+from hyvideo.attention import choose_kernel as choose_hunyuan_kernel
 from hyvideo.model import GUIDANCE_SCALE, HYVideoDiffusionTransformer
 from hyvideo.rope import rope_tables
 from profiling_core.plan.model_specs import HUNYUAN, WAN, Clip, Family, PlannedModel
 from profiling_core.plan.schema import ModelFingerprint
+from wan.attention import choose_kernel as choose_wan_kernel
 from wan.model import WanModel
 
 GUIDANCE = 6.0
@@ -28,6 +30,7 @@ SEED = 1  # of the inputs; weights are drawn from 0
 def wan_subject(name: str, model: WanModel, latent: tuple[int, ...], *, autocast: bool) -> Subject:
     """One call of a Wan model: latent (C, F, H, W), all text rows in use."""
     device = model.patch_embedding.weight.device
+    choose_wan_kernel(device, torch.bfloat16, model.dim // model.num_heads)
     tokens, draw = _image_tokens(model, latent), _drawing(device)
     x, text = draw(latent), draw((model.text_len, model.text_dim))
     t = torch.tensor([TIMESTEP], device=device)
@@ -50,6 +53,7 @@ def hunyuan_subject(
     """One call of a HunyuanVideo model: latent (C, F, H, W), embedded guidance, no padded text."""
     weight = model.img_in.proj.weight
     device, draw = weight.device, _drawing(weight.device)
+    choose_hunyuan_kernel(device, torch.bfloat16, model.hidden_size // model.heads_num)
     x = draw((1, *latent))
     guidance = torch.tensor([GUIDANCE], device=device).to(weight.dtype) * GUIDANCE_SCALE
     cos, sin = rope_tables(model.grid_of(x), model.rope_dim_list, device=device)

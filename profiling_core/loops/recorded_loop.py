@@ -18,7 +18,6 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from profiling_core.engine.anchors import keep
 from profiling_core.engine.block_lists import unwrapped
 from profiling_core.engine.call_tracker import CallTracker
 from profiling_core.errors import ProfileError
@@ -112,9 +111,7 @@ class GuidedRecorder(Recorder):
         step = len(self.recording.latents)
         self.recording.see_latent(step, [self._scaled(self._clip(latent), step)])
         prediction = self._factor * self._clip(given)
-        self.recording.see_prediction(
-            step, self.branches[0], keep(prediction, [prediction.clone()], "stream", "host")
-        )
+        self.recording.see_prediction(step, self.branches[0], prediction)
 
     def _before_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not self._ignored:

@@ -23,10 +23,9 @@ from profiling_core.profile.profile import (
 )
 from profiling_core.recording.attention_share import foreground_share, high_attention
 from profiling_core.recording.foreground import foreground_mask
-from profiling_core.recording.run_data import Recording, summed
+from profiling_core.recording.run_data import Recording, products, summed
 from profiling_core.version import installed_version
 
-COLUMNS = 1 << 16  # of the vectors whose products are summed in fp64 at a time
 Arrays = dict[str, np.ndarray]
 
 
@@ -71,7 +70,7 @@ def profile_of(
 def step_arrays(recording: Recording) -> Arrays:
     """l1, l1_relative, cosine and gram."""
     vectors = recording.vectors()
-    gram = products(vectors)
+    gram = (products(vectors) / vectors.shape[1]).numpy()  # mean products
     steps, branches = recording.subject.steps, len(recording.subject.branches)
     found: dict[str, list[Any]] = {"l1": [], "l1_relative": [], "cosine": []}
     for first in range(0, branches * steps, steps):
@@ -91,7 +90,7 @@ def delta_arrays(recording: Recording, group: dist.ProcessGroup | None = None) -
     drift, cosine, magnitude, arrays = [], [], [], {}
     for name, first, count in _spans(subject):
         grams = [
-            summed(recording.delta_gram(b, first, count), group).double().numpy() / numbers
+            summed(recording.delta_gram(b, first, count), group).numpy() / numbers
             for b in subject.branches
         ]
         arrays[f"delta_gram.{name}"] = np.stack(grams)
@@ -163,15 +162,6 @@ def attention_arrays(recording: Recording, settings: Settings, masks: dict[int, 
         "attention_maps": np.array(maps)[None],
         "mask": mask[None].numpy(),
     }
-
-
-def products(rows: Tensor) -> np.ndarray:
-    """Mean products of vectors (V, numel), summed in fp64: (V, V)."""
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for part in rows.split(COLUMNS, dim=1):
-        wide = part.double()
-        total += wide @ wide.T
-    return (total / rows.shape[1]).numpy()
 
 
 def _drift(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,9 @@
 A block's delta is output minus input of its first updated tensor (for HunyuanVideo the image, or
 the joint stream that begins with it). Whole deltas of all blocks and steps are hundreds of
 gigabytes, so they are kept on a fixed random subset of image tokens, projected to WIDTH numbers a
-token where the model is wider (random signs, which keep inner products in expectation).
+token where the model is wider (random signs, which keep inner products in expectation). They are
+computed in fp32 outside the model's autocast and summed in fp64: a change between steps is small
+beside the deltas themselves.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ def sampled_tokens(tokens: int, count: int) -> Tensor:
 
 
 def projection(width: int) -> Tensor | None:
-    """(width, WIDTH) of +-WIDTH**-0.5, or None for a model that is no wider."""
+    """(width, WIDTH) of +-WIDTH**-0.5, fp64, or None for a model that is no wider."""
     if width <= WIDTH:
         return None
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (width, WIDTH), generator=generator).float() * 2 - 1
+    signs = torch.randint(0, 2, (width, WIDTH), generator=generator).double() * 2 - 1
     return signs * WIDTH**-0.5
 
 
@@ -116,17 +118,22 @@ class BlockTap:
         def hook(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self.timers[-1].stop()
             x = tensors_of(output)[0]
-            delta = x[:, self.kept].float() - self._before.float()  # (B, kept, D)
-            if self.projection is not None:
-                delta = delta @ self.projection
-            self.sketches.append(delta.flatten())
-            if number == len(self.blocks) - 1:
-                added = x[:, self.normed].float() - self._first
-                self.norms = added.norm(dim=-1).flatten()
+            with torch.autocast(x.device.type, enabled=False):  # not in the model's bf16
+                self.sketches.append(self._sketch(x))
+                if number == len(self.blocks) - 1:
+                    added = x[:, self.normed].float() - self._first
+                    self.norms = added.double().norm(dim=-1).flatten()
             self.left(number)
             self.inside = None
 
         return hook
+
+    def _sketch(self, x: Tensor) -> Tensor:
+        """What the block added to the sampled tokens, fp32 (B kept numbers,)."""
+        delta = x[:, self.kept].float() - self._before.float()  # (B, kept, D)
+        if self.projection is not None:
+            delta = (delta.double() @ self.projection).float()
+        return delta.flatten()
 
     def _prepare(self, x: Tensor) -> None:
         if self._ready == x.device:

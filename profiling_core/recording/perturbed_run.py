@@ -58,7 +58,8 @@ class PerturbedRun(FullRun):
             return self._recorded(step, branch)
         if step == self.step and self.injected is None:
             latents = tensors_of(args[0] if args else next(iter(kwargs.values())))
-            self.injected = float((flat(latents) - self.recording.latents[step]).norm())
+            apart = flat(latents) - self.recording.latents[step]
+            self.injected = float(apart.double().norm())
         self.count_call()
         return run(*args, **kwargs)
 
@@ -70,7 +71,7 @@ class PerturbedRun(FullRun):
                 "these steps do not differ, or the loop does not use what the model returns"
             )
         copies = self.recording.copies  # of the clip in the recorded latents
-        distance = float((latent.float() - perturbed.float()).norm())
+        distance = float((latent.double() - perturbed.double()).norm())
         return distance * copies**0.5 / self.injected
 
     def _recorded(self, step: int, branch: Branch) -> Any:

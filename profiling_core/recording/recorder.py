@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from profiling_core.engine.anchors import keep, tensors_of
+from profiling_core.engine.anchors import tensors_of
 from profiling_core.engine.block_lists import block_list, hidden_width, unwrapped
 from profiling_core.engine.full_run import FullRun
 from profiling_core.errors import PlanError, ProfileError
@@ -206,9 +206,7 @@ class Recorder(FullRun):
             self.recording.see_latent(step, latents)
 
     def _see_output(self, step: int, branch: Branch, output: Any) -> None:
-        tensors = (tensor.detach().clone() for tensor in tensors_of(output))
-        prediction = keep(output, tensors, "stream", "host")
-        self.recording.see_prediction(step, branch, prediction)
+        self.recording.see_prediction(step, branch, output)
 
     def _shape(self, latent: Tensor, kwargs: dict[str, Any]) -> tuple[int, ...]:
         """The latent's (C, F, H, W)."""

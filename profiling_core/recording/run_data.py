@@ -12,12 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from profiling_core.engine.anchors import Anchor
+from profiling_core.engine.anchors import Anchor, keep, tensors_of
 from profiling_core.errors import ProfileError
 from profiling_core.plan.schema import Branch
 from profiling_core.profile.profile import Subject
 from profiling_core.recording.attention_share import Received
 from profiling_core.recording.block_hooks import BlockTap
+
+COLUMNS = 1 << 16  # of the vectors whose products are summed in fp64 at a time
 
 
 class Recording:
@@ -42,9 +44,11 @@ class Recording:
         """The latents before a step, in the model's call."""
         self.latents.append(_checked(flat(latents), f"latent before step {step}"))
 
-    def see_prediction(self, step: int, branch: Branch, prediction: Anchor) -> None:
-        _checked(flat(prediction.tensors), f"prediction of step {step}, {branch}")
-        self.predictions[branch].append(prediction)
+    def see_prediction(self, step: int, branch: Branch, output: Any) -> None:
+        """A copy of what the model returned; it is waited for, since it is read here at once."""
+        copies = [tensor.detach().to("cpu", copy=True) for tensor in tensors_of(output)]
+        _checked(flat(copies), f"prediction of step {step}, {branch}")
+        self.predictions[branch].append(keep(output, copies, "stream", "device"))
 
     def see_blocks(self, step: int, branch: Branch, tap: BlockTap) -> None:
         """Sketches of the deltas of all blocks in one call."""
@@ -98,14 +102,13 @@ class Recording:
         return uncond + guidance * (cond - uncond)
 
     def delta_gram(self, branch: Branch, first: int, count: int) -> Tensor:
-        """Summed products of the deltas of some blocks, (count S, count S), block slowest."""
+        """`products` of the deltas of some blocks, (count S, count S), block slowest."""
         rows = torch.stack([sketches[first : first + count] for sketches in self.sketches[branch]])
-        rows = rows.transpose(0, 1).flatten(0, 1)
-        return rows @ rows.T
+        return products(rows.transpose(0, 1).flatten(0, 1))
 
     def norm_ratios(self, branch: Branch) -> Tensor:
         """(S-1, tokens): growth of what all blocks together add to a token, step by step."""
-        norms = torch.stack(self.norms[branch]).double()
+        norms = torch.stack(self.norms[branch])
         return norms[1:] / norms[:-1].clamp_min(1e-12)
 
     def sum_attention(self, group: dist.ProcessGroup) -> None:
@@ -126,6 +129,15 @@ def summed(part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     whole = part.to("cuda" if on_gpu else "cpu", copy=True)
     dist.all_reduce(whole, group=group)
     return whole.cpu()
+
+
+def products(rows: Tensor) -> Tensor:
+    """Products of vectors (V, numel), summed in fp64: (V, V)."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for part in rows.split(COLUMNS, dim=1):
+        wide = part.double()
+        total += wide @ wide.T
+    return total
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -44,9 +44,10 @@ def sam2_mask(rgb: Tensor, folder: str | Path, grid: tuple[int, int, int]) -> Te
     frames = rgb.permute(3, 0, 1, 2).float()  # (3, f, H, W)
     shown = saliency(frames, grid)
     mask = torch.zeros(grid, dtype=torch.bool, device=rgb.device)
-    for frame in range(grid[0]):
-        if (shown[frame] > 0).any():
-            mask[frame] = _segment(model, frames[:, frame], shown[frame])
+    with torch.autocast(rgb.device.type, enabled=False):  # not in the caller's bf16
+        for frame in range(grid[0]):
+            if (shown[frame] > 0).any():
+                mask[frame] = _segment(model, frames[:, frame], shown[frame])
     return mask
 
 

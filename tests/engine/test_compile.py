@@ -1,5 +1,7 @@
 """torch.compile under the cache: which graphs a plan adds."""
 
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +9,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
+import hyvideo.attention
+import hyvideo.layers
+import wan.attention
+import wan.model
 from profiling_core.loops.cached_loop import LoopCache, LoopModels
 from profiling_core.plan import CachePlan
 from toys import PLANS, ToyWan, bare, cached, toy_plan
@@ -33,6 +39,50 @@ def start_compiling():
 
     dynamo.reset()
     dynamo.utils.counters.clear()
+
+
+def wan_block():
+    from wan.rope import rotation
+
+    block = wan.model.Block(64, 128, 4, qk_norm=True, cross_attn_norm=True, eps=1e-6)
+    rope = rotation((1, 4, 4), 16, 16, torch.device("cpu"))[None]
+    return block, (torch.randn(1, 16, 64), torch.randn(1, 6, 64), torch.randn(1, 8, 64), rope)
+
+
+def double_block():
+    rope = (torch.rand(16, 16), torch.rand(16, 16))
+    img, txt, vec = torch.randn(1, 16, 64), torch.randn(1, 8, 64), torch.randn(1, 64)
+    return hyvideo.layers.DoubleStreamBlock(64, 4, 2.0), (img, txt, vec, rope)
+
+
+def single_block():
+    rope = (torch.rand(16, 16), torch.rand(16, 16))
+    x, vec = torch.randn(1, 24, 64), torch.randn(1, 64)
+    return hyvideo.layers.SingleStreamBlock(64, 4, 2.0), (x, vec, 8, rope)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "cudnn", "flash"])
+@pytest.mark.parametrize("make", [wan_block, double_block, single_block])
+def test_a_block_is_one_graph_with_every_attention_kernel(make, kernel, monkeypatch):
+    """On the CPU, with a stand-in for flash-attn that no compiler can look into."""
+    package = types.ModuleType("flash_attn")
+    block, inputs = make()
+    attention = wan.attention if make is wan_block else hyvideo.attention
+    package.flash_attn_func = torch.compiler.disable(attention._sdpa)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    kernels = {
+        "sdpa": attention._sdpa,
+        "cudnn": attention._sdpa_by(attention.CUDNN, attention.FLASH, *attention.ANY),
+        "flash": attention._flash("flash_attn")[1],
+    }
+    monkeypatch.setitem(attention._chosen, ("cpu", torch.bfloat16, 16), kernels[kernel])
+    start_compiling()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for key_lens in (None, (12,)):
+            expected = block(*inputs, key_lens)
+            found = torch.compile(block, backend="aot_eager", fullgraph=True)(*inputs, key_lens)
+            torch.testing.assert_close(found, expected)
+    assert graphs() == 2  # one for each kind of call
 
 
 def test_per_block_compile_adds_no_graph():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import wan.model
 from profiling_core.errors import ProfileError
 from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
+from profiling_core.recording.block_hooks import projection
 from profiling_core.recording.recorder import Recorder
+from profiling_core.recording.run_data import Recording
 from wan.model import WanModel
 from wan_toys import TINY_DIT, tiny_dit
 
@@ -48,13 +51,14 @@ def sample(
     model: nn.Module, begin: Callable[[int, str], None] = lambda step, branch: None, seed: int = 0
 ) -> Tensor:
     """Guided Euler steps of our Wan."""
-    x = torch.randn(LATENT, generator=torch.Generator().manual_seed(seed))
+    device = next(model.parameters()).device
+    x = torch.randn(LATENT, generator=torch.Generator().manual_seed(seed)).to(device)
     for step, sigma in enumerate(SIGMAS):
-        t = torch.tensor([1000 * sigma])
+        t = torch.tensor([1000 * sigma], device=device)
         flows = []
         for branch, text in zip(("cond", "uncond"), texts(), strict=True):
             begin(step, branch)
-            flows.append(model([x], t, [text], TOKENS)[0])
+            flows.append(model([x], t, [text.to(device)], TOKENS)[0])
         after = SIGMAS[step + 1] if step + 1 < STEPS else 0.0
         x = x + (after - sigma) * (flows[1] + 2 * (flows[0] - flows[1]))
     return x
@@ -65,8 +69,8 @@ def model() -> WanModel:
     return tiny_dit()
 
 
-@pytest.fixture(scope="module")
-def seen(model: WanModel) -> dict[str, list[Tensor]]:
+@contextmanager
+def watched(model: WanModel) -> Iterator[dict[str, list[Tensor]]]:
     """Everything a run does, kept whole by hooks of the test's own; two branches in turns."""
     kept: dict[str, list[Tensor]] = {"in": [], "out": [], "latent": [], "flow": []}
     handles = [model.register_forward_pre_hook(lambda m, a: kept["latent"].append(a[0][0]))]
@@ -74,9 +78,15 @@ def seen(model: WanModel) -> dict[str, list[Tensor]]:
     for block in model.blocks:
         handles += [block.register_forward_pre_hook(lambda m, a: kept["in"].append(a[0][0]))]
         handles += [block.register_forward_hook(lambda m, a, o: kept["out"].append(o[0]))]
-    kept["final"] = [sample(model)]
+    yield kept
     for handle in handles:
         handle.remove()
+
+
+@pytest.fixture(scope="module")
+def seen(model: WanModel) -> dict[str, list[Tensor]]:
+    with watched(model) as kept:
+        kept["final"] = [sample(model)]
     return kept
 
 
@@ -147,6 +157,32 @@ def test_drift_and_delta_gram_on_all_tokens(profile: Profile, seen: dict) -> Non
         assert np.allclose(profile.arrays["delta_gram.blocks"][c], gram, rtol=1e-4, atol=1e-6)
 
 
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
+)
+def test_wide_blocks_under_bf16_autocast_are_recorded_in_fp32(device: str) -> None:
+    wide, signs = tiny_dit(dim=512).to(device), projection(512)
+    fingerprint = ModelFingerprint(
+        family="toy", name="wide", block_lists={"blocks": DEPTH}, width=512
+    )
+    watch = recorder(model=fingerprint)
+    with torch.autocast(device, torch.bfloat16):
+        with watched(wide) as kept, watch.attached(wide):
+            latent = sample(wide, watch.begin)
+        found = watch.finish(latent, **FACTS).arrays
+    for c in range(2):
+        small = (deltas(kept, c).cpu().double() @ signs).flatten(2)  # (S, B, numbers)
+        drift = (small[1:] - small[:-1]).norm(dim=-1) / small[:-1].norm(dim=-1)
+        assert np.allclose(found["drift"][0, c], drift, rtol=1e-4)
+        cosine = torch.cosine_similarity(small[1:], small[:-1], dim=-1)
+        assert np.allclose(found["delta_cosine"][0, c], cosine, atol=1e-6)
+        rows = small.transpose(0, 1).flatten(0, 1)
+        assert np.allclose(found["delta_gram.blocks"][c], rows @ rows.T / rows.shape[1], rtol=1e-4)
+
+
 def test_magnitude_is_the_mean_growth_of_a_tokens_residual(profile: Profile, seen: dict) -> None:
     for c in range(2):
         norms = deltas(seen, c).sum(dim=1).norm(dim=-1)  # (S, tokens)
@@ -171,8 +207,9 @@ def test_flops_are_those_of_the_layers(profile: Profile) -> None:
     assert profile.arrays["block_flops"].tolist() == [2.0 * (linears + attention)] * DEPTH
 
 
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_attention_share_of_every_block_and_step(
-    model: WanModel, monkeypatch: pytest.MonkeyPatch
+    model: WanModel, monkeypatch: pytest.MonkeyPatch, bf16: bool
 ) -> None:
     """Against dense attention: R_attn and chance by their definition, with a mask of our own."""
     dense: list[Tensor] = []
@@ -189,7 +226,7 @@ def test_attention_share_of_every_block_and_step(
     mask[0, :2, :3] = True
     monkeypatch.setattr("profiling_core.recording.arrays.foreground_mask", lambda kind, **_: mask)
     watch = recorder()
-    with watch.attached(model):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), watch.attached(model):
         profile = watch.finish(sample(model, watch.begin), **FACTS)
     received = torch.stack(dense).unflatten(0, (STEPS, 2, DEPTH))[::2].transpose(0, 1)
     high = received > received.quantile(0.8, dim=-1, keepdim=True)
@@ -228,6 +265,36 @@ def test_what_is_not_finite_is_named(part: Callable, message: str) -> None:
     part(broken).bias.data[0] = math.nan
     with watch.attached(broken), pytest.raises(ProfileError, match=message):
         sample(broken, watch.begin)
+
+
+class OnGpu(Tensor):
+    """A tensor of the host in place of a GPU's: a copy that nobody waits for never arrives."""
+
+    @staticmethod
+    def __new__(cls, data: Tensor) -> OnGpu:
+        made = Tensor._make_wrapper_subclass(cls, data.shape, dtype=data.dtype, device="cuda")
+        made.held = data
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.copy_.default and args[2:]:  # without waiting
+            return args[0]
+        if kwargs.get("non_blocking"):
+            return torch.zeros_like(args[0].held)
+        given = [arg.held if isinstance(arg, OnGpu) else arg for arg in args]
+        found = func(*given, **kwargs)
+        stays = func is not torch.ops.aten._to_copy.default and isinstance(found, Tensor)
+        return OnGpu(found) if stays else found
+
+
+def test_a_prediction_on_a_gpu_is_checked_once_its_copy_has_arrived(profile: Profile) -> None:
+    recording = Recording(profile.subject, torch.device("cpu"))
+    recording.see_prediction(0, "cond", [OnGpu(torch.ones(LATENT))])
+    assert torch.equal(recording.predictions["cond"][0].tensors[0], torch.ones(LATENT))
+    with pytest.raises(ProfileError, match="prediction of step 1, cond is not finite"):
+        recording.see_prediction(1, "cond", [OnGpu(torch.full(LATENT, math.nan))])
 
 
 def test_a_model_of_another_depth_or_width_is_refused(model: WanModel) -> None:

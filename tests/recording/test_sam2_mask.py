@@ -76,6 +76,28 @@ def test_sam2_runs_from_a_folder_and_repeats_itself(sam2_folder: Path) -> None:
     assert torch.equal(first, again)
 
 
+def test_sam2_computes_in_fp32_inside_an_autocast_region(
+    sam2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Sam2Model
+
+    scores, plain = [], Sam2Model.forward
+
+    def forward(self: Sam2Model, **given: Tensor) -> object:
+        output = plain(self, **given)
+        scores.append(output.pred_masks)
+        return output
+
+    monkeypatch.setattr(Sam2Model, "forward", forward)
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            sam2_mask(shown_frames(), sam2_folder, SAM_GRID)
+    frames = SAM_GRID[0]
+    assert len(scores) == 2 * frames
+    for outside, inside in zip(scores[:frames], scores[frames:], strict=True):
+        assert torch.equal(outside, inside)
+
+
 def test_sam2_is_asked_at_the_subject_and_its_best_mask_taken(
     sam2_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

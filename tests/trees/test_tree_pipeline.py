@@ -1,5 +1,6 @@
 """From prompt to clip on a tiny random checkpoint: repeatable, and steered by plans."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,24 @@ def messages() -> Iterator[list[str]]:
     sink = logger.add(lambda line: lines.append(line.record["message"]), level="INFO")
     yield lines
     logger.remove(sink)
+
+
+def test_the_attention_kernel_is_chosen_once_for_what_the_model_attends_with_and_logged(
+    tree: TreeCase, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, attended = [], set()
+    monkeypatch.setattr(tree.module, "choose_kernel", lambda *of: chosen.append(of) or "a kernel")
+    kernels = sys.modules[tree.module.attention.__module__]
+    plain = kernels._sdpa
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attended.add((v.device, v.dtype, v.shape[-1]))
+        return plain(q, k, v)
+
+    monkeypatch.setattr(kernels, "_sdpa", attend)
+    tree.sample(tree.open_pipeline())
+    assert messages.count("attention on cpu: a kernel") == 1
+    assert len(chosen) == 1 and set(chosen) == attended
 
 
 def test_a_clip_has_its_shape_and_range(tree: TreeCase, full: Tensor) -> None:

@@ -1,27 +1,20 @@
-"""Attention over SDPA and over flash-attn's interface; rope's angles."""
+"""Attention over SDPA and over flash-attn's interface, and which a GPU takes; rope's angles."""
 
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tree_paths import ROOT
 from wan import attention as module
-from wan.attention import attention, backend
+from wan.attention import attention
 from wan.rope import apply_rope, pairs_per_axis, rotation
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(autouse=True)
-def forget_choice() -> Iterator[None]:
-    module._installed_flash.cache_clear()
-    yield
-    module._installed_flash.cache_clear()
 
 
 def qkv(length: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,40 +48,112 @@ def test_computed_in_the_type_of_v_and_returned_in_that_of_q() -> None:
     assert torch.equal(out, half.float())
 
 
+FAILS = {
+    "flash-attn 3": "flash_attn_interface",
+    "flash-attn 2": "flash_attn",
+    "torch SDPA, cuDNN first": module.CUDNN,
+    "torch SDPA, Flash first": module.FLASH,
+}
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`choose_kernel` on a pretended GPU on which `works` are installed and run; the rest fail.
+
+    Stand-ins: the packages, torch's choice among its kernels, and the CPU in place of the GPU.
+    """
+    monkeypatch.setattr(module, "_chosen", {})
+    probe = module._probe
+
+    def chosen(major: int, works: str = "", flash: Callable[..., object] = explicit) -> str:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+        monkeypatch.setattr(
+            module, "_probe", lambda kernel, device, *rest: probe(kernel, CPU, *rest)
+        )
+
+        @contextmanager
+        def sdpa_kernel(order: list, set_priority: bool) -> Iterator[None]:
+            assert set_priority
+            if not any(FAILS[name] == order[0] for name in FAILS if name in works):
+                raise RuntimeError("No available kernel.\nA second line.")
+            yield
+
+        monkeypatch.setattr(module, "sdpa_kernel", sdpa_kernel)
+        for name in ("flash-attn 3", "flash-attn 2"):
+            package = types.ModuleType(FAILS[name])
+            package.flash_attn_func = flash
+            monkeypatch.setitem(sys.modules, FAILS[name], package if name in works else None)
+        return module.choose_kernel(CUDA, torch.bfloat16, 8)
+
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("major", "works", "expected"),
+    [
+        (9, "flash-attn 3, flash-attn 2, torch SDPA, cuDNN first", "flash-attn 3"),
+        (9, "flash-attn 2, torch SDPA, cuDNN first", "torch SDPA, cuDNN first"),
+        (9, "torch SDPA, Flash first", "torch SDPA, Flash first"),
+        (8, "flash-attn 3, flash-attn 2, torch SDPA, Flash first", "flash-attn 2"),
+        (8, "flash-attn 3, torch SDPA, Flash first", "torch SDPA, Flash first"),
+        (10, "flash-attn 3, torch SDPA, cuDNN first", "torch SDPA, cuDNN first"),
+        (7, "flash-attn 3, flash-attn 2", "torch SDPA"),
+        (9, "", "torch SDPA"),
+    ],
+)
+def test_each_gpu_takes_the_first_kernel_that_runs(
+    choose: Callable[..., str], major: int, works: str, expected: str
+) -> None:
+    assert choose(major, works).split(";")[0] == expected
+    assert bool(module._chosen) == (expected != "torch SDPA")
+
+
+def test_what_did_not_run_is_named_with_the_first_line_of_its_error(
+    choose: Callable[..., str],
+) -> None:
+    def old(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise OSError("undefined symbol")
+
+    assert choose(9, "flash-attn 3, torch SDPA, Flash first", old) == (
+        "torch SDPA, Flash first; flash-attn 3 did not run: OSError: undefined symbol; "
+        "torch SDPA, cuDNN first did not run: RuntimeError: No available kernel."
+    )
+    assert "; flash-attn 2 did not run: ModuleNotFoundError" in choose(8, "torch SDPA, Flash first")
+    wrong = choose(8, "flash-attn 2, torch SDPA, Flash first", lambda q, k, v: v + 1)
+    assert wrong.startswith("torch SDPA, Flash first; flash-attn 2 did not run: AssertionError")
+
+
+def test_fp32_and_the_cpu_stay_with_sdpa(choose: Callable[..., str]) -> None:
+    choose(9, "flash-attn 3")
+    assert module.choose_kernel(CUDA, torch.float32, 8) == "torch SDPA"
+    assert module.choose_kernel(CPU, torch.bfloat16, 8) == "torch SDPA"
+    assert set(module._chosen) == {("cuda", torch.bfloat16, 8)}
+
+
 @pytest.mark.parametrize("as_tuple", [False, True])
-def test_flash_attn_gets_its_layout(monkeypatch: pytest.MonkeyPatch, as_tuple: bool) -> None:
+def test_flash_attn_gets_its_layout(choose: Callable[..., str], as_tuple: bool) -> None:
     def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         assert q.dtype == k.dtype == v.dtype == torch.bfloat16
         out = explicit(q.float(), k.float(), v.float()).bfloat16()
         return (out, out.sum()) if as_tuple else out
 
-    monkeypatch.setattr(module, "_flash_for", lambda q, v: flash)
+    assert choose(8, "flash-attn 2", flash) == "flash-attn 2"
+    module._chosen["cpu", torch.bfloat16, 8] = module._chosen["cuda", torch.bfloat16, 8]
     q, k, v = qkv()
     out = attention(q, k, v.bfloat16(), (12, 12, 12))
     torch.testing.assert_close(out, explicit(q, k, v), atol=0.05, rtol=0)
     assert out.dtype == torch.float32
 
 
-def fake_flash(name: str) -> types.ModuleType:
-    fake = types.ModuleType(name)
-    fake.flash_attn_func = F.scaled_dot_product_attention
-    return fake
-
-
-def test_flash_attn_3_is_preferred_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("flash_attn", "flash_attn_interface"):
-        monkeypatch.setitem(sys.modules, name, fake_flash(name))
-    assert backend(CUDA) == "flash-attn 3"
-    assert backend(CPU) == "torch SDPA"
-    q, _, v = qkv(dtype=torch.bfloat16)
-    assert module._flash_for(q, v) is None  # tensors of the CPU
-
-
-def test_a_broken_flash_attn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = types.ModuleType("flash_attn")  # has no flash_attn_func
-    monkeypatch.setitem(sys.modules, "flash_attn", broken)
-    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
-    assert backend(CUDA).startswith("torch SDPA; flash-attn 2 is installed but fails: Attribute")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_kernel_of_this_gpu_gives_what_sdpa_does_in_fp32() -> None:
+    kernel = module.choose_kernel(CUDA, torch.bfloat16, 128)
+    assert torch.cuda.get_device_capability()[0] < 8 or kernel.split(";")[0] != "torch SDPA"
+    q, k, v = (torch.randn(1, 300, 4, 128, device=CUDA, dtype=torch.bfloat16) for _ in range(3))
+    out = attention(q, k, v, (290,))
+    wanted = explicit(q.float(), k[:, :290].float(), v[:, :290].float())
+    torch.testing.assert_close(out.float(), wanted, atol=0.02, rtol=0)
 
 
 def test_rope_splits_128_channels_into_22_21_21_pairs() -> None:
