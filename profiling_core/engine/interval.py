@@ -164,16 +164,15 @@ class Interval(AnchorStore):
 
     def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.inputs = leading(self.names, args, kwargs)
-        if not torch.compiler.is_compiling():
-            self.versions = [_version(argument) for argument in self.inputs]
+        self.versions = [version(argument) for argument in self.inputs]
 
     def _check_not_changed(self, outputs: tuple[torch.Tensor, ...]) -> None:
         """ValueError for a block that changes its input in place: no input is left to subtract."""
         if torch.compiler.is_compiling():
             return
-        for after, before, version in zip(outputs, self.inputs, self.versions, strict=False):
+        for after, before, count in zip(outputs, self.inputs, self.versions, strict=False):
             # without a count a tensor that comes back may have been changed
-            if _version(before) != version or (after is before and version is None):
+            if version(before) != count or (after is before and count is None):
                 raise ValueError(
                     f"{self.label}: the blocks change their input in place, so that no delta can "
                     "be kept; they have to return new tensors"
@@ -239,7 +238,8 @@ def _other_batch(kept: tuple[torch.Size, ...], now: tuple[torch.Size, ...]) -> b
     return kept[0][1:] == now[0][1:]
 
 
-def _version(value: Any) -> int | None:
+def version(value: Any) -> int | None:
     """How often a tensor was changed in place, where torch counts it."""
-    counted = isinstance(value, torch.Tensor) and not value.is_inference()
+    counted = isinstance(value, torch.Tensor) and not torch.compiler.is_compiling()
+    counted = counted and not value.is_inference()
     return value._version if counted else None

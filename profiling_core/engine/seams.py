@@ -11,7 +11,14 @@ from typing import Any
 from torch import nn
 
 from profiling_core.engine.block_lists import unwrapped
-from profiling_core.engine.interval import NOT_SKIPPED, Call, Interval, leading, parameters
+from profiling_core.engine.interval import (
+    NOT_SKIPPED,
+    Call,
+    Interval,
+    leading,
+    parameters,
+    version,
+)
 from profiling_core.errors import PlanError
 
 CACHE, WALK = "_delta_cache", "_delta_walk"  # keys in the instance dicts of model and list
@@ -27,6 +34,7 @@ class BlockWalk:
         self.walks = self.skipped = self.reused = 0
         self._names: tuple[str, ...] = ()
         self._output: tuple[Any, ...] = ()  # of the block before
+        self._versions: list[int | None] = []  # when it returned
 
     def start(self, call: Call) -> None:
         """Decide what every block does in the coming call; blocks are looked up afresh."""
@@ -47,9 +55,10 @@ class BlockWalk:
         given, before = leading(self._names, args, kwargs), self._output
         inside = any(i.first < number <= i.last for i in self.intervals)
         for place, tensor in enumerate(given[: len(before)]):
-            if tensor is before[place] or len(given) < len(before):
+            same = tensor is before[place]
+            if len(given) < len(before) or (same and version(tensor) == self._versions[place]):
                 continue
-            if any(tensor is other for other in before):
+            if not same and any(tensor is other for other in before):
                 raise PlanError(
                     f"{self.name}: {type(unwrapped(self.blocks[number])).__name__} returns its "
                     f"tensors in another order than it takes them: {NOT_SKIPPED}"
@@ -63,6 +72,7 @@ class BlockWalk:
         last = number + 1 == len(self.blocks)
         returned = tuple(output) if isinstance(output, tuple | list) else (output,)
         self._output = () if last else returned
+        self._versions = [version(tensor) for tensor in returned]
         return output
 
     def stop(self) -> None:

@@ -113,7 +113,7 @@ def _video_fault(executable: str | None) -> str | None:
         return f"ffmpeg does not run ({first_line(error)}): {way_out}"
     if done.returncode == 0:
         return None
-    said = done.stderr.decode(errors="replace").split("\n")[0]
+    said = done.stderr.decode(errors="replace").split("\n")[0] or f"exit code {done.returncode}"
     return f"ffmpeg cannot encode with {CODEC} ({said}): {way_out}"
 
 

@@ -249,11 +249,12 @@ def test_blocks_that_return_text_first_are_refused_at_the_first_compute_step(tok
         model(torch.ones(1, 7, 8), torch.ones(1), torch.ones(1, tokens, 8))
 
 
-def test_what_the_model_adds_between_the_blocks_of_an_interval_is_refused(model):
+@pytest.mark.parametrize("add", [torch.Tensor.add, torch.Tensor.add_])
+def test_what_the_model_adds_between_the_blocks_of_an_interval_is_refused(model, add):
     def hinted(x, t, context):
         hidden = torch.stack(x)
         for number, block in enumerate(model.blocks):
-            hidden = block(hidden + 1.0 if number == 3 else hidden, e=t)
+            hidden = block(add(hidden, 1.0) if number == 3 else hidden, e=t)
         return list(hidden)
 
     model.forward = hinted

@@ -71,6 +71,7 @@ def test_heads_have_to_divide() -> None:
 def test_a_local_rank_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert local_device() == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "2")

@@ -291,7 +291,7 @@ def _answering(address: str) -> str:
     if not host or not port.isdigit():
         raise BatchError(f"--address {address}: expected host:port, ray://host:port or auto")
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS / 2).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS / 2).close()
     except (OSError, OverflowError) as error:
         raise BatchError(
             f"--address {address}: nobody answers at {place} ({error}): start the cluster with "
@@ -320,17 +320,20 @@ def _check_admitted(place: str) -> None:
     """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", place]
     asked = [os.environ[AUTH]] if AUTH in os.environ else ["disabled", "token"]
+    said, what = "", "answers, but not as a Ray cluster does: is it the port of `ray start --head`?"
     for mode in asked:
         options: dict[str, Any] = {"env": {**os.environ, AUTH: mode}, "timeout": CONNECT_SECONDS}
         try:
             found = subprocess.run(command, capture_output=True, text=True, **options)
         except subprocess.TimeoutExpired:
-            raise BatchError(f"--address {place}: answers, but not as a Ray cluster does") from None
+            raise BatchError(f"--address {place}: {what}") from None
         if found.returncode == 0:
             os.environ[AUTH] = mode
             return
-    reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
+        said += found.stderr
+    if "AuthenticationError" not in said and asked != ["token"]:
+        raise BatchError(f"--address {place}: {what}")
     raise BatchError(
-        f"--address {place}: the cluster does not let us in ({reason[:160]}): copy the token, "
-        "~/.ray/auth_token of the cluster's head, to this machine"
+        f"--address {place}: the cluster does not let us in, its token is missing or another one: "
+        "copy ~/.ray/auth_token of the cluster's head to this machine"
     )
