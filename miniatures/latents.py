@@ -49,7 +49,7 @@ def _encode_split(
     latents = np.load(path, mmap_mode="r+")
     missing = [i for i in indices if not latents[i].any()]  # the others are from a stopped run
     groups = [missing[i : i + TOGETHER] for i in range(0, len(missing), TOGETHER)]
-    for group in tqdm(groups, desc=name, disable=indices.start > 0, mininterval=10):
+    for group in tqdm(groups, desc=name, disable=indices.start > 0 or None, mininterval=10):
         drawn = [to_tensor(clips.clip(run.seed, i, held_out).frames) for i in group]
         with optim.mixed_precision(run.device):
             mean, _ = kind.encode(model, torch.stack(drawn).to(run.device))

@@ -61,7 +61,7 @@ class WanSampler:
         scheduler = build_scheduler("unipc", steps, shift, pipeline.device)
         latent = torch.stack(noise).to(pipeline.device)
         seq_len = config.tokens(shape)
-        for t in tqdm(scheduler.timesteps, mininterval=10):
+        for t in tqdm(scheduler.timesteps, mininterval=10, disable=None):
             with bf16_autocast(pipeline.device, pipeline.torch_dtype):
                 both = pipeline.model([*latent, *latent], t.repeat(2 * len(jobs)), context, seq_len)
             cond, uncond = torch.stack(both).chunk(2)

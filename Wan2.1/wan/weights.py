@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from profiling_core.errors import InputError
@@ -115,16 +115,13 @@ def _checked_header(path: Path, names: set[str] | None) -> Shapes:
 
 
 def _read(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            # What comes out of the file is mapped memory at odd addresses. A copy of each tensor is
-            # aligned, so that results do not depend on how a checkpoint was cut into shards.
-            return {
-                name: file.get_tensor(stored).to(device, dtype, copy=True)
-                for name, stored in official_names(path, file.keys()).items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}): download it again") from None
+    with safe_open(path, framework="pt") as file:
+        # What comes out of the file is mapped memory at odd addresses. A copy of each tensor is
+        # aligned, so that results do not depend on how a checkpoint was cut into shards.
+        return {
+            name: file.get_tensor(stored).to(device, dtype, copy=True)
+            for name, stored in official_names(path, file.keys()).items()
+        }
 
 
 class _Rows(ExitStack):
@@ -136,11 +133,8 @@ class _Rows(ExitStack):
         for path in (folder / file for file in files):
             opened = self.enter_context(safe_open(path, framework="pt"))
             names = official_names(path, opened.keys())
-            self._found |= {name: (opened, path, stored) for name, stored in names.items()}
+            self._found |= {name: (opened, stored) for name, stored in names.items()}
 
     def __call__(self, name: str, first: int, end: int) -> Tensor:
-        opened, path, stored = self._found[name]
-        try:
-            return opened.get_slice(stored)[first:end]
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be read ({error}): download it again") from None
+        opened, stored = self._found[name]
+        return opened.get_slice(stored)[first:end]

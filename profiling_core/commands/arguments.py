@@ -131,7 +131,8 @@ def check_new(path: Path, option: str, args: argparse.Namespace) -> None:
 def read_lines(path: Path, what: str, error: type[UserError]) -> list[str]:
     """The lines of a UTF-8 file, stripped; a byte order mark is allowed."""
     if not path.is_file():
-        raise error(f"{what} {path}: no such file")
+        fault = "not a regular file" if path.exists() else "no such file"
+        raise error(f"{what} {path}: {fault}")
     if path.stat().st_size > MOST_BYTES:
         raise error(f"{what} {path}: larger than 64 MiB")
     content = path.read_bytes()

@@ -133,6 +133,7 @@ def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list
     points = _around(search, chosen)
     lines += [*frontier_lines(points, chosen), ""]
     if drawn is not None:
+        plan.save(Path(args.out))  # a figure that fails does not cost it
         save_frontier(points, drawn, chosen)
         lines.append(f"wrote {drawn}")
     return plan, lines

@@ -47,7 +47,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from profiling_core.errors import ProfileError
-from profiling_core.files import write_whole
+from profiling_core.files import stand_in, write_whole
 from profiling_core.plan.schema import Branch, Checked, ModelFingerprint, Sigma, first_mistake
 from profiling_core.profile.packing import packed, unpacked
 
@@ -235,7 +235,8 @@ class Profile:
         """Read and check a profile; ProfileError when it is missing, damaged or no profile."""
         path = Path(path)
         if not path.is_file():
-            raise ProfileError(f"profile {path}: no such file")
+            what = "not a regular file" if path.exists() else "no such file"
+            raise ProfileError(f"profile {path}: {what}")
         try:
             with safe_open(path, framework="numpy") as file:
                 text = (file.metadata() or {}).get(HEADER)
@@ -384,8 +385,6 @@ def holds_profile(path: str | Path) -> bool:
 def load_profile(path: str | Path) -> Profile:
     """Profile.load with an error of its own for text files such as plans."""
     if os.path.isfile(path) and not holds_profile(path):
-        raise ProfileError(
-            f"profile {path}: no safetensors file, a plan perhaps; expected what "
-            "--delta_profile recorded"
-        )
+        what = "is no safetensors file, a plan perhaps; expected what --delta_profile recorded"
+        raise ProfileError(f"profile {path} {stand_in(Path(path)) or what}")
     return Profile.load(path)

@@ -177,6 +177,9 @@ def test_plan_refuses_files_that_are_none(capsys, recorded, tmp_path):
     load_preset("wan2.1-t2v-mini", "paper").save(plan)
     assert "no safetensors file, a plan perhaps" in refused(capsys, plan_command(plan, out))
     assert "no such file" in refused(capsys, plan_command(tmp_path / "nothing", out))
+    assert "not a regular file" in refused(capsys, plan_command(tmp_path, out))
+    plan.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "is a git-lfs pointer, not the file" in refused(capsys, plan_command(plan, out))
     assert "this is a profile" in refused(capsys, plan_command(recorded, recorded))
     assert "is a folder: name a file" in refused(capsys, plan_command(recorded, tmp_path))
     assert recorded.read_bytes() == before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -46,6 +48,14 @@ def test_a_speed_up_gives_a_plan_and_shows_what_else_could_be_had(recorded, tmp_
 def test_a_speed_up_between_the_rows_gets_its_own(recorded, tmp_path, capsys):
     assert main(command(recorded, tmp_path / "a.json", "--speedup", "2.2")) == 0
     assert "2.22x            9" in capsys.readouterr().out
+
+
+def test_a_figure_that_cannot_be_written_does_not_cost_the_plan(recorded, tmp_path, monkeypatch):
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(plan_module, "save_frontier", full)
+    more = ("--speedup", "2", "--frontier", str(tmp_path / "a.svg"))
+    assert main(command(recorded, tmp_path / "a.json", *more)) == 2
+    assert CachePlan.load(tmp_path / "a.json").steps == 20
 
 
 @pytest.mark.parametrize("name", ["frontier.svg", "frontier.png"])

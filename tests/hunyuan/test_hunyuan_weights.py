@@ -133,19 +133,6 @@ def test_files_of_another_shape_are_refused(
         load_transformer(file, tiny_config(load_key=key), "cpu")
 
 
-class Evil:
-    def __reduce__(self) -> tuple:
-        return print, ("code of the file was run",)
-
-
-def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    file = save(tmp_path / "m.pt", {"module": Evil()})
-    with pytest.raises(InputError, match=r"m\.pt is not a complete weight file") as error:
-        load_transformer(file, TINY, "cpu")
-    assert "\n" not in str(error.value)
-    assert "was run" not in capsys.readouterr().out
-
-
 def test_a_damaged_safetensors_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").touch()
     with pytest.raises(InputError, match=r"w\.safetensors is not a complete safetensors file"):
