@@ -12,7 +12,7 @@ from loguru import logger
 from profiling_core.errors import InputError, UserError
 from profiling_core.parallel.degrees import environment_int, thread_settings, world_size
 from profiling_core.profile.profile import Profile
-from profiling_core.runtime.exit_codes import EXIT_TERMINATED, end_on_sigterm, exit_code
+from profiling_core.runtime.exit_codes import end_on_sigterm, exit_code
 from profiling_core.runtime.terminal import printable, write_to
 
 LOG_FORMAT = "[{time:YYYY-MM-DD HH:mm:ss}] {level}: {message}"
@@ -120,8 +120,10 @@ def run_main(
 
 
 def exit_script(main: Callable[[], int]) -> NoReturn:
-    """End the process with main's code; SIGTERM cleans up first."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    """End the process with main's code; SIGTERM and SIGHUP clean up first."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
     end_on_sigterm()
     try:
         sys.exit(main())

@@ -24,7 +24,6 @@ EXIT_LOST = 1  # another process of the run
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141  # as of a program that SIGPIPE ended
-EXIT_TERMINATED = 143
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -279,9 +280,12 @@ def test_the_script_itself_ends_with_code_2_and_one_line(tree: TreeCase, tmp_pat
 # both scripts end through the same exit_script, so one tree stands for both in what follows
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("tree", ["wan"], indirect=True)
-def test_termination_cleans_up_like_an_interrupt(tree: TreeCase, tmp_path: Path) -> None:
-    """SIGTERM while the encoder works: exit code 143, and no file of a half-written clip."""
+def test_termination_cleans_up_like_an_interrupt(
+    tree: TreeCase, tmp_path: Path, number: int
+) -> None:
+    """A signal while the encoder works: its exit code, and no file of a half-written clip."""
     slow = tmp_path / "slow_ffmpeg"
     slow.write_text(
         '#!/bin/sh\nfor target; do :; done\n[ "$target" = - ] && exit\n'  # the trial
@@ -297,8 +301,8 @@ def test_termination_cleans_up_like_an_interrupt(tree: TreeCase, tmp_path: Path)
         deadline = time.monotonic() + 60
         while not list(clips.glob(".*/file.mp4")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.terminate()
-        assert process.wait(timeout=30) == 143
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 128 + number
     assert not list(clips.iterdir())
 
 
