@@ -52,20 +52,16 @@ def regrid(
     one_to_one = nearest == list(range(len(sigmas)))
     outside = _outside(plan.sigmas, sigmas)
     few = len(sigmas) < FEWEST_STEPS and not one_to_one
+    kept = f"its {'speed is' if keep_speed else 'noise levels are'} kept"
+    sites = plan.sites
     if not one_to_one:
         _refuse_weights(plan)
-    if one_to_one:
-        sites = plan.sites
-    elif few:
+        sites = (_spread_sites if keep_speed else _nearest_sites)(plan, sigmas, outside)
+    if few:
         sites = tuple(_with_steps(site, lambda _: set(range(len(sigmas)))) for site in plan.sites)
-    else:
-        sites_there = _spread_sites if keep_speed else _nearest_sites
-        sites = sites_there(plan, sigmas, outside)
+        kept = "everything is computed: a run of few steps has nothing to skip"
     changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
     wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
-    kept = f"its {'speed is' if keep_speed else 'noise levels are'} kept"
-    if few:
-        kept = "everything is computed: a run of few steps has nothing to skip"
     notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} {kept}"]
     if plan.prediction is not None and not plan.interval_sites and not few:
         notes.append(_search_note(plan, len(sigmas), solver, shift))

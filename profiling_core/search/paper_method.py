@@ -184,6 +184,9 @@ def _source(profile: Profile, split: BlockSplit, blocks: str, step_words: str) -
         "split": "foreground blocks reused early, background blocks late",
         "alternate": "foreground and background blocks reused by turns",
     }[blocks]
+    if blocks != "background" and len(split.lists) > 1:
+        alone = " and ".join(name for name in split.lists if name in BACKGROUND_ALONE)
+        reused += f", in {alone} the background alone" if alone else ""
     count, runs = sum(map(len, split.background.values())), len(profile.runs)
     number = count + sum(map(len, split.foreground.values()))
     return (

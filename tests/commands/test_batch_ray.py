@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -207,6 +208,8 @@ def test_what_the_cluster_lacks_is_said(tmp_path, monkeypatch, capsys) -> None:
             Cluster(Size(), place, maker=ToyMaker)
     web.shutdown()
     monkeypatch.delenv("RAY_TMPDIR")
+    with pytest.raises(BatchError, match=r"a worker does not start \(ValueError: invalid literal"):
+        Cluster(Size(workers=1), maker=partial(int, "no maker"))
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text('{"tree": "wan", "task": "t2v-mini", "prompt": "red circle"}\n')
     code = main(["batch", str(jobs), "--out", str(tmp_path / "out"), "--gpus-per-clip", "2"])

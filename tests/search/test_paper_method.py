@@ -63,6 +63,7 @@ def test_the_background_of_the_double_blocks_is_reused_in_every_row(row):
     background, plan = paper_plan(profile, **PAPER), paper_plan(profile, blocks=row, **PAPER)
     assert plan.sites[0] == background.sites[0]
     assert plan.sites[1].intervals == ((1, 1), (4, 5))  # foreground single blocks
+    assert "in double_blocks the background alone;" in plan.provenance.source
     (alone,) = paper_plan(profile, blocks="foreground", lists=["double_blocks"], **PAPER).sites
     assert alone.intervals == ((1, 1),)
 

@@ -102,7 +102,7 @@ class Cluster:
     """Workers on this machine, or on a cluster by its address; close it in the end.
 
     maker: what every process makes clips with. BatchError where the address does not answer within
-    ten seconds, or the cluster has no room for one worker.
+    ten seconds, the cluster has no room for one worker, or a worker does not start.
     """
 
     def __init__(
@@ -113,6 +113,13 @@ class Cluster:
         try:
             self._cpus, count = self._room()
             self._groups = [self._started(number) for number in range(count)]
+            self._ray.get([a.place.remote() for group in self._groups for a in group.actors])
+        except self._ray.exceptions.RayActorError as error:
+            self.close()
+            raise BatchError(
+                f"a worker does not start ({str(error).strip().splitlines()[-1]}): on a cluster "
+                "every machine needs this project, installed in the same place"
+            ) from None
         except BaseException:
             self.close()
             raise
