@@ -1,6 +1,7 @@
 """Fixtures: checkpoint folders of tiny models, and mistakes on a tree's command line."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from tree_cases import TreeCase
 from wan_toys import write_checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+# under nohup and a shell's `&` signals are ignored, and the commands of tests would inherit it
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
