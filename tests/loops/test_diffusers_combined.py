@@ -259,6 +259,7 @@ def test_forwards_that_hooks_compilers_and_subclasses_replaced_are_no_caches() -
     apply_layerwise_casting(model, torch.float32, torch.float32)
     cpu_offload_with_hook(model, execution_device="cpu")
     model.forward = torch.compile(model.forward)
+    assert "forward" in vars(model)  # replaced, as a cache would
     refuse_other_caches([model])
 
 
