@@ -48,20 +48,29 @@ def device_name(device: torch.device) -> str:
 
 def environment(device: torch.device) -> Row:
     """What a row needs to be repeated: commit, versions, device, time, load."""
+    gpu = {}
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+        gpu = {"driver": _output(*query), "cuda": torch.version.cuda}
+        gpu["cudnn"] = torch.backends.cudnn.version()
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": device_name(device),
+        **gpu,
         "load_1min": round(os.getloadavg()[0], 2),
         "utc": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
 
-def load_rows(name: str) -> list[Row]:
-    """All rows of results/<name>.jsonl, oldest first; ValueError names a line that is none."""
-    path, rows = RESULTS / f"{name}.jsonl", []
+def load_rows(name: str, folder: Path | None = None) -> list[Row]:
+    """All rows of <name>.jsonl, oldest first; ValueError names a line that is none.
+
+    folder: results/ by default.
+    """
+    path, rows = (folder or RESULTS) / f"{name}.jsonl", []
     if not path.exists():
         return rows
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
@@ -72,11 +81,14 @@ def load_rows(name: str) -> list[Row]:
     return rows
 
 
-def append_row(name: str, row: Row) -> None:
-    """Append one row to results/<name>.jsonl."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as file:
+def append_row(name: str, row: Row, folder: Path | None = None) -> None:
+    """Append one row to <name>.jsonl; it is on the disk when this returns. folder: as load_rows."""
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Rows:
@@ -141,8 +153,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _git(*arguments: str) -> str:
+    return _output("git", "-C", str(ROOT), *arguments)
+
+
+def _output(*command: str) -> str:
     try:
-        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -30,7 +30,7 @@ SEED = 1  # of the inputs; weights are drawn from 0
 def wan_subject(name: str, model: WanModel, latent: tuple[int, ...], *, autocast: bool) -> Subject:
     """One call of a Wan model: latent (C, F, H, W), all text rows in use."""
     device = model.patch_embedding.weight.device
-    choose_wan_kernel(device, torch.bfloat16, model.dim // model.num_heads)
+    kernel = choose_wan_kernel(device, torch.bfloat16, model.dim // model.num_heads)
     tokens, draw = _image_tokens(model, latent), _drawing(device)
     x, text = draw(latent), draw((model.text_len, model.text_dim))
     t = torch.tensor([TIMESTEP], device=device)
@@ -39,7 +39,8 @@ def wan_subject(name: str, model: WanModel, latent: tuple[int, ...], *, autocast
         with torch.no_grad(), _region(device, autocast):
             return model([x], t, [text], tokens)
 
-    return Subject(name, model, call, _planned("wan2.1", WAN, name, model, tokens, latent))
+    planned = _planned("wan2.1", WAN, name, model, tokens, latent)
+    return Subject(name, model, call, planned, kernel)
 
 
 def hunyuan_subject(
@@ -53,7 +54,7 @@ def hunyuan_subject(
     """One call of a HunyuanVideo model: latent (C, F, H, W), embedded guidance, no padded text."""
     weight = model.img_in.proj.weight
     device, draw = weight.device, _drawing(weight.device)
-    choose_hunyuan_kernel(device, torch.bfloat16, model.hidden_size // model.heads_num)
+    kernel = choose_hunyuan_kernel(device, torch.bfloat16, model.hidden_size // model.heads_num)
     x = draw((1, *latent))
     guidance = torch.tensor([GUIDANCE], device=device).to(weight.dtype) * GUIDANCE_SCALE
     cos, sin = rope_tables(model.grid_of(x), model.rope_dim_list, device=device)
@@ -73,20 +74,21 @@ def hunyuan_subject(
             return model(**inputs)
 
     tokens = _image_tokens(model, latent) + text_tokens
-    return Subject(
-        name, model, call, _planned("hunyuan-video", HUNYUAN, name, model, tokens, latent)
-    )
+    planned = _planned("hunyuan-video", HUNYUAN, name, model, tokens, latent)
+    return Subject(name, model, call, planned, kernel)
 
 
 def random_model(
     build: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
-    """A model with small random weights, made on the device itself."""
+    """A model with small random weights, made on the device itself; none on the meta device."""
     with torch.device("meta"):
         model = build()
     model = model.to(dtype)
     if isinstance(model, HYVideoDiffusionTransformer):
         model.final_layer.linear.float()  # as its checkpoints are loaded
+    if device.type == "meta":
+        return model
     model = model.to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():

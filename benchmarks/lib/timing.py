@@ -34,6 +34,7 @@ class Subject:
     model: nn.Module
     call: Call
     planned: PlannedModel  # its block lists, family and clip: the presets are made for them
+    kernel: str = ""  # of attention, as choose_kernel names it
 
     @property
     def presets(self) -> list[str]:
@@ -267,11 +268,17 @@ def alternate(
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call between device synchronisations."""
+    """Seconds of one call: between two events on a GPU, of the host's clock elsewhere."""
     synchronize(device)
+    if device.type == "cuda":
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        call()
+        ended.record()
+        ended.synchronize()
+        return begun.elapsed_time(ended) / 1000  # from milliseconds
     start = time.perf_counter()
     call()
-    synchronize(device)
     return time.perf_counter() - start
 
 

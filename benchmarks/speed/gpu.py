@@ -1,588 +1,379 @@
-"""What plans and policies cost on full-size models with random weights, on one GPU.
+"""Ten minutes on one GPU: what calls, plans and policies cost on full-size models.
 
-Wan2.1 T2V at 832x480, 81 frames (32,760 tokens; the 14B as bf16, its fp32 weights are 57 GB), and
-HunyuanVideo (HYVideo-T/2-cfgdistill, bf16) at 960x544 and 1280x720, 129 frames, 256 text tokens
-(67,576 and 119,056 tokens). Time and memory only, no quality; needs torch, NumPy and pydantic
-alone, so that the packages of the comparison are left out.
+    python -m benchmarks.speed.gpu               # all that fits --seconds, the most valuable first
+    python -m benchmarks.speed.gpu --models hunyuan-video-720p --parts call
+    python -m benchmarks.speed.gpu --toy         # every part at toy size, on the CPU
 
-plans     seconds per kind of call, bytes, peak memory and achieved speed-up of every shipped plan;
-          rows go to results/gpu_step.jsonl
-policies  single calls of every policy of the comparison are timed (computed, reused, the decision
-          alone), and the seconds of the loop at each budget are put together from them: the model's
-          calls alone, without guidance and the solver's step. The rules of the peers are asked at
-          every step and pay for their decision (signals, norms, host reads, the probe of DiCache),
-          but the answer is forced, as many reused calls as the budget wants: random weights give no
-          decisions worth counting; rows go to results/gpu_compare.jsonl
+The timetable is printed first; without a GPU that is all. Each row is appended to gpu.jsonl as soon
+as it is measured, and a second call measures what the first had no time for. Weights are random:
+time and memory only, no quality. Needs torch, NumPy and pydantic alone.
+
+call       one bare call and one that reuses; the loops of all plans put together from these two
+attention  one attention call on every kernel at hand
+plan       every kind of call that a shipped plan is made of, bytes, peak memory, its loop
+attached   a call with a plan attached that computes everything, beside a bare one
+policy     the same for the policies of the comparison at equal compute, the decision alone
+loop       all calls of a clip in one go
+compile    a call with compiled blocks
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import gc
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import product
-from math import log
-from statistics import median
-from types import SimpleNamespace
-from typing import Any, ClassVar
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from benchmarks.baselines import PEERS, DiCache, EasyCache, MagCache, Peer, TeaCache, Variant
-from benchmarks.baselines.base import BRANCHES, Call, standing_before, storage_bytes
-from benchmarks.baselines.dicache import LIMIT, PROBE_DEPTH, DiBranch
-from benchmarks.baselines.easycache import EasyRule
-from benchmarks.baselines.magcache import MagBranch
-from benchmarks.baselines.residual import Branch, Entry, ResidualRule
-from benchmarks.baselines.teacache import DEGREE, TeaBranch
-from benchmarks.lib.rows import append_row, environment, table
-from benchmarks.lib.schedules import even, plan_on, protected_ends
-from benchmarks.lib.subjects import hunyuan_subject, random_model, wan_subject
-from benchmarks.lib.timing import Subject, cost_row, kinds, peak_memory, reset_peak, timed, visit
-from hyvideo.config import CONFIGS
-from hyvideo.model import HYVideoDiffusionTransformer
-from profiling_core.engine.anchors import tensors_of
-from profiling_core.engine.delta_cache import DeltaCache
-from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import speedup_flops
-from profiling_core.plan.importers import from_shrinking, from_steps
-from profiling_core.plan.presets import STEPS, build_preset
-from profiling_core.plan.schedule import stepwise
-from profiling_core.plan.site_schedule import corrections
-from wan.model import WanModel
+from benchmarks.baselines import PEERS
+from benchmarks.lib.command_line import at_least, log
+from benchmarks.lib.rows import RESULTS, Row, append_row, environment, load_rows, table
+from benchmarks.lib.subjects import SEED
+from benchmarks.lib.timing import Subject, synchronize, timed
+from benchmarks.speed.full_models import MODELS, TOYS, FullModel
+from benchmarks.speed.policies import POLICIES, PRESETS, Attached, Policy, policies, shipped
+from benchmarks.speed.single_calls import AttentionKernels, BareAndReuse, CompiledBlocks, WholeLoop
+from profiling_core.files import first_line
 
-PARTS = ("plans", "policies")
-BUDGETS = (1.5, 1.9, 2.3, 3.0)
-TIMED_AT = 3.0  # budget of the plan whose calls are timed: long stretches of skipped steps
-WARMUPS, LONGEST = (6, 4, 2, 1), 24  # of the paper's plan, the release's warm-up first
-TMAX, TMIN = 12, 2  # the release's
-FIRST_ASKED = 20  # a step at which every rule decides
-THRESHOLD = 0.1  # of the rules; their answers are forced
-TREE_OF = {"wan2.1": "wan", "hunyuan-video": "hunyuan"}
-NAMES = ("fewer steps", "uniform hold", "uniform linear", "ours jump", "ours linear")
-NAMES += ("ours corrected", "paper", "release", *(peer.name for peer in PEERS))
-CallCounts = dict[str, int]  # calls of every kind in one clip
+NAME = "gpu"  # of the file of rows
+SECONDS = 540  # leaves a minute of ten for the start and the last call
+ASSUMED_FLOPS = 400e12  # a second, of an H200; estimates until a call was timed
+OPENING = 8.0  # seconds to draw a model's weights
+SAMPLED, MOST_ROUNDS = 4.0, 5  # seconds of full calls that make a row's rounds
+WAN, WAN_SMALL, HUNYUAN, HUNYUAN_LARGE = (
+    "wan2.1-t2v-14B",
+    "wan2.1-t2v-1.3B",
+    "hunyuan-video-540p",
+    "hunyuan-video-720p",
+)
+PAPER_AND_OURS, PEER_NAMES = PRESETS[:2], [peer.name for peer in PEERS]
+WORTH = (  # part, model and names of rows, the most valuable first
+    ("call", WAN),
+    ("attention", WAN),
+    ("call", HUNYUAN),
+    ("attention", HUNYUAN),
+    ("call", WAN_SMALL),
+    ("plan", WAN),
+    ("plan", WAN_SMALL),
+    ("call", HUNYUAN_LARGE),
+    ("attention", HUNYUAN_LARGE),
+    ("plan", HUNYUAN, PAPER_AND_OURS),
+    ("attached", WAN_SMALL),
+    ("policy", WAN, PEER_NAMES),
+    ("policy", HUNYUAN, PEER_NAMES),
+    ("plan", HUNYUAN),
+    ("policy", WAN),
+    ("policy", HUNYUAN),
+    ("attached", HUNYUAN),
+    ("attached", WAN),
+    ("loop", WAN_SMALL),
+    ("compile", WAN_SMALL),
+    ("attention", WAN_SMALL),
+    ("policy", WAN_SMALL),
+    ("plan", HUNYUAN_LARGE),
+)
+ORDER = (WAN, HUNYUAN, HUNYUAN_LARGE, WAN_SMALL)  # each model's weights are made once
+PARTS = ("call", "attention", "plan", "attached", "policy", "loop", "compile")
+ONE_ROW = {"call": BareAndReuse, "attention": AttentionKernels, "compile": CompiledBlocks}
+ONE_ROW["attached"] = Attached
+Measurement = BareAndReuse | AttentionKernels | Policy | WholeLoop | CompiledBlocks
+CPU = torch.device("cpu")
+
+
+class OutOfTime(Exception):
+    """The budget is spent."""
 
 
 @dataclass(frozen=True)
-class FullWan:
-    """Transformer arguments, type of the weights, latent of the clip."""
+class Item:
+    """A row to measure; calls: what it takes in so many rounds, in full calls of its model."""
 
-    sizes: dict[str, int]
-    dtype: torch.dtype
-    latent: tuple[int, ...] = (16, 21, 60, 104)
+    part: str
+    model: str
+    name: str
+    calls: Callable[[int], float] = field(compare=False)
+    extra: float = field(default=0.0, compare=False)  # seconds beside the calls
 
-    def subject(self, name: str, device: torch.device) -> Subject:
-        model = random_model(lambda: WanModel(**self.sizes), self.dtype, device)
-        return wan_subject(name, model, self.latent, autocast=True)
-
-
-@dataclass(frozen=True)
-class FullHunyuan:
-    """The same with as many text tokens as a long prompt has."""
-
-    sizes: dict[str, object]
-    latent: tuple[int, ...]
-    dtype: torch.dtype = torch.bfloat16
-    text_tokens: int = 256
-
-    def subject(self, name: str, device: torch.device) -> Subject:
-        model = random_model(lambda: HYVideoDiffusionTransformer(**self.sizes), self.dtype, device)
-        return hunyuan_subject(name, model, self.latent, self.text_tokens, autocast=True)
+    def seconds(self, full_call: float) -> float:
+        return self.calls(rounds_of(full_call)) * full_call + self.extra
 
 
-WAN_1_3B = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}
-WAN_14B = {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}
-HUNYUAN = CONFIGS["HYVideo-T/2-cfgdistill"]
-MODELS = {
-    "wan2.1-t2v-1.3B": FullWan(WAN_1_3B, torch.float32),
-    "wan2.1-t2v-14B": FullWan(WAN_14B, torch.bfloat16),
-    "hunyuan-video-540p": FullHunyuan(HUNYUAN.transformer, HUNYUAN.latent_shape((544, 960), 129)),
-    "hunyuan-video-720p": FullHunyuan(HUNYUAN.transformer, HUNYUAN.latent_shape((720, 1280), 129)),
-}
-COMPARED = ("wan2.1-t2v-14B", "hunyuan-video-540p")
+def rounds_of(full_call: float) -> int:
+    """As many rounds as there are full calls in SAMPLED seconds, but 1 to MOST_ROUNDS."""
+    return max(1, min(MOST_ROUNDS, int(SAMPLED / full_call)))
 
 
-def main() -> int:
-    args = build_parser().parse_args()
-    if not torch.cuda.is_available():
-        sys.stderr.write("error: no CUDA device: this benchmark measures a GPU\n")
-        return 2
-    device = torch.device("cuda")
-    for part, run in (("plans", run_plans), ("policies", run_policies)):
-        for name in args.models or (MODELS if part == "plans" else COMPARED):
-            if part in args.parts:
-                run(name, args, device)
-                torch.cuda.empty_cache()
-    return 0
+def measurements(subject: Subject, part: str) -> Iterable[Measurement]:
+    """All rows of one part on a model, the most valuable first."""
+    if part == "policy":
+        return policies(subject)
+    if part == "plan":
+        return shipped(subject)
+    if part == "loop":
+        return (WholeLoop(subject, name) for name in PRESETS if name in subject.presets)
+    return (ONE_ROW[part](subject),)
 
 
-def run_plans(name: str, args: argparse.Namespace, device: torch.device) -> None:
-    """A row for every plan of one model."""
-    subject, lines = MODELS[name].subject(name, device), []
-    for preset in subject.presets:
-        facts = {"model": name, "weights": weights_of(name), "plan": preset}
-        row = {**facts, **cost_row(subject, subject.plan(preset), args.rounds, device)}
-        if name in args.whole_loop:
-            row["loop"] = whole_loop(subject, preset, device)
-        append_row("gpu_step", {**row, **environment(device)})
-        sys.stderr.write(f"{name} {preset} done\n")
-        lines.append(cells(row))
-    header = ["model", "plan", "s bare", "s keeping", "s reusing", "ideal", "achieved"]
-    sys.stdout.write(table([*header, "achieved/ideal", "extra memory", "peak"], lines) + "\n")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    models = TOYS if args.toy else MODELS
+    on_gpu = torch.cuda.is_available() and not args.toy
+    device = torch.device("cuda") if on_gpu else CPU
+    about = environment(device) | ({"commit": args.commit} if args.commit else {})
+    folder = args.results or (Path("out", "gpu") if args.toy else RESULTS)
+    session = Session(models, wanted(models, args), args.seconds, folder, about, device)
+    log(session.timetable())
+    if not on_gpu and not args.toy:
+        log("no CUDA device here: this is what it would do on an H200")
+        return 0
+    return session.run()
 
 
-def run_policies(name: str, args: argparse.Namespace, device: torch.device) -> None:
-    """A row for every policy and budget on one model."""
-    subject = MODELS[name].subject(name, device)
-    rows = compare(subject, args.budgets, args.policies, args.policy_rounds, device)
-    for row in rows:
-        append_row("gpu_compare", {**row, "weights": weights_of(name), **environment(device)})
-    sys.stdout.write(f"{name}\n{shown(rows)}\n")
+def wanted(models: dict[str, FullModel], args: argparse.Namespace) -> list[Item]:
+    """The rows that the command line asks for, the most valuable first."""
+    subjects = {name: models[name].subject(name, torch.device("meta")) for name in args.models}
+    asked = {"plan": args.presets, "loop": args.presets, "policy": args.policies}
+    found: dict[Item, None] = {}
+    for part, name, *names in WORTH:
+        if part in args.parts and name in subjects:
+            for each in measurements(subjects[name], part):
+                if all(each.name in known for known in (asked.get(part, [each.name]), *names)):
+                    extra = getattr(each, "extra_seconds", 0.0)
+                    found.setdefault(Item(part, name, each.name, each.calls, extra))
+    return list(found)
 
 
-def weights_of(name: str) -> str:
-    return str(MODELS[name].dtype).removeprefix("torch.")
+class Session:
+    """Measures items within a budget of seconds; a row that is there already counts as done."""
+
+    def __init__(
+        self,
+        models: dict[str, FullModel],
+        items: list[Item],
+        seconds: float,
+        folder: Path,
+        about: Row,
+        device: torch.device,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.models, self.folder, self.about, self.device = models, folder, about, device
+        self.clock, self.begun, self.budget = clock, clock(), seconds
+        self.subject: Subject | None = None  # the open model, warmed up
+        self.full_calls: dict[str, float] = {}  # measured seconds
+        self.rate = ASSUMED_FLOPS
+        self.closed: set[str] = set()
+        self.rows: list[Row] = []
+        done = {self._key(row) for row in load_rows(NAME, folder) if self._is_done(row)}
+        self.items = [item for item in items if (item.part, item.model, item.name) not in done]
+        self.done = len(items) - len(self.items)
+
+    def _is_done(self, row: Row) -> bool:
+        same = all(row[name] == self.about[name] for name in ("commit", "device"))
+        return same and "error" not in row and row["commit"] != "unknown"
+
+    @staticmethod
+    def _key(row: Row) -> tuple[str, str, str]:
+        return row["part"], row["model"], row["name"]
+
+    # -- the timetable
+
+    def full_call(self, model: str) -> float:
+        """Seconds of a bare call: measured, else from its FLOPs."""
+        return self.full_calls.get(model) or self.models[model].flops() / self.rate
+
+    @property
+    def left(self) -> float:
+        return self.begun + self.budget - self.clock()
+
+    def fitting(self) -> tuple[list[tuple[Item, float]], list[tuple[Item, float]]]:
+        """Items with their seconds: what fits the time that is left, and what does not."""
+        left, chosen, out = self.left, [], []
+        opened = {self.subject.name} if self.subject else set()
+        for item in self.items:
+            full = self.full_call(item.model)
+            seconds = item.seconds(full)
+            if item.model not in opened:
+                seconds += OPENING + full
+            if item.model in self.closed or seconds > left:
+                out.append((item, seconds))
+                continue
+            left -= seconds
+            opened.add(item.model)
+            chosen.append((item, seconds))
+        return chosen, out
+
+    def timetable(self) -> str:
+        """What would be measured now, in the order of the run, and what is left out."""
+        chosen, out = self.fitting()
+        chosen.sort(key=lambda pair: ORDER.index(pair[0].model))
+        names = dict.fromkeys(item.model for item in self.items)
+        calls = ", ".join(f"{name} {self.full_call(name):.1f} s" for name in names)
+        total = sum(seconds for _, seconds in chosen)
+        lines = [*grouped(chosen), ["in all", "", f"of {self.budget:.0f} s", f"{total:.0f} s"]]
+        return "\n".join(
+            [
+                f"estimated, a full call: {calls}",
+                table(["model", "part", "rows", "seconds"], lines),
+                *left_out(out),
+                f"rows that are there already: {self.done}",
+            ]
+        )
+
+    # -- the run
+
+    def run(self) -> int:
+        """0, or 1 where a row failed."""
+        failed = False
+        while chosen := self.fitting()[0]:
+            here = self.subject.name if self.subject else ""
+            item = min(
+                (item for item, _ in chosen),
+                key=lambda item: (item.model != here, ORDER.index(item.model)),
+            )
+            started = self.clock()
+            try:
+                if item.model != here:
+                    self.open(item.model)  # its first call changes what fits
+                    continue
+                row = self.measure(item)
+            except OutOfTime:
+                break
+            except Exception as error:  # the rows after it may still be had
+                row = {"error": f"{type(error).__name__}: {first_line(error)}"}
+                failed = True
+                if item.model != here:
+                    self.close(item.model)
+            self.items.remove(item)
+            self.append(item, row | {"row_seconds": round(self.clock() - started, 2)})
+            self.free()
+        for line in left_out(self.fitting()[1]):
+            log(line)
+        log(f"{self.clock() - self.begun:.0f} s; rows are in {self.folder / NAME}.jsonl")
+        sys.stdout.write(loops_table(self.rows) + "\n")
+        return int(failed)
+
+    def open(self, name: str) -> None:
+        """Build the model, or take the open one where it has the same weights; warm it up."""
+        model, before = None, self.subject
+        if before is not None:
+            same = self.models[before.name].weights == self.models[name].weights
+            model = before.model if same else None
+            self.close(before.name)
+        del before
+        self.free()
+        subject = self.models[name].subject(name, self.device, model)
+        self.subject = replace(subject, call=self.guarded(subject.call))
+        self.note_full_call(timed(self.subject.call, self.device))
+
+    def close(self, name: str) -> None:
+        self.subject = None
+        self.closed.add(name)
+
+    def guarded(self, call: Callable[[], object]) -> Callable[[], object]:
+        """The call, refused once the time is up."""
+
+        def in_time() -> object:
+            if self.left <= 0:
+                raise OutOfTime
+            return call()
+
+        return in_time
+
+    def note_full_call(self, seconds: float) -> None:
+        name = self.subject.name
+        self.full_calls[name] = seconds
+        self.rate = self.models[name].flops() / seconds
+
+    def measure(self, item: Item) -> Row:
+        rounds = rounds_of(self.full_call(item.model))
+        found = {each.name: each for each in measurements(self.subject, item.part)}
+        row = {"rounds": rounds, **found[item.name].row(rounds, self.device)}
+        if item.part != "attention" and "seconds" in row:
+            self.note_full_call(row["seconds"]["run"])
+        return row
+
+    def append(self, item: Item, row: Row) -> None:
+        """Write a row with all that it was measured on."""
+        spec, full = self.models[item.model], self.full_calls.get(item.model)
+        flops = spec.flops()
+        facts = {
+            "weights": str(spec.dtype).removeprefix("torch."),
+            "autocast": "bfloat16",
+            "tokens": self.subject and self.subject.planned.clip.tokens,
+            "latent": spec.latent,
+            "kernel": self.subject and self.subject.kernel,
+            "weights_seed": 0,
+            "inputs_seed": SEED,
+            "full_call_flops": flops,
+            "full_call_tflops_per_second": full and round(flops / full / 1e12, 1),
+        }
+        found = {"part": item.part, "model": item.model, "name": item.name, **row}
+        self.rows.append(found)
+        append_row(NAME, found | facts | self.about, self.folder)
+        rate = f"{(full or 0):.3f} s a full call"
+        log(f"{item.model} {item.part} {item.name}: {row.get('error', rate)}")
+
+    def free(self) -> None:
+        """Give back what nothing holds any more; a lost device ends the run here."""
+        gc.collect()
+        synchronize(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-# -- plans
-
-
-def cells(row: dict) -> list[str]:
-    """The row's line of the table."""
+def grouped(items: Iterable[tuple[Item, float]]) -> list[list[str]]:
+    """A line for every model and part: its rows and their seconds."""
+    found: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for item, seconds in items:
+        found.setdefault((item.model, item.part), []).append((item.name, seconds))
     return [
-        row["model"],
-        row["plan"],
-        *(f"{row[key]:.3f}" for key in ("bare", "keeping", "reusing")),
-        f"{row['ideal']:.3f}x",
-        f"{row['achieved']:.3f}x",
-        f"{row['achieved_over_ideal']:.3f}",
-        f"{row['bytes'] / 2**30:.3f} GiB",
-        f"{row['peak_bytes'] / 2**30:.2f} GiB",
+        [*of, ", ".join(f"{n} {s:.0f}" for n, s in rows), f"{sum(s for _, s in rows):.0f} s"]
+        for of, rows in found.items()
     ]
 
 
-def whole_loop(subject: Subject, preset: str, device: torch.device) -> dict[str, float]:
-    """Seconds of all model calls of a 50-step clip, without and with the plan, in one go each."""
-    plan = subject.plan(preset)
-    cache = DeltaCache(plan)
-
-    def full() -> None:
-        for _ in range(plan.steps * len(plan.branches)):
-            subject.call()
-
-    def planned() -> None:
-        with cache.attached(subject.model):
-            for step in plan.solver_steps:
-                for branch in plan.branches:
-                    cache.begin(step, branch)
-                    subject.call()
-
-    seconds = {"full": timed(full, device), "planned": timed(planned, device)}
-    return {**seconds, "ratio": seconds["full"] / seconds["planned"]}
-
-
-# -- policies
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Median seconds of a call in the first branch; 'run' is a bare one.
-
-    parts: of those, 'decision' and 'keep' where a rule has them. held: bytes between calls of all
-    branches; peak: most bytes allocated, over the model's weights and inputs alone.
-    """
-
-    seconds: dict[str, float]
-    parts: dict[str, float] = field(default_factory=dict)
-    held: int = 0
-    peak: int = 0
-
-
-@dataclass(frozen=True)
-class FewerSteps:
-    subject: Subject
-    name: str = "fewer steps"
-    own_speed: ClassVar[bool] = False
-
-    def schedule(self, budget: float) -> tuple[CallCounts, float]:
-        """Calls at the budget, or as near to it as it comes, and their ideal speed-up by FLOPs."""
-        count = max(1, round(STEPS / budget))
-        return {"run": count * len(self.subject.planned.family.branches)}, STEPS / count
-
-    def costs(self, rounds: int, device: torch.device) -> Costs:
-        """Measured in rounds, a bare call in each."""
-        reset_peak(device)
-        seconds = [timed(self.subject.call, device) for _ in range(rounds)]
-        return Costs({"run": median(seconds)}, peak=peak_memory(device))
-
-
-@dataclass(frozen=True)
-class Planned:
-    """at: the plan of a budget; own_speed: it has one plan, budgets do not apply."""
-
-    subject: Subject
-    name: str
-    at: Callable[[float], CachePlan]
-    own_speed: bool = False
-
-    def schedule(self, budget: float) -> tuple[CallCounts, float]:
-        plan = self.at(budget)
-        counts = Counter(k for branch in plan.branches for k in kinds_of(plan, branch).values())
-        return dict(counts), speedup_flops(plan)
-
-    def costs(self, rounds: int, device: torch.device) -> Costs:
-        plan = self.at(TIMED_AT)
-        first, *others = plan.branches
-        kind_of, steps = kinds_of(plan, first), walked(plan, first)
-        if not steps:  # no other kind of call
-            return FewerSteps(self.subject).costs(rounds, device)
-        found: dict[str, list[float]] = {"run": []}
-        held = 0
-        reset_peak(device)
-        for number in range(rounds):
-            found["run"].append(timed(self.subject.call, device))
-            cache = DeltaCache(plan)
-            with cache.attached(self.subject.model):
-                for step in steps:
-                    cache.begin(step, first)
-                    taken = timed(self.subject.call, device)
-                    found.setdefault(kind_of[step], []).append(taken)
-                    for branch in others if number == 0 else ():  # their anchors count as well
-                        cache.begin(step, branch)
-                        self.subject.call()
-            held = max(held, cache.stats.peak_bytes)
-        return Costs(medians(found), held=held, peak=peak_memory(device))
-
-
-@dataclass(frozen=True)
-class Ruled:
-    """A peer whose answers are forced; calls are timed in the first branch."""
-
-    subject: Subject
-    tree: str
-    peer: Peer
-    variant: Variant
-    own_speed: ClassVar[bool] = False
-
-    @property
-    def name(self) -> str:
-        return self.peer.name
-
-    def schedule(self, budget: float) -> tuple[CallCounts, float]:
-        depth = sum(self.subject.planned.fingerprint.block_lists.values())
-        probe = PROBE_DEPTH / depth if isinstance(self.peer, DiCache) else 0.0
-        protected = PROTECTED[type(self.peer)](self.variant)
-        reused = min(STEPS - protected, round(STEPS * (1 - 1 / budget) / (1 - probe)))
-        each = {"protected": protected, "compute": STEPS - protected - reused, "reuse": reused}
-        calls = {kind: count * len(BRANCHES[self.tree]) for kind, count in each.items()}
-        return calls, 1 / (1 - reused / STEPS * (1 - probe))
-
-    def costs(self, rounds: int, device: torch.device) -> Costs:
-        clock, subject = Clock(device), self.subject
-        driven = Driven(subject, forced_rule(self, clock))
-        found: dict[str, list[float]] = {"run": [], "compute": [], "reuse": []}
-        reset_peak(device)
-        for step in range(2):  # what a rule compares with and the line of DiCache
-            for branch in BRANCHES[self.tree]:
-                driven.call(step, branch, reusing=False)
-        clock.found.clear()
-        for number in range(rounds):
-            found["run"].append(timed(subject.call, device))
-            step = FIRST_ASKED + 3 * number
-            for kind in ("reuse", "reuse", "compute"):
-                call = driven.caller(step, reusing=kind == "reuse")
-                found[kind].append(timed(call, device))
-                step += 1
-        seconds, parts = medians(found), medians(clock.found)
-        seconds["protected"] = seconds["run"] + parts.get("keep", 0.0)
-        held = storage_bytes(driven.rule.held())
-        return Costs(seconds, parts, held, peak_memory(device))
-
-
-Policy = FewerSteps | Planned | Ruled
-
-
-def medians(found: dict[str, list[float]]) -> dict[str, float]:
-    return {name: median(seconds) for name, seconds in found.items()}
-
-
-def kinds_of(plan: CachePlan, branch: str) -> dict[int, str]:
-    """`timing.kinds`, and 'correct' for a compute step that makes forecasts good."""
-    return {**kinds(plan, branch), **dict.fromkeys(corrections(plan, branch), "correct")}
-
-
-def walked(plan: CachePlan, branch: str) -> list[int]:
-    """Steps that show every kind of call but 'run', with all that they build on."""
-    kind_of = kinds_of(plan, branch)
-    steps = visit(plan, branch, set(kinds(plan, branch).values()) - {"run"})
-    if steps and kind_of[steps[-1]] == "reuse" == kind_of.get(steps[-1] + 1):
-        steps.append(steps[-1] + 1)
-    later = [step for step in corrections(plan, branch) if steps and step > steps[-1]]
-    return [*steps, *later[:1]]
-
-
-def compare(
-    subject: Subject,
-    budgets: Sequence[float],
-    names: Sequence[str],
-    rounds: int,
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """A row for every policy and budget."""
-    subject.call()  # warm-up
-    reset_peak(device)
-    seconds = timed(subject.call, device)
-    bare = peak_memory(device)
-    sys.stderr.write(f"{subject.name}: a full call takes {seconds:.3f} s\n")
-    rows = []
-    for policy in policies(subject):
-        if policy.name in names:
-            costs = policy.costs(rounds, device)
-            found = [None] if policy.own_speed else budgets
-            rows += [one_row(subject, policy, costs, budget, bare) for budget in found]
-            sys.stderr.write(f"{subject.name} {policy.name} done\n")
-    return rows
-
-
-def policies(subject: Subject) -> Iterator[Policy]:
-    """Those that the subject's tree and solver have, in the order of NAMES."""
-    planned = subject.planned
-    tree, euler = TREE_OF[planned.fingerprint.family], planned.family.solver == "euler"
-    yield FewerSteps(subject)
-    for skip in ("hold", "linear"):
-        yield Planned(subject, f"uniform {skip}", partial(whole, subject, skip, True))
-    for skip in ("linear", "corrected") if euler else ("jump", "linear"):
-        yield Planned(subject, f"ours {skip}", partial(whole, subject, skip, False))
-    yield Planned(subject, "paper", partial(paper, subject))
-    release = build_preset(planned, "release")
-    yield Planned(subject, "release", lambda budget: release, own_speed=True)
-    for build in PEERS:
-        peer = build()
-        # the authors' own settings; of MagCache the K that reaches every budget
-        variants = peer.variants(SimpleNamespace(name=tree))  # all that they depend on
-        yield Ruled(subject, tree, peer, variants[-1 if isinstance(peer, MagCache) else 0])
-
-
-def whole(subject: Subject, skip: str, uniform: bool, budget: float) -> CachePlan:
-    """The whole prediction reused: even steps, or a protected start and end like `balanced`."""
-    count = max(1, round(STEPS / budget))
-    computed = even(STEPS, count) if uniform else protected_ends(STEPS, count)
-    sites = from_steps(STEPS, computed, subject.planned.family.branches, skip)
-    like = build_preset(subject.planned, "release")
-    return plan_on(like, f"{skip} {count}", sites, f"{count} computed steps")
-
-
-def paper(subject: Subject, budget: float) -> CachePlan:
-    """The released background blocks of all lists on one shrinking list of steps.
-
-    Warm-up, Tmax and Tmin: of those that come within 1 % of the budget the nearest to the
-    release's, else those that come nearest to the budget.
-    """
-    planned = subject.planned
-    runs = {n: r.background_at(planned.depth(n)) for n, r in planned.family.released.items()}
-    reused = sum(last - first + 1 for each in runs.values() for first, last in each)
-    share = reused / sum(planned.fingerprint.block_lists.values())
-
-    def misses(settings: tuple[int, int, int]) -> tuple[float, float]:
-        computed = len(stepwise(STEPS, *settings))
-        off = abs(log(budget * (1 - share * (1 - computed / STEPS))))
-        warmup, tmax, tmin = settings
-        far = abs(log(tmax / TMAX)) + abs(log(tmin / TMIN)) + abs(warmup - WARMUPS[0]) / STEPS
-        return max(off, 0.01), far
-
-    found = product(WARMUPS, range(2, LONGEST + 1), range(1, LONGEST + 1))
-    warmup, tmax, tmin = min((each for each in found if each[2] <= each[1]), key=misses)
-    shape = {"steps": STEPS, "warmup": warmup, "longest": tmax, "shortest": tmin}
-    shape["branches"] = planned.family.branches
-    sites = [site for name, of in runs.items() for site in from_shrinking(name, of, **shape)]
-    words = f"warm-up {warmup}, Tmax {tmax}, Tmin {tmin}"
-    return plan_on(build_preset(planned, "release"), f"paper {budget:g}x", sites, words)
-
-
-def one_row(
-    subject: Subject, policy: Policy, costs: Costs, budget: float | None, bare: int
-) -> dict[str, Any]:
-    """Seconds of the calls, and of the loop that the budget's schedule makes of them."""
-    counts, ideal = policy.schedule(budget or 1.0)
-    full = STEPS * len(subject.planned.family.branches) * costs.seconds["run"]
-    loop = sum(count * costs.seconds[kind] for kind, count in counts.items())
-    return {
-        "model": subject.name,
-        "policy": policy.name,
-        "budget": budget,
-        "tokens": subject.planned.clip.tokens,
-        "seconds": rounded(costs.seconds),
-        "parts": rounded(costs.parts),
-        "calls": counts,
-        "full_seconds": round(full, 4),
-        "loop_seconds": round(loop, 4),
-        "ideal": round(ideal, 4),
-        "achieved": round(full / loop, 4),
-        "achieved_over_ideal": round(full / loop / ideal, 4),
-        "bytes_held": costs.held,
-        "peak_over_bare": costs.peak - bare,
-    }
-
-
-def rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in seconds.items()}
-
-
-def shown(rows: Sequence[dict[str, Any]]) -> str:
-    """One line per row: milliseconds of calls, seconds of loops."""
-    lines = []
-    for row in rows:
-        calls = {**row["seconds"], **row["parts"]}
-        computed = max((calls[k] for k in ("keep", "compute", "correct") if k in calls), default=0)
-        cells = (calls["run"], computed or calls["run"], calls.get("reuse"), calls.get("decision"))
-        lines.append(
-            [
-                row["policy"],
-                "own" if row["budget"] is None else f"{row['budget']:g}x",
-                *("-" if cell is None else f"{1000 * cell:.1f}" for cell in cells),
-                f"{row['loop_seconds']:.1f}",
-                f"{row['ideal']:.2f}x",
-                f"{row['achieved']:.2f}x",
-                f"{row['achieved_over_ideal']:.3f}",
-                *(f"{row[key] / 2**30:.3f}" for key in ("bytes_held", "peak_over_bare")),
-            ]
-        )
-    header = ["policy", "budget", "ms full", "ms compute", "ms reuse", "ms decision", "s loop"]
-    header += ["ideal", "achieved", "achieved/ideal", "GiB extra", "GiB peak over bare"]
-    return table(header, lines)
-
-
-# -- the peers' rules, asked and not followed
-
-PROTECTED: dict[type[Peer], Callable[[Any], int]] = {
-    TeaCache: lambda variant: variant.first + variant.last,
-    MagCache: lambda variant: int(STEPS * variant.retention),
-    EasyCache: lambda variant: variant.warmup + 1,
-    DiCache: lambda variant: int(STEPS * variant.retention),
-}
-
-
-@dataclass
-class Clock:
-    """Seconds of the parts of a call."""
-
-    device: torch.device
-    found: dict[str, list[float]] = field(default_factory=dict)
-
-    def __call__(self, name: str, call: Callable[[], Any]) -> None:
-        self.found.setdefault(name, []).append(timed(call, self.device))
-
-
-class Forced(Branch):
-    """Asks a branch of a rule, and gives the forced answer."""
-
-    reusing: ClassVar[bool] = False
-
-    def __init__(self, real: Branch, clock: Clock) -> None:
-        self.real, self.clock = real, clock
-
-    def reuses(self, step: int, entry: Entry) -> bool:
-        self.clock("decision", lambda: self.real.reuses(step, entry))
-        return self.reusing
-
-    def forecast(self, entry: Entry) -> Tensor:
-        return self.real.forecast(entry)
-
-    def keep(self, entry: Entry, residual: Tensor) -> None:
-        self.clock("keep", lambda: self.real.keep(entry, residual))
-
-
-class ForcedRule(ResidualRule):
-    branches: dict[str, Forced]
-
-    def force(self, reusing: bool) -> None:
-        for branch in self.branches.values():
-            branch.reusing = reusing
-
-    def held(self) -> Iterable[Tensor]:
-        return tensors_of([vars(branch.real) for branch in self.branches.values()])
-
-
-class ForcedEasy(EasyRule):
-    """The conditional branch decides for both; the other costs no more than it."""
-
-    forced = False
-    clock: Clock
-
-    def force(self, reusing: bool) -> None:
-        self.forced = reusing
-
-    def _decide(self, step: int, latent: Tensor) -> bool:
-        self.clock("decision", lambda: super(ForcedEasy, self)._decide(step, latent))
-        return self.forced
-
-    def _update(self, output: Tensor) -> None:
-        self.clock("keep", lambda: super(ForcedEasy, self)._update(output))
-
-
-def forced_rule(policy: Ruled, clock: Clock) -> ForcedRule | ForcedEasy:
-    model, variant = policy.subject.model, policy.variant
-    if isinstance(policy.peer, EasyCache):
-        rule = ForcedEasy(STEPS, variant, THRESHOLD)
-        rule.clock = clock
-        return rule
-    polynomial, ratios = np.ones(DEGREE + 1), [1.0] * STEPS
-    build: dict[type[Peer], Callable[[], Branch]] = {
-        TeaCache: lambda: TeaBranch(model, polynomial, variant, STEPS, THRESHOLD),
-        MagCache: lambda: MagBranch(ratios, variant, THRESHOLD),
-        DiCache: lambda: DiBranch(PROTECTED[DiCache](variant), LIMIT[policy.tree], THRESHOLD),
-    }
-    made = build[type(policy.peer)]
-    return ForcedRule({branch: Forced(made(), clock) for branch in BRANCHES[policy.tree]})
-
-
-class Driven:
-    """Calls of a subject that a rule answers."""
-
-    def __init__(self, subject: Subject, rule: ForcedRule | ForcedEasy) -> None:
-        self.subject, self.rule, self.position = subject, rule, (0, "cond")
-        self.plain = subject.model.forward
-        self.signature = inspect.signature(self.plain)
-        names = subject.planned.fingerprint.block_lists
-        self.walks = rule.walks({name: list(getattr(subject.model, name)) for name in names})
-
-    def call(self, step: int, branch: str, *, reusing: bool) -> None:
-        self.position = (step, branch)
-        self.rule.force(reusing)
-        with standing_before(self.subject.model, {"forward": self._forward}):
-            self.subject.call()
-
-    def caller(self, step: int, *, reusing: bool) -> Callable[[], None]:
-        """`call` in the first branch, to be timed."""
-        return lambda: self.call(step, "cond", reusing=reusing)
-
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        def run() -> Any:
-            with standing_before(self.subject.model, self.walks):
-                return self.plain(*args, **kwargs)
-
-        arguments = dict(self.signature.bind(*args, **kwargs).arguments)
-        return self.rule.answer(Call(*self.position, arguments, run))
+def left_out(items: Iterable[tuple[Item, float]]) -> list[str]:
+    return [f"left out: {model} {part}: {rows}" for model, part, rows, _ in grouped(items)]
+
+
+def loops_table(rows: Sequence[Row]) -> str:
+    """A line for every loop."""
+    lines = [
+        [
+            row["model"],
+            row["part"],
+            loop.get("plan", row["name"]),
+            f"{loop['budget']:g}x" if loop.get("budget") else "own",
+            f"{loop['full_seconds']:.1f}",
+            f"{loop['loop_seconds']:.1f}",
+            f"{loop['ideal']:.2f}x",
+            f"{loop['achieved']:.2f}x",
+            f"{loop['achieved_over_ideal']:.3f}",
+        ]
+        for row in rows
+        for loop in row.get("loops", ())
+    ]
+    header = ["model", "part", "plan or policy", "budget", "s full", "s loop"]
+    return table([*header, "ideal", "achieved", "achieved/ideal"], lines)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
+    add("--seconds", type=at_least(1), default=SECONDS, help=f"of the whole run; {SECONDS}")
+    add("--results", type=Path, metavar="DIR", help="for gpu.jsonl; benchmarks/results")
+    add("--models", nargs="+", choices=ORDER, default=list(ORDER))
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    add("--models", nargs="+", choices=tuple(MODELS), help="default: all; policies: 14B, 540p")
-    add("--rounds", type=int, default=5, help="of plans")
-    loops = {"choices": tuple(MODELS), "default": ["wan2.1-t2v-1.3B"], "metavar": "MODEL"}
-    add("--whole-loop", nargs="*", **loops)
-    add("--policies", nargs="+", choices=NAMES, default=list(NAMES))
-    add("--budgets", nargs="+", type=float, default=list(BUDGETS))
-    add("--policy-rounds", type=int, default=2)
+    add("--presets", nargs="+", choices=PRESETS, default=list(PRESETS), help="of plan and loop")
+    add("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    add("--commit", help="of this code, where it is no git checkout")
+    add("--toy", action="store_true", help="toy sizes on the CPU; rows go to out/gpu")
     return parser
 
 

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.lib.rows import load_rows, save_figure, table
-from benchmarks.speed.gpu import WAN_14B as WAN_14B_SIZES
+from benchmarks.speed.full_models import WAN_14B as WAN_14B_SIZES
 from benchmarks.speed.scaling_model import (
     GPUS,
     H100,
