@@ -13,6 +13,7 @@ import hyvideo.attention
 import hyvideo.layers
 import wan.attention
 import wan.model
+from devices import DEVICES
 from profiling_core.loops.cached_loop import LoopCache, LoopModels
 from profiling_core.plan import CachePlan
 from toys import PLANS, ToyWan, bare, cached, toy_plan
@@ -83,6 +84,28 @@ def test_a_block_is_one_graph_with_every_attention_kernel(make, kernel, monkeypa
             found = torch.compile(block, backend="aot_eager", fullgraph=True)(*inputs, key_lens)
             torch.testing.assert_close(found, expected)
     assert graphs() == 2  # one for each kind of call
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("make", [wan_block, double_block, single_block])
+def test_a_block_is_one_graph_with_the_kernel_of_this_device(make, device):
+    block, inputs = tree_to(make(), device)
+    attention = wan.attention if make is wan_block else hyvideo.attention
+    attention.choose_kernel(torch.device(device), torch.bfloat16, 16)
+    backend = "inductor" if device == "cuda" else "aot_eager"
+    start_compiling()
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        expected = block(*inputs, None)
+        found = torch.compile(block, backend=backend, fullgraph=True)(*inputs, None)
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)  # bf16, around 1
+    assert graphs() == 1
+
+
+def tree_to(value, device):
+    """Modules and tensors of nested tuples on a device."""
+    if isinstance(value, tuple):
+        return tuple(tree_to(item, device) for item in value)
+    return value.to(device) if hasattr(value, "to") else value
 
 
 def test_per_block_compile_adds_no_graph():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from devices import DEVICES
 from hunyuan_clips import GRID, LISTS, WIDTH, Inputs, clip, planned, tiny_model
 from hyvideo.model import HYVideoDiffusionTransformer
 from naive_walk import naive
@@ -21,9 +22,9 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
+@pytest.fixture(scope="module", params=DEVICES)
+def model(request):
+    return tiny_model().to(request.param)
 
 
 def tiny_plan(sites: list[dict], steps: int = 20) -> CachePlan:

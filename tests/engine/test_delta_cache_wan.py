@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from devices import DEVICES
 from naive_walk import naive
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
@@ -13,9 +14,9 @@ from wan_toys import tiny_dit
 LATENT, TOKENS, DEPTH = (16, 3, 4, 4), 12, 5
 
 
-@pytest.fixture
-def model():
-    return tiny_dit(num_layers=DEPTH)
+@pytest.fixture(params=DEVICES)
+def model(request):
+    return tiny_dit(num_layers=DEPTH).to(request.param)
 
 
 def wan_plan(sites: list[dict], steps: int = 8) -> CachePlan:
@@ -25,13 +26,13 @@ def wan_plan(sites: list[dict], steps: int = 8) -> CachePlan:
 
 def clip(model, plan, call):
     """Predictions of a short loop with both branches, prompts of different length."""
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(LATENT, generator=generator)
-    texts = [torch.randn(rows, model.text_dim, generator=generator) for rows in (9, 4)]
+    generator, device = torch.Generator().manual_seed(3), next(model.parameters()).device
+    x = torch.randn(LATENT, generator=generator).to(device)
+    texts = [torch.randn(rows, model.text_dim, generator=generator).to(device) for rows in (9, 4)]
     outputs = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         for step in range(plan.steps):
-            t = torch.tensor([int(1000 * plan.sigmas[step])])
+            t = torch.tensor([int(1000 * plan.sigmas[step])], device=device)
             for branch, text in zip(("cond", "uncond"), texts, strict=True):
                 outputs.append(call(step, branch, x, t, text))
             x = x - 0.1 * outputs[-2]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
+from devices import DEVICES
 from hunyuan_toys import OFFICIAL_VAE, TINY_VAE, tiny_vae, write_vae
 from hyvideo.checkpoint import MODEL
 from hyvideo.vae import VideoVAE, build_vae, vae_bytes
@@ -19,8 +20,8 @@ def folder(hunyuan_checkpoint: Path) -> Path:
     return hunyuan_checkpoint / MODEL / "vae"
 
 
-def load(folder: Path, precision: str = "fp32") -> VideoVAE:
-    return VideoVAE(folder / "config.json", folder / "pytorch_model.pt", "cpu", precision)
+def load(folder: Path, precision: str = "fp32", device: str = "cpu") -> VideoVAE:
+    return VideoVAE(folder / "config.json", folder / "pytorch_model.pt", device, precision)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,19 @@ def test_vae_decodes_like_diffusers(vae: VideoVAE) -> None:
     video = vae.decode(latent)
     assert video.shape == (3, 9, 32, 48) and video.dtype == torch.float32
     assert torch.equal(video, (sample / 2 + 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 2e-3), ("fp16", 5e-3), ("bf16", 0.03)])
+def test_a_clip_decoded_in_half_precision_is_near_that_in_fp32(
+    vae: VideoVAE, folder: Path, precision: str, most: float, device: str
+) -> None:
+    """In fp32 a GPU's convolutions may round to TF32."""
+    latent = torch.randn(16, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    half = load(folder, precision, device)
+    half.to(device)
+    found = half.decode(latent.to(device)).cpu()
+    assert (found - vae.decode(latent)).abs().mean() < most
 
 
 def test_long_and_wide_latents_are_decoded_in_official_tiles(vae: VideoVAE) -> None:

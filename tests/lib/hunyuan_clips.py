@@ -73,14 +73,15 @@ def clip(
     model: HYVideoDiffusionTransformer, plan: CachePlan, inputs: Inputs, call: Call, bf16: bool
 ) -> list[Tensor]:
     """All predictions of an Euler loop; call(step, x, t, *the other arguments of the model)."""
-    x, outputs = inputs.x, []
-    rope = rope_tables(inputs.grid, model.rope_dim_list)
-    rest = (inputs.text, inputs.mask, inputs.pooled, *rope)
+    device = next(model.parameters()).device
+    x, outputs = inputs.x.to(device), []
+    rope = rope_tables(inputs.grid, model.rope_dim_list, device=device)
+    rest = (inputs.text.to(device), inputs.mask, inputs.pooled.to(device), *rope)
     if model.guidance_embed:
-        rest += (torch.full((len(x),), 6016.0),)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        rest += (torch.full((len(x),), 6016.0, device=device),)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for step, (sigma, following) in enumerate(pairwise((*plan.sigmas, 0.0))):
-            t = torch.full((len(x),), 1000 * sigma)
+            t = torch.full((len(x),), 1000 * sigma, device=device)
             outputs.append(call(step, x, t, *rest))
             x = x + outputs[-1].float() * (following - sigma)
     return outputs

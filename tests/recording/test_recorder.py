@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import wan.model
+from devices import DEVICES
 from profiling_core.errors import ProfileError
 from profiling_core.plan.schema import ModelFingerprint
 from profiling_core.profile.profile import Profile, Settings
@@ -157,12 +158,7 @@ def test_drift_and_delta_gram_on_all_tokens(profile: Profile, seen: dict) -> Non
         assert np.allclose(profile.arrays["delta_gram.blocks"][c], gram, rtol=1e-4, atol=1e-6)
 
 
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
-)
+@pytest.mark.parametrize("device", DEVICES)
 def test_wide_blocks_under_bf16_autocast_are_recorded_in_fp32(device: str) -> None:
     wide, signs = tiny_dit(dim=512).to(device), projection(512)
     fingerprint = ModelFingerprint(
@@ -260,8 +256,9 @@ def test_a_full_run_is_needed(model: WanModel) -> None:
         (lambda net: net.head.head, "prediction of step 0, cond is not finite"),
     ],
 )
-def test_what_is_not_finite_is_named(part: Callable, message: str) -> None:
-    watch, broken = recorder(), tiny_dit()
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_not_finite_is_named(part: Callable, message: str, device: str) -> None:
+    watch, broken = recorder(), tiny_dit().to(device)
     part(broken).bias.data[0] = math.nan
     with watch.attached(broken), pytest.raises(ProfileError, match=message):
         sample(broken, watch.begin)

@@ -9,6 +9,7 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
+from devices import NEEDS_CUDA
 from profiling_core.errors import InputError, PlanError
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.presets import load_preset
@@ -240,7 +241,7 @@ def test_numbers_that_are_not_finite_are_no_clip(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NEEDS_CUDA
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_gpu_samples_the_same_clip(tree: TreeCase, pipeline: Any, elsewhere: bool) -> None:
     """elsewhere: the encoders' memory is not the GPU's."""

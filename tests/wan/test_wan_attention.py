@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from devices import DEVICES
 from tree_paths import ROOT
 from wan import attention as module
 from wan.attention import attention
@@ -145,12 +146,13 @@ def test_flash_attn_gets_its_layout(choose: Callable[..., str], as_tuple: bool) 
     assert out.dtype == torch.float32
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_kernel_of_this_gpu_gives_what_sdpa_does_in_fp32() -> None:
-    kernel = module.choose_kernel(CUDA, torch.bfloat16, 128)
-    assert torch.cuda.get_device_capability()[0] < 8 or kernel.split(";")[0] != "torch SDPA"
-    q, k, v = (torch.randn(1, 300, 4, 128, device=CUDA, dtype=torch.bfloat16) for _ in range(3))
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", module.HALF)
+def test_the_kernel_of_this_device_gives_what_sdpa_does_in_fp32(device, dtype) -> None:
+    kernel = module.choose_kernel(torch.device(device), dtype, 128)
+    plain = device == "cpu" or torch.cuda.get_device_capability()[0] < 8
+    assert (kernel.split(";")[0] == "torch SDPA") == plain
+    q, k, v = (torch.randn(1, 300, 4, 128, device=device, dtype=dtype) for _ in range(3))
     out = attention(q, k, v, (290,))
     wanted = explicit(q.float(), k[:, :290].float(), v[:, :290].float())
     torch.testing.assert_close(out.float(), wanted, atol=0.02, rtol=0)

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
+from devices import DEVICES
 from profiling_core.errors import InputError
 from wan.t5 import FIXED, OFFICIAL_SIZES, TextEncoder, clean
 from wan.vae import VideoVAE
@@ -74,6 +75,16 @@ def test_vae_decodes_like_diffusers(vae: VideoVAE) -> None:
     assert video.shape == (3, 9, 32, 48) and video.dtype == torch.float32
     assert torch.equal(video, expected)
     assert video.abs().max() <= 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_vae_decodes_on_every_device_what_the_cpu_does(
+    vae: VideoVAE, checkpoint: Path, device: str
+) -> None:
+    """A GPU's convolutions may round to TF32."""
+    latent = torch.randn(16, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    found = VideoVAE(checkpoint / "Wan2.1_VAE.pth", device).decode(latent.to(device))
+    assert (found.cpu() - vae.decode(latent)).abs().mean() < 2e-3
 
 
 def test_vae_encodes_to_the_normalised_mean(vae: VideoVAE) -> None:
