@@ -127,7 +127,7 @@ class AttentionKernels:
         }
 
     def row(self, rounds: int, device: torch.device) -> Row:
-        seconds, failed = {}, {}
+        seconds, failed, ran = {}, {}, ""
         generator = torch.Generator(device).manual_seed(0)
         drawn = {"generator": generator, "device": device, "dtype": torch.bfloat16}
         q, k, v = (torch.randn(self.shape, **drawn) for _ in range(3))
@@ -137,6 +137,8 @@ class AttentionKernels:
                 call = lambda attend=attend: attend(q, k, v)  # noqa: E731
                 call()  # warm-up
                 seconds[name] = median(timed(call, device) for _ in range(ATTENTION_ROUNDS))
+                if name == "chosen":
+                    ran = longest_kernel(call, device)
             except Exception as error:  # not installed, or not for this GPU
                 failed[name] = f"{type(error).__name__}: {first_line(error)}"
         _, tokens, heads, width = self.shape
@@ -146,7 +148,7 @@ class AttentionKernels:
             "seconds": rounded(seconds),
             "tflops_per_second": {name: round(tera / each, 1) for name, each in seconds.items()},
             "did_not_run": failed,
-            "chosen_ran": longest_kernel(lambda: self._kernels()["chosen"]()(q, k, v), device),
+            "chosen_ran": ran,
         }
 
 
@@ -163,18 +165,15 @@ def _sdpa(backend: SDPBackend) -> Attend:
 
 
 def longest_kernel(call: Callable[[], object], device: torch.device) -> str:
-    """Name of what a call spends the most time in, as torch's profiler has it; "" if unknown."""
+    """Name of what a call spends the most time in, by torch's profiler; "" where it sees nothing."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
         call()
         if on_gpu:
             torch.cuda.synchronize(device)
     kind = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    return max(found.key_averages(), key=lambda event: getattr(event, kind), default=_Nothing).key
-
-
-class _Nothing:
-    key = ""
+    events = sorted(found.key_averages(), key=lambda event: getattr(event, kind))
+    return events[-1].key if events else ""
 
 
 @dataclass(frozen=True)
