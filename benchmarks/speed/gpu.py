@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from benchmarks.baselines import PEERS
 from benchmarks.lib.command_line import at_least, log
 from benchmarks.lib.rows import RESULTS, Row, append_row, environment, load_rows, table
 from benchmarks.lib.subjects import SEED
-from benchmarks.lib.timing import Subject, synchronize, timed
+from benchmarks.lib.timing import Subject, timed
 from benchmarks.speed.full_models import MODELS, TOYS, FullModel
 from benchmarks.speed.policies import POLICIES, PRESETS, Attached, Policy, policies, shipped
 from benchmarks.speed.single_calls import AttentionKernels, BareAndReuse, CompiledBlocks, WholeLoop
@@ -43,7 +44,7 @@ NAME = "gpu"  # of the file of rows
 SECONDS = 540  # leaves a minute of ten for the start and the last call
 ASSUMED_FLOPS = 400e12  # a second, of an H200; estimates until a call was timed
 OPENING = 8.0  # seconds to draw a model's weights
-SAMPLED, MOST_ROUNDS = 4.0, 5  # seconds of full calls that make a row's rounds
+SAMPLED, MOST_ROUNDS = 4.0, 3  # seconds of full calls that make a row's rounds
 WAN, WAN_SMALL, HUNYUAN, HUNYUAN_LARGE = (
     "wan2.1-t2v-14B",
     "wan2.1-t2v-1.3B",
@@ -143,7 +144,7 @@ def wanted(models: dict[str, FullModel], args: argparse.Namespace) -> list[Item]
             for each in measurements(subjects[name], part):
                 if all(each.name in known for known in (asked.get(part, [each.name]), *names)):
                     extra = getattr(each, "extra_seconds", 0.0)
-                    found.setdefault(Item(part, name, each.name, each.calls, extra))
+                    found.setdefault(Item(part, name, each.name, cache(each.calls), extra))
     return list(found)
 
 
@@ -318,10 +319,10 @@ class Session:
         log(f"{item.model} {item.part} {item.name}: {row.get('error', rate)}")
 
     def free(self) -> None:
-        """Give back what nothing holds any more; a lost device ends the run here."""
-        gc.collect()
-        synchronize(self.device)
+        """Give a GPU's memory back that nothing holds any more; a lost device ends the run here."""
         if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
 

@@ -165,7 +165,7 @@ def _sdpa(backend: SDPBackend) -> Attend:
 
 
 def longest_kernel(call: Callable[[], object], device: torch.device) -> str:
-    """Name of what a call spends the most time in, by torch's profiler; "" where it sees nothing."""
+    """Name of what a call spends the most time in, by torch's profiler; "" if unknown."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
         call()
