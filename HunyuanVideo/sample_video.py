@@ -301,7 +301,6 @@ def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
             "without it the result is noise: add --flow-reverse"
         )
     check_target(save_folder(args.save_path, args.save_path_suffix), file_name(args, args.seed[-1]))
-    find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
 
 
 def warn(args: argparse.Namespace, config: HunyuanConfig) -> None:
@@ -330,6 +329,7 @@ def sample(args: argparse.Namespace) -> None:
     fill_defaults(args, CONFIGS[args.model])
     config = settings_of(args, CONFIGS[args.model])
     check_values(args, config)
+    find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
     warn(args, config)
     folder = save_folder(args.save_path, args.save_path_suffix)
     check_profile_target(args, folder / file_name(args, args.seed[-1]))

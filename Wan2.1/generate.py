@@ -197,7 +197,6 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
         raise InputError(
             f"--ckpt_dir is missing: task {args.task} needs its checkpoint folder: {config.way_out}"
         )
-    check_folder(Path(args.ckpt_dir), config)
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -207,6 +206,7 @@ def generate(args: argparse.Namespace) -> None:
     asked = {name: value for name, value in vars(args).items() if name not in LOCAL}
     fill_defaults(args, config)
     check_values(args, config)
+    check_folder(Path(args.ckpt_dir), config)
     check_profile_target(args, Path(args.save_file))
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import ModelRequest, Sampling, TreeModel, parse_size
+from profiling_core.trees.tree_model import ModelRequest, Part, Sampling, TreeModel, parse_size
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -74,9 +76,80 @@ class HunyuanModel(TreeModel):
         self.config = settings_of(args, known)
         script.check_values(args, self.config)
         script.warn(args, self.config)
+        if not self._incomplete:
+            self.check_files()
         args.model_base = Path(args.model_base).resolve()
         if args.dit_weight is not None:
             args.dit_weight = Path(args.dit_weight).resolve()
+
+    def check_files(self) -> None:
+        with self.as_user_error():
+            self._files()
+
+    def _files(self) -> Any:
+        from hyvideo.checkpoint import find_files
+
+        args = self.args
+        return find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
+
+    def parts(self) -> dict[str, Part]:
+        from hyvideo.checkpoint import encoder_files, expected_files, find_dit
+        from hyvideo.text_encoder import LanguageModel, PooledClip
+        from hyvideo.vae import VideoVAE
+        from hyvideo.weights import load_transformer
+
+        args, config = self.args, self.config
+        files = expected_files(args.model_base, args.dit_weight, use_fp8=args.use_fp8)
+        dit = find_dit(files.dit) if files.dit.is_dir() else files.dit
+        vae = (files.vae_config, files.vae_weights)
+        first, second = files.text_encoder, files.text_encoder_2
+        return {
+            "transformer": Part((dit,), partial(load_transformer, dit, config, "meta")),
+            "text encoder": Part(
+                encoder_files(first), partial(LanguageModel, first, config, "meta")
+            ),
+            "second text encoder": Part(
+                encoder_files(second), partial(PooledClip, second, config, "meta")
+            ),
+            "VAE": Part(vae, partial(VideoVAE, *vae, "meta", config.vae_precision)),
+        }
+
+    def needed_bytes(self) -> dict[str, int]:
+        from hyvideo.checks import computing_config
+        from hyvideo.text_encoder import encoder_bytes
+        from hyvideo.vae import vae_bytes
+        from hyvideo.weights import DTYPES, transformer_bytes
+
+        config, files = self.config, self._files()
+
+        def stored(precision: str) -> Any:
+            return DTYPES["fp32" if self.device.type == "cpu" else precision]
+
+        first, second = config.text_encoder_precision, config.text_encoder_precision_2
+        return {
+            "transformer": transformer_bytes(computing_config(config, self.device)),
+            "text encoder": encoder_bytes(files.text_encoder, stored(first)),
+            "second text encoder": encoder_bytes(files.text_encoder_2, stored(second)),
+            "VAE": vae_bytes(files.vae_config, stored(config.vae_precision)),
+        }
+
+    def memory_checks(self) -> dict[str, Callable[[], None]]:
+        from hyvideo.checks import check_memory
+
+        check = partial(check_memory, self._files(), self.config, self.device)
+        found: dict[str, Callable[[], None]] = {
+            "as given": partial(check, self.args.use_cpu_offload)
+        }
+        if self.device.type == "cuda":
+            found["--use-cpu-offload"] = partial(check, True)
+        return found
+
+    def attention_kernel(self) -> str:
+        import torch
+
+        from hyvideo.attention import choose_kernel
+
+        return choose_kernel(self.device, torch.bfloat16, 128)
 
     @property
     def clip_shape(self) -> tuple[int, int, int]:
@@ -126,10 +199,7 @@ class HunyuanModel(TreeModel):
 
     @property
     def checkpoint(self) -> list[Path]:
-        from hyvideo.checkpoint import find_files
-
-        args = self.args
-        return find_files(args.model_base, args.dit_weight, use_fp8=args.use_fp8).weights
+        return self._files().weights
 
     def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
         from hyvideo.pipeline import HunyuanVideo

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -63,6 +63,17 @@ class Sampling:
     shift: float
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a checkpoint: its files, whether they are there or not, and how they are checked.
+
+    The check reads names, shapes and types, no weights; InputError for the first that does not fit.
+    """
+
+    files: tuple[Path, ...]
+    check: Callable[[], object]
+
+
 class TreeModel(ABC):
     """A model that was asked for and checked; `load` reads its weights."""
 
@@ -78,9 +89,13 @@ class TreeModel(ABC):
     pipeline: Any = None
     config: Any
 
-    def __init__(self, request: ModelRequest, prompt: str) -> None:
-        """CompareError for what cannot work; `prompt` is one of those to come, checked for all."""
+    def __init__(self, request: ModelRequest, prompt: str, *, incomplete: bool = False) -> None:
+        """CompareError for what cannot work; `prompt` is one of those to come, checked for all.
+
+        incomplete: files of the checkpoint may be missing, `check_files` finds out.
+        """
         import_tree(self)
+        self._incomplete = incomplete
         script = self._checked_script()
         with self.as_user_error():
             parser = script.build_parser()
@@ -192,6 +207,26 @@ class TreeModel(ABC):
     @abstractmethod
     def _check(self, script: Any, request: ModelRequest) -> None:
         """The tree's own checks of `self.args`, and `self.config`."""
+
+    @abstractmethod
+    def check_files(self) -> None:
+        """CompareError for the first file that a complete checkpoint would have."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Part]:
+        """The parts of the checkpoint by name, whatever of them is there."""
+
+    @abstractmethod
+    def needed_bytes(self) -> dict[str, int]:
+        """What the weights of each part take as they are loaded."""
+
+    @abstractmethod
+    def memory_checks(self) -> dict[str, Callable[[], None]]:
+        """InputError where memory does not suffice: as asked for, then by options for less."""
+
+    @abstractmethod
+    def attention_kernel(self) -> str:
+        """What attention of the official models' width runs on in bf16, and what failed."""
 
     @property
     @abstractmethod

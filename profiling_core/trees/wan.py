@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.errors import CompareError
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import ModelRequest, Sampling, TreeModel, parse_size
+from profiling_core.trees.tree_model import ModelRequest, Part, Sampling, TreeModel, parse_size
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -58,7 +60,71 @@ class WanModel(TreeModel):
             raise CompareError(f"--model {args.task} makes images: take one that makes videos")
         script.fill_defaults(args, self.config)
         script.check_values(args, self.config)
+        if not self._incomplete:
+            self.check_files()
         args.ckpt_dir = Path(args.ckpt_dir).resolve()
+
+    def check_files(self) -> None:
+        from wan.checkpoint import check_folder
+
+        with self.as_user_error():
+            check_folder(Path(self.args.ckpt_dir), self.config)
+
+    def parts(self) -> dict[str, Part]:
+        from wan.checkpoint import DIT, TOKENIZER_FILES, dit_files
+        from wan.t5 import TextEncoder
+        from wan.vae import VideoVAE
+        from wan.weights import load_transformer
+
+        folder, config = self.checkpoint_dir, self.config
+        t5, vae = folder / config.t5_checkpoint, folder / config.vae_checkpoint
+        tokenizer = folder / config.t5_tokenizer
+        present = [name for name in TOKENIZER_FILES if (tokenizer / name).exists()]
+        words = ("tokenizer_config.json", *(present or TOKENIZER_FILES[:1]))
+        index = folder / f"{DIT}.safetensors.index.json"
+        transformer = [folder / "config.json", *([index] if index.exists() else [])]
+        transformer += [folder / name for name in dit_files(folder)]
+        return {
+            "transformer": Part(tuple(transformer), partial(load_transformer, folder, "meta")),
+            "text encoder": Part(
+                (t5, *(tokenizer / name for name in words)),
+                partial(TextEncoder, t5, tokenizer, text_len=1),  # no prompt is encoded
+            ),
+            "VAE": Part((vae,), partial(VideoVAE, vae, "meta")),
+        }
+
+    def needed_bytes(self) -> dict[str, int]:
+        from wan.weights import transformer_bytes
+
+        folder, config = self.checkpoint_dir, self.config
+        return {
+            "transformer": transformer_bytes(folder, _dtype(self.args.convert_model_dtype)),
+            "text encoder": (folder / config.t5_checkpoint).stat().st_size,
+            "VAE": (folder / config.vae_checkpoint).stat().st_size,
+        }
+
+    def memory_checks(self) -> dict[str, Callable[[], None]]:
+        from wan.checks import check_memory
+
+        args = self.args
+
+        def check(convert: bool, t5_cpu: bool) -> Callable[[], None]:
+            where = (args.ckpt_dir, self.config, self.device, _dtype(convert))
+            return partial(check_memory, *where, t5_cpu, args.offload_model)
+
+        found = {"as given": check(args.convert_model_dtype, args.t5_cpu)}
+        if self.device.type == "cuda":
+            found["--t5_cpu"] = check(False, True)
+            found["--convert_model_dtype"] = check(True, False)
+            found["--convert_model_dtype --t5_cpu"] = check(True, True)
+        return found
+
+    def attention_kernel(self) -> str:
+        import torch
+
+        from wan.attention import choose_kernel
+
+        return choose_kernel(self.device, torch.bfloat16, 128)
 
     @property
     def clip_shape(self) -> tuple[int, int, int]:
@@ -114,8 +180,6 @@ class WanModel(TreeModel):
         return checkpoint_files(self.checkpoint_dir, self.config)
 
     def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
-        import torch
-
         from wan.text2video import WanT2V
 
         args = self.args
@@ -125,7 +189,7 @@ class WanModel(TreeModel):
             self.device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
-            torch_dtype=torch.bfloat16 if args.convert_model_dtype else torch.float32,
+            torch_dtype=_dtype(args.convert_model_dtype),
             fp32=fp32,
             ranks=ranks,
         )
@@ -165,3 +229,10 @@ class WanModel(TreeModel):
         from wan.video import save_video
 
         save_video(video, path, self.fps, rescue=False)
+
+
+def _dtype(convert: bool) -> Any:
+    """What the transformer's weights are kept in."""
+    import torch
+
+    return torch.bfloat16 if convert else torch.float32
