@@ -37,8 +37,8 @@ ENTRIES = {"generate.py": "Wan2.1", "sample_video.py": "HunyuanVideo"}
 
 NEEDS = {  # the first pattern that a command holds says what it needs
     "the network": r"^make |pip install|^git clone|huggingface-cli|^source \.venv",
-    "weights": r"--(task|model) t2v-14B|--video-size|VBench_full_info",
-    "GPUs": r"benchmarks\.speed\.gpu|--device cuda|--nproc_per_node=8",
+    "weights": r"--(task|model) (t2v-14B|HYVideo-T)|--video-size|VBench_full_info",
+    "GPUs": r"benchmarks\.speed\.gpu|--device cuda|--nproc_per_node=8|pytest -m gpu",
     "a cluster": r"^ray ",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
     "clips of a run before it": r"examples/vbench\.py layout|batch out/vbench",
@@ -50,7 +50,7 @@ SHORT = {  # of a tree's command, where the document does not say it: the run is
     "generate.py": ("--frame_num 5", "--sample_steps 20"),
     "sample_video.py": ("--video-length 5", "--infer-steps 20"),
 }
-MINIATURE = r"generate\.py|sample_video\.py|profiling-dit compare"
+MINIATURE = r"generate\.py|sample_video\.py|profiling-dit (compare|check)"
 
 
 def need(command: str) -> str | None:
@@ -237,7 +237,8 @@ def check(command: str) -> None:
     elif program == "profiling-dit":
         build_parser().parse_args(rest)
     elif python and rest[:2] == ["-m", "pytest"]:
-        assert all((ROOT / word).exists() for word in rest[2:] if not word.startswith("-"))
+        paths = [word for word in rest[2:] if not word.startswith("-") and word != "gpu"]
+        assert all((ROOT / word).exists() for word in paths)
     elif python and rest[:1] == ["-m"] and rest[1].startswith("benchmarks."):
         benchmark(rest[1]).build_parser().parse_args(rest[2:])
     elif python and rest[:1] == ["-m"] and rest[1].startswith("miniatures."):

@@ -100,7 +100,10 @@ def check_model(
         peak["load and encode"] = peak_of(model.device)
         subject, latent = in_full(model, inputs, list(plans.values()), found)
         peak["in full"] = peak_of(model.device)
-        say(f"a full call takes {min(subject.seconds):.3f} s; two steps, twice: {_agree(found)}")
+        say(
+            f"a full call takes {min(subject.seconds):.3f} s, {sum(map(_calls, plans.values())):.0f} "
+            f"such calls follow; two steps, twice: {_agree(found)}"
+        )
         found["plans"] = {}
         say(_cells(HEADER))
         for name, plan in plans.items():
@@ -194,6 +197,12 @@ def _steps_of(plan: CachePlan) -> list[int]:
     if not steps:
         return list(plan.solver_steps[:2])
     return [*steps, *[step for step in corrections(plan, first) if step > steps[-1]][:1]]
+
+
+def _calls(plan: CachePlan) -> float:
+    """Calls that `one_plan` makes, counted in full ones."""
+    pairs = ((step, branch) for step in _steps_of(plan) for branch in plan.branches)
+    return len(plan.branches) + 2 * sum(block_share(plan, *pair) for pair in pairs)
 
 
 def _compare(
