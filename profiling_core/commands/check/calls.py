@@ -100,10 +100,9 @@ def check_model(
         peak["load and encode"] = peak_of(model.device)
         subject, latent = in_full(model, inputs, list(plans.values()), found)
         peak["in full"] = peak_of(model.device)
-        say(
-            f"a full call takes {min(subject.seconds):.3f} s, {sum(map(_calls, plans.values())):.0f} "
-            f"such calls follow; two steps, twice: {_agree(found)}"
-        )
+        least, left = min(subject.seconds), sum(map(_calls, plans.values()))
+        say(f"two steps in full and all calls of a step again: {_agree(found)}")
+        say(f"a full call takes {least:.3f} s; {left:.0f} like it follow, {least * left:.0f} s")
         found["plans"] = {}
         say(_cells(HEADER))
         for name, plan in plans.items():
