@@ -38,7 +38,7 @@ ENTRIES = {"generate.py": "Wan2.1", "sample_video.py": "HunyuanVideo"}
 NEEDS = {  # the first pattern that a command holds says what it needs
     "the network": r"^make |pip install|^git clone|huggingface-cli|^source \.venv",
     "weights": r"--(task|model) (t2v-14B|HYVideo-T)|--video-size|VBench_full_info",
-    "GPUs": r"benchmarks\.speed\.gpu|--device cuda|--nproc_per_node=8|pytest -m gpu",
+    "GPUs": r"benchmarks\.speed\.gpu|pytest -m gpu|--device cuda|--nproc_per_node=8",
     "a cluster": r"^ray ",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
     "clips of a run before it": r"examples/vbench\.py layout|batch out/vbench",
@@ -237,8 +237,9 @@ def check(command: str) -> None:
     elif program == "profiling-dit":
         build_parser().parse_args(rest)
     elif python and rest[:2] == ["-m", "pytest"]:
-        paths = [word for word in rest[2:] if not word.startswith("-") and word != "gpu"]
-        assert all((ROOT / word).exists() for word in paths)
+        given = zip(rest[2:], rest[1:], strict=False)  # words and those before them
+        paths = [word for word, before in given if word[0] != "-" and before != "-m"]
+        assert all((ROOT / path).exists() for path in paths)
     elif python and rest[:1] == ["-m"] and rest[1].startswith("benchmarks."):
         benchmark(rest[1]).build_parser().parse_args(rest[2:])
     elif python and rest[:1] == ["-m"] and rest[1].startswith("miniatures."):
