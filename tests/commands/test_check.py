@@ -374,10 +374,10 @@ def test_results_that_are_not_finite_are_found(refused, tmp_path, monkeypatch):
 # -- what only a GPU has, with stand-ins
 
 
-def test_the_peak_of_memory_is_named_beside_the_estimate(tmp_path, monkeypatch, capsys):
+def test_the_peak_of_denoising_is_named_beside_the_estimate(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(calls, "peak_of", lambda device: 3 * 2**30)
     assert main(with_paper(tmp_path / "report.json")) == 0
-    assert re.search(r"at most 3 GiB of the GPU taken, [\d.]+ MiB estim", capsys.readouterr().out)
+    assert re.search(r"denoising took 3 GiB of the GPU, [\d.]+ MiB est", capsys.readouterr().out)
 
 
 def test_a_gpus_calls_are_timed_by_its_events(monkeypatch):

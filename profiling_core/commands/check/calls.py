@@ -87,7 +87,7 @@ def check_model(
 ) -> None:
     """Everything that needs the weights; facts are added as they come, so that none is lost.
 
-    needed: the bytes that the stage `memory` came to, named beside the peak.
+    needed: what the stage `memory` came to for denoising, named beside the peak.
     """
     plans = {name: model.check_plan(load_preset(model.plan_model, name)) for name in presets}
     peak = found["peak_bytes"] = {}
@@ -115,9 +115,9 @@ def check_model(
         found["decoded"] = {"shape": list(video.shape), "seconds": round(decoding, 3)}
         peak["decode"] = peak_of(model.device)
         say(f"decoded {video.shape[1]} frames of {video.shape[3]}x{video.shape[2]}")
-    most = max((count for count in peak.values() if count is not None), default=None)
-    if most is not None:
-        say(f"at most {format_bytes(most)} of the GPU taken, {format_bytes(needed)} estimated")
+    if peak["in full"] is not None:
+        most = max(peak[name] for name in ("in full", *plans))
+        say(f"denoising took {format_bytes(most)} of the GPU, {format_bytes(needed)} estimated")
 
 
 def in_full(
