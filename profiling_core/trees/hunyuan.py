@@ -108,12 +108,11 @@ class HunyuanModel(TreeModel):
 
         return sigmas_fp32(run.steps, run.shift)
 
-    def check_plan(self, plan: CachePlan) -> CachePlan:
+    def _checked_plan(self, plan: CachePlan) -> CachePlan:
         from hyvideo.checks import check_plan
 
         run = self.sampling
-        with self.as_user_error():
-            return check_plan(plan, self.config, run.steps, run.shift)
+        return check_plan(plan, self.config, run.steps, run.shift)
 
     def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:
         from hyvideo.checks import plan_for_run
@@ -141,6 +140,9 @@ class HunyuanModel(TreeModel):
             self.device,
             dit_weight=args.dit_weight,
             use_cpu_offload=args.use_cpu_offload,
+            latent_shape=self.config.latent_shape(tuple(args.video_size), args.video_length),
+            rows=2 if args.cfg_scale > 1 else 1,
+            plan=self.largest_plan,
             fp32=fp32,
             ranks=ranks,
         )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from profiling_core.errors import CompareError, InputError
 from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import held_anchors
 from profiling_core.runtime.terminal import printable, write_to
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class TreeModel(ABC):
 
     def __init__(self, request: ModelRequest, prompt: str) -> None:
         """CompareError for what cannot work; `prompt` is one of those to come, checked for all."""
+        self.plans: list[CachePlan] = []  # those checked for this model
         import_tree(self)
         script = self._checked_script()
         with self.as_user_error():
@@ -118,6 +120,11 @@ class TreeModel(ABC):
     @property
     def last_run(self) -> RunStats:
         return self.pipeline.last_run
+
+    @property
+    def largest_plan(self) -> CachePlan | None:
+        """The checked plan with the most anchors, whose bytes count when weights are loaded."""
+        return max(self.plans, key=lambda plan: held_anchors(plan).deltas, default=None)
 
     @property
     def clip_bytes(self) -> int:
@@ -219,9 +226,15 @@ class TreeModel(ABC):
     def describe(self) -> str:
         """Model, size, steps and so on in one line."""
 
-    @abstractmethod
     def check_plan(self, plan: CachePlan) -> CachePlan:
         """The plan on this run's noise levels; PlanError when it is another model's."""
+        with self.as_user_error():
+            self.plans.append(self._checked_plan(plan))
+        return self.plans[-1]
+
+    @abstractmethod
+    def _checked_plan(self, plan: CachePlan) -> CachePlan:
+        """`check_plan` by the tree's own function."""
 
     @abstractmethod
     def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:

@@ -61,9 +61,19 @@ class WanModel(TreeModel):
         args.ckpt_dir = Path(args.ckpt_dir).resolve()
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """An offload_model that is not given shapes no clip; earlier versions wrote true."""
+        given = self.args.offload_model
+        return super().settings | {"offload_model": True if given is None else given}
+
+    @property
     def clip_shape(self) -> tuple[int, int, int]:
         width, height = parse_size(self.args.size)
         return self.args.frame_num, height, width
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        return self.config.latent_shape(parse_size(self.args.size), self.args.frame_num)
 
     @property
     def fps(self) -> int:
@@ -91,12 +101,11 @@ class WanModel(TreeModel):
 
         return sigmas_fp32(run.solver, run.steps, run.shift)
 
-    def check_plan(self, plan: CachePlan) -> CachePlan:
+    def _checked_plan(self, plan: CachePlan) -> CachePlan:
         from wan.checks import check_plan
 
         run = self.sampling
-        with self.as_user_error():
-            return check_plan(plan, self.checkpoint_dir, run.solver, run.steps, run.shift)
+        return check_plan(plan, self.checkpoint_dir, run.solver, run.steps, run.shift)
 
     def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:
         from wan.checks import plan_for_run
@@ -125,6 +134,8 @@ class WanModel(TreeModel):
             self.device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
+            latent_shape=self._latent_shape,
+            plan=self.largest_plan,
             torch_dtype=torch.bfloat16 if args.convert_model_dtype else torch.float32,
             fp32=fp32,
             ranks=ranks,
@@ -133,10 +144,9 @@ class WanModel(TreeModel):
     def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
         import torch
 
-        offload = self.args.offload_model
         prompts = [prompt, self.config.sample_neg_prompt]
-        context, context_null = self.pipeline.encode(prompts, offload_model=offload)
-        shape = self.config.latent_shape(parse_size(self.args.size), self.args.frame_num)
+        context, context_null = self.pipeline.encode(prompts)
+        shape = self._latent_shape
         device = self.noise_device or self.device
         generator = torch.Generator(device).manual_seed(seed)
         noise = torch.randn(shape, generator=generator, device=device)
@@ -153,11 +163,6 @@ class WanModel(TreeModel):
         )
 
     def decode(self, latent: Any) -> Any:
-        import torch
-
-        if self.args.offload_model and self.device.type == "cuda":
-            self.pipeline.model.cpu()
-            torch.cuda.empty_cache()
         video = self.pipeline.decode(latent)
         return None if video is None else video.float().cpu()
 
