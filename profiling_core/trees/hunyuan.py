@@ -114,35 +114,29 @@ class HunyuanModel(TreeModel):
             "VAE": Part(vae, partial(VideoVAE, *vae, "meta", config.vae_precision)),
         }
 
-    def needed_bytes(self) -> dict[str, int]:
-        from hyvideo.checks import computing_config
-        from hyvideo.text_encoder import encoder_bytes
-        from hyvideo.vae import vae_bytes
-        from hyvideo.weights import DTYPES, transformer_bytes
+    def needed_bytes(self) -> dict[str, dict[str, int]]:
+        from hyvideo.checks import memory_load
 
-        config, files = self.config, self._files()
-
-        def stored(precision: str) -> Any:
-            return DTYPES["fp32" if self.device.type == "cpu" else precision]
-
-        first, second = config.text_encoder_precision, config.text_encoder_precision_2
-        return {
-            "transformer": transformer_bytes(computing_config(config, self.device)),
-            "text encoder": encoder_bytes(files.text_encoder, stored(first)),
-            "second text encoder": encoder_bytes(files.text_encoder_2, stored(second)),
-            "VAE": vae_bytes(files.vae_config, stored(config.vae_precision)),
-        }
+        offload = self.args.use_cpu_offload
+        needs, load = memory_load(self._files(), self.config, self.device, offload, **self._clip)
+        return needs(load)
 
     def memory_checks(self) -> dict[str, Callable[[], None]]:
         from hyvideo.checks import check_memory
 
-        check = partial(check_memory, self._files(), self.config, self.device)
-        found: dict[str, Callable[[], None]] = {
-            "as given": partial(check, self.args.use_cpu_offload)
-        }
+        check = partial(check_memory, self._files(), self.config, self.device, **self._clip)
+        found = {"as given": partial(check, self.args.use_cpu_offload)}
         if self.device.type == "cuda":
             found["--use-cpu-offload"] = partial(check, True)
-        return found
+        return dict(found)
+
+    @property
+    def _clip(self) -> dict[str, Any]:
+        """What a clip of this model adds to the weights."""
+        args = self.args
+        latent = self.config.latent_shape(tuple(args.video_size), args.video_length)
+        rows = 2 if args.cfg_scale > 1 else 1
+        return {"latent": latent, "rows": rows, "plan": self.largest_plan}
 
     def attention_kernel(self) -> str:
         import torch
@@ -181,12 +175,11 @@ class HunyuanModel(TreeModel):
 
         return sigmas_fp32(run.steps, run.shift)
 
-    def check_plan(self, plan: CachePlan) -> CachePlan:
+    def _checked_plan(self, plan: CachePlan) -> CachePlan:
         from hyvideo.checks import check_plan
 
         run = self.sampling
-        with self.as_user_error():
-            return check_plan(plan, self.config, run.steps, run.shift)
+        return check_plan(plan, self.config, run.steps, run.shift)
 
     def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:
         from hyvideo.checks import plan_for_run
@@ -211,6 +204,9 @@ class HunyuanModel(TreeModel):
             self.device,
             dit_weight=args.dit_weight,
             use_cpu_offload=args.use_cpu_offload,
+            latent_shape=self._clip["latent"],
+            rows=self._clip["rows"],
+            plan=self._clip["plan"],
             fp32=fp32,
             ranks=ranks,
         )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from profiling_core.errors import CompareError, InputError
 from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import held_anchors
 from profiling_core.runtime.terminal import printable, write_to
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class TreeModel(ABC):
 
         incomplete: files of the checkpoint may be missing, `check_files` finds out.
         """
+        self.plans: list[CachePlan] = []  # those checked for this model
         import_tree(self)
         self._incomplete = incomplete
         script = self._checked_script()
@@ -133,6 +135,11 @@ class TreeModel(ABC):
     @property
     def last_run(self) -> RunStats:
         return self.pipeline.last_run
+
+    @property
+    def largest_plan(self) -> CachePlan | None:
+        """The checked plan with the most anchors, whose bytes count when weights are loaded."""
+        return max(self.plans, key=lambda plan: held_anchors(plan).deltas, default=None)
 
     @property
     def clip_bytes(self) -> int:
@@ -217,8 +224,8 @@ class TreeModel(ABC):
         """The parts of the checkpoint by name, whatever of them is there."""
 
     @abstractmethod
-    def needed_bytes(self) -> dict[str, int]:
-        """What the weights of each part take as they are loaded."""
+    def needed_bytes(self) -> dict[str, dict[str, int]]:
+        """What the device holds by part, at each moment of a run with the largest checked plan."""
 
     @abstractmethod
     def memory_checks(self) -> dict[str, Callable[[], None]]:
@@ -254,9 +261,15 @@ class TreeModel(ABC):
     def describe(self) -> str:
         """Model, size, steps and so on in one line."""
 
-    @abstractmethod
     def check_plan(self, plan: CachePlan) -> CachePlan:
         """The plan on this run's noise levels; PlanError when it is another model's."""
+        with self.as_user_error():
+            self.plans.append(self._checked_plan(plan))
+        return self.plans[-1]
+
+    @abstractmethod
+    def _checked_plan(self, plan: CachePlan) -> CachePlan:
+        """`check_plan` by the tree's own function."""
 
     @abstractmethod
     def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -93,31 +94,46 @@ class WanModel(TreeModel):
             "VAE": Part((vae,), partial(VideoVAE, vae, "meta")),
         }
 
-    def needed_bytes(self) -> dict[str, int]:
-        from wan.weights import transformer_bytes
+    def needed_bytes(self) -> dict[str, dict[str, int]]:
+        from wan.checks import device_needs
 
-        folder, config = self.checkpoint_dir, self.config
-        return {
-            "transformer": transformer_bytes(folder, _dtype(self.args.convert_model_dtype)),
-            "text encoder": (folder / config.t5_checkpoint).stat().st_size,
-            "VAE": (folder / config.vae_checkpoint).stat().st_size,
-        }
+        sizes, load = self._memory()
+        if self.device.type == "cpu":  # everything lies there, and stays
+            load = replace(load, t5_cpu=False, offload_model=False)
+        return device_needs(sizes, load)
 
     def memory_checks(self) -> dict[str, Callable[[], None]]:
+        import torch
+
         from wan.checks import check_memory
 
-        args = self.args
-
-        def check(convert: bool, t5_cpu: bool) -> Callable[[], None]:
-            where = (args.ckpt_dir, self.config, self.device, _dtype(convert))
-            return partial(check_memory, *where, t5_cpu, args.offload_model)
-
-        found = {"as given": check(args.convert_model_dtype, args.t5_cpu)}
+        ways: dict[str, dict[str, Any]] = {"as given": {}}
         if self.device.type == "cuda":
-            found["--t5_cpu"] = check(False, True)
-            found["--convert_model_dtype"] = check(True, False)
-            found["--convert_model_dtype --t5_cpu"] = check(True, True)
-        return found
+            half = {"dtype": torch.bfloat16}
+            ways["--t5_cpu"] = {"t5_cpu": True}
+            ways["--convert_model_dtype"] = half
+            ways["--convert_model_dtype --t5_cpu"] = half | ways["--t5_cpu"]
+        return {
+            name: partial(check_memory, *self._memory(**changes), self.device)
+            for name, changes in ways.items()
+        }
+
+    def _memory(self, **changes: Any) -> tuple[Any, Any]:
+        """Sizes of the checkpoint and the load of a run, with other fields of it."""
+        from wan.checks import Load, offload_by_memory, sizes_of
+
+        args, sizes = self.args, sizes_of(self.checkpoint_dir, self.config)
+        load = Load(
+            _dtype(args.convert_model_dtype),
+            t5_cpu=args.t5_cpu,
+            offload_model=bool(args.offload_model),
+            latent=self._latent_shape,
+            plan=self.largest_plan,
+        )
+        load = replace(load, **changes)
+        if args.offload_model is None:
+            load = replace(load, offload_model=offload_by_memory(sizes, load, self.device))
+        return sizes, load
 
     def attention_kernel(self) -> str:
         import torch
@@ -127,9 +143,19 @@ class WanModel(TreeModel):
         return choose_kernel(self.device, torch.bfloat16, 128)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """An offload_model that is not given shapes no clip; earlier versions wrote true."""
+        given = self.args.offload_model
+        return super().settings | {"offload_model": True if given is None else given}
+
+    @property
     def clip_shape(self) -> tuple[int, int, int]:
         width, height = parse_size(self.args.size)
         return self.args.frame_num, height, width
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        return self.config.latent_shape(parse_size(self.args.size), self.args.frame_num)
 
     @property
     def fps(self) -> int:
@@ -157,12 +183,11 @@ class WanModel(TreeModel):
 
         return sigmas_fp32(run.solver, run.steps, run.shift)
 
-    def check_plan(self, plan: CachePlan) -> CachePlan:
+    def _checked_plan(self, plan: CachePlan) -> CachePlan:
         from wan.checks import check_plan
 
         run = self.sampling
-        with self.as_user_error():
-            return check_plan(plan, self.checkpoint_dir, run.solver, run.steps, run.shift)
+        return check_plan(plan, self.checkpoint_dir, run.solver, run.steps, run.shift)
 
     def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:
         from wan.checks import plan_for_run
@@ -189,6 +214,8 @@ class WanModel(TreeModel):
             self.device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
+            latent_shape=self._latent_shape,
+            plan=self.largest_plan,
             torch_dtype=_dtype(args.convert_model_dtype),
             fp32=fp32,
             ranks=ranks,
@@ -197,10 +224,9 @@ class WanModel(TreeModel):
     def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
         import torch
 
-        offload = self.args.offload_model
         prompts = [prompt, self.config.sample_neg_prompt]
-        context, context_null = self.pipeline.encode(prompts, offload_model=offload)
-        shape = self.config.latent_shape(parse_size(self.args.size), self.args.frame_num)
+        context, context_null = self.pipeline.encode(prompts)
+        shape = self._latent_shape
         device = self.noise_device or self.device
         generator = torch.Generator(device).manual_seed(seed)
         noise = torch.randn(shape, generator=generator, device=device)
@@ -217,11 +243,6 @@ class WanModel(TreeModel):
         )
 
     def decode(self, latent: Any) -> Any:
-        import torch
-
-        if self.args.offload_model and self.device.type == "cuda":
-            self.pipeline.model.cpu()
-            torch.cuda.empty_cache()
         video = self.pipeline.decode(latent)
         return None if video is None else video.float().cpu()
 

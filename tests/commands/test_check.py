@@ -269,7 +269,7 @@ def test_too_little_memory_is_a_fault_before_weights_are_read(refused, tmp_path,
     assert "not enough memory on cpu" in refused(*command("wan", out))
     stages = stages_of(out)
     assert list(stages) == STAGES[:3]
-    assert stages["memory"]["needed_bytes"]["transformer"] > 10**7
+    assert stages["memory"]["needed_bytes"]["denoising"]["transformer"] > 10**7
     assert stages["memory"]["settings"]["as given"].startswith("not enough memory")
 
 
@@ -403,10 +403,10 @@ def test_a_gpus_calls_are_timed_by_its_events(monkeypatch):
 
 
 @pytest.fixture
-def on_a_card(monkeypatch) -> Callable[[type[TreeModel], int], TreeModel]:
+def on_a_card(monkeypatch) -> Callable[..., TreeModel]:
     """A miniature on a card of so many free bytes."""
 
-    def model(tree: type[TreeModel], free: int) -> TreeModel:
+    def model(tree: type[TreeModel], free: int, *options: str) -> TreeModel:
         properties = SimpleNamespace(major=9, minor=0, total_memory=2 * free)
         for name, value in {
             "mem_get_info": (free, 2 * free),
@@ -419,13 +419,14 @@ def on_a_card(monkeypatch) -> Callable[[type[TreeModel], int], TreeModel]:
             monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
         monkeypatch.setattr(tree, "device", torch.device("cuda"))
         monkeypatch.setattr(tree, "attention_kernel", lambda self: "torch SDPA, cuDNN first")
-        return tree(ModelRequest(model=tree.miniature), "a red circle")
+        return tree(ModelRequest(model=tree.miniature, tree_options=options), "a red circle")
 
     return model
 
 
 def test_memory_names_the_settings_that_fit_the_card(on_a_card):
-    model = on_a_card(WanModel, 26_500_000)  # the weights: 21.1 + 1.9 + 5.0 MB
+    # 94.4 MB while decoding, of which the text encoder has 1.9 and the transformer in fp32 21.1
+    model = on_a_card(WanModel, 93_000_000, "--offload_model=false")
     found = {"faults": []}
     lines = memory(model, found)
     assert found["settings"]["as given"].startswith("not enough memory on cuda")

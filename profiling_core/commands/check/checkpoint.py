@@ -84,8 +84,8 @@ def _line(part: str, row: Found) -> str:
 
 
 def memory(model: TreeModel, found: Found) -> list[str]:
-    """What the parts need and what is free, for the options given and for those that need less."""
-    found["needed_bytes"] = model.needed_bytes()
+    """What a run needs and what is free, for the options given and for those that need less."""
+    needs = found["needed_bytes"] = model.needed_bytes()
     free = found["free_bytes"] = available_bytes(model.device)
     found["settings"] = {}
     for name, check in model.memory_checks().items():
@@ -94,16 +94,19 @@ def memory(model: TreeModel, found: Found) -> list[str]:
             found["settings"][name] = "fits"
         except InputError as error:
             found["settings"][name] = " ".join(str(error).split())
-    given, total = found["settings"]["as given"], sum(found["needed_bytes"].values())
-    if given != "fits":
-        found["faults"].append(given)
-    needs = found["needed_bytes"].items()
-    parts = " + ".join(f"{name} {format_bytes(count)}" for name, count in needs)
+    if found["settings"]["as given"] != "fits":
+        found["faults"].append(found["settings"]["as given"])
     there = "unknown" if free is None else format_bytes(free)
     return [
-        f"weights: {parts} = {format_bytes(total)}; free on {model.device}: {there}",
+        *(f"{moment}: {_parts(parts)}" for moment, parts in needs.items()),
+        f"free on {model.device}: {there}",
         *(
             f"{name}: {'fits' if outcome == 'fits' else 'does not fit'}"
             for name, outcome in found["settings"].items()
         ),
     ]
+
+
+def _parts(parts: dict[str, int]) -> str:
+    each = " + ".join(f"{name} {format_bytes(count)}" for name, count in parts.items() if count)
+    return f"{each} = {format_bytes(sum(parts.values()))}"

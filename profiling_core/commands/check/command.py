@@ -80,13 +80,16 @@ def _stages(model: TreeModel, presets: list[str], report: Report, *, files_only:
 
     for look in (environment, files, memory):
         with report.stage(look.__name__) as found:
+            if look is memory:  # it counts the plan with the most anchors
+                for preset in presets:
+                    model.check_plan(load_preset(model.plan_model, preset))
             for line in look(model, found):
                 report.note(line)
         if report.faults:
             return
     if files_only:
         return
-    needed = sum(report.stages[-1]["needed_bytes"].values())
+    needed = sum(report.stages[-1]["needed_bytes"]["denoising"].values())
     with report.stage("model") as found:
         check_model(model, PROMPT, presets, needed, found, report.note)
 
