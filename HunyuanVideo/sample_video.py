@@ -162,7 +162,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--dit-weight", help="file or folder; default: the official file in --model-base")
     add("--model-resolution", default="540p", choices=["540p", "720p"], help="has no effect")
     add("--load-key", default="module", help="key of the weights in the file: module or ema")
-    add("--use-cpu-offload", action="store_true", help="encoders and VAE wait on the host")
+    add("--use-cpu-offload", action="store_true", help="parts are on the GPU one at a time")
     add("--batch-size", type=int, default=1, help="only 1, see --num-videos")
     add("--infer-steps", type=int, help=default_of("infer_steps"))
     add("--disable-autocast", action="store_true", help="with --precision fp32")
@@ -301,7 +301,6 @@ def check_values(args: argparse.Namespace, config: HunyuanConfig) -> None:
             "without it the result is noise: add --flow-reverse"
         )
     check_target(save_folder(args.save_path, args.save_path_suffix), file_name(args, args.seed[-1]))
-    find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
 
 
 def warn(args: argparse.Namespace, config: HunyuanConfig) -> None:
@@ -330,6 +329,7 @@ def sample(args: argparse.Namespace) -> None:
     fill_defaults(args, CONFIGS[args.model])
     config = settings_of(args, CONFIGS[args.model])
     check_values(args, config)
+    find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
     warn(args, config)
     folder = save_folder(args.save_path, args.save_path_suffix)
     check_profile_target(args, folder / file_name(args, args.seed[-1]))
@@ -387,6 +387,9 @@ def run(
             device,
             dit_weight=args.dit_weight,
             use_cpu_offload=args.use_cpu_offload,
+            latent_shape=config.latent_shape(args.video_size, args.video_length),
+            rows=2 if args.cfg_scale > 1 else 1,
+            plan=plan,
             ranks=ranks,
         )
         still = args.video_length == 1

@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--offload_model",
         type=bool_text,
-        help="parts that are not needed leave the GPU; default true",
+        help="parts that do not work leave the GPU; default: false where everything fits",
     )
     add("--ulysses_size", type=int, default=1, help="processes that share the heads")
     add("--ring_size", type=int, default=1, help="groups of these, the tokens go around between")
@@ -153,8 +153,8 @@ def fill_defaults(args: argparse.Namespace, config: WanConfig) -> None:
     if args.size is None:
         args.size = config.default_size
         logger.info(f"size is not specified, {args.task} takes {args.size}")
-    if args.offload_model is None:
-        args.offload_model = world_size() == 1
+    if args.offload_model is None and world_size() > 1:
+        args.offload_model = False
         logger.info(f"offload_model is not specified, set to {args.offload_model}")
     if args.prompt is None:
         args.prompt = config.example_prompt
@@ -197,7 +197,6 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
         raise InputError(
             f"--ckpt_dir is missing: task {args.task} needs its checkpoint folder: {config.way_out}"
         )
-    check_folder(Path(args.ckpt_dir), config)
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -207,6 +206,7 @@ def generate(args: argparse.Namespace) -> None:
     asked = {name: value for name, value in vars(args).items() if name not in LOCAL}
     fill_defaults(args, config)
     check_values(args, config)
+    check_folder(Path(args.ckpt_dir), config)
     check_profile_target(args, Path(args.save_file))
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
@@ -258,6 +258,8 @@ def run(
             device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
+            latent_shape=config.latent_shape(SIZE_CONFIGS[args.size], args.frame_num),
+            plan=plan,
             torch_dtype=torch.bfloat16 if args.convert_model_dtype else torch.float32,
             ranks=ranks,
             dit_fsdp=args.dit_fsdp,
@@ -273,7 +275,6 @@ def run(
             sampling_steps=args.sample_steps,
             guide_scale=args.sample_guide_scale,
             seed=seed,
-            offload_model=args.offload_model,
             plan=plan,
             recorder=recorder,
         )

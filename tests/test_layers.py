@@ -41,7 +41,7 @@ ALLOWED = {  # room: what it may import; heavy: torch, diffusers, transformers
     "profiling_core": "version plan search engine loops",  # its __init__
     "upstream": "loops",  # the name that patched checkouts import
     "tree": TREE + " errors files plan engine recording parallel runtime runtime-files heavy",
-    "tree-checks": "tree-parts tree-model errors plan runtime heavy",
+    "tree-checks": "tree-parts tree-model errors plan parallel runtime heavy",
     "tree-parts": "tree-model errors files parallel runtime-files heavy",
     "tree-model": "parallel heavy",
     "miniatures": TREE + " parallel heavy",

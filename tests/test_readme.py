@@ -37,7 +37,7 @@ ENTRIES = {"generate.py": "Wan2.1", "sample_video.py": "HunyuanVideo"}
 
 NEEDS = {  # the first pattern that a command holds says what it needs
     "the network": r"^make |pip install|^git clone|huggingface-cli|^source \.venv",
-    "weights": r"--(task|model) t2v-14B|--video-size|VBench_full_info",
+    "weights": r"--(task|model) (t2v-14B|HYVideo-T)|--video-size|VBench_full_info",
     "GPUs": r"benchmarks\.speed\.gpu|pytest -m gpu|--device cuda|--nproc_per_node=8",
     "a cluster": r"^ray ",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
@@ -50,7 +50,7 @@ SHORT = {  # of a tree's command, where the document does not say it: the run is
     "generate.py": ("--frame_num 5", "--sample_steps 20"),
     "sample_video.py": ("--video-length 5", "--infer-steps 20"),
 }
-MINIATURE = r"generate\.py|sample_video\.py|profiling-dit compare"
+MINIATURE = r"generate\.py|sample_video\.py|profiling-dit (compare|check)"
 
 
 def need(command: str) -> str | None:

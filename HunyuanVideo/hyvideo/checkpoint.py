@@ -1,6 +1,6 @@
 """The layout of a checkpoint folder; nothing here reads a weight or imports torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loguru import logger
@@ -12,6 +12,11 @@ MODEL = "hunyuan-video-t2v-720p"
 DIT = "mp_rank_00_model_states"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 WEIGHT_FILES = ("*.safetensors", "*.bin")
+ENCODER_FILES = {  # what an encoder's folder holds: a name, or the first of several that fits
+    "config.json": ("config.json",),
+    "weight file (*.safetensors or *.bin)": WEIGHT_FILES,
+    f"tokenizer ({', '.join(TOKENIZER_FILES)})": TOKENIZER_FILES,
+}
 REPOSITORY = "tencent/HunyuanVideo on Hugging Face"
 MINI = "--model HYVideo-mini runs at once, its weights are bundled"
 HOW_TO_GET = {
@@ -54,6 +59,17 @@ class Files:
         return fp8_map(self.dit)
 
 
+def expected_files(root: Path, dit_weight: Path | str | None, *, use_fp8: bool) -> Files:
+    """Where the parts would be; the transformer's may be the folder that holds it."""
+    default = root / MODEL / "transformers" / f"{DIT}{'_fp8' if use_fp8 else ''}.pt"
+    return Files(
+        default if dit_weight is None else Path(dit_weight),
+        root / MODEL / "vae",
+        root / "text_encoder",
+        root / "text_encoder_2",
+    )
+
+
 def find_files(root: Path, dit_weight: Path | str | None = None, *, use_fp8: bool = False) -> Files:
     """The files of a complete checkpoint; InputError names the first that is missing."""
     if not _holds(root):
@@ -63,13 +79,8 @@ def find_files(root: Path, dit_weight: Path | str | None = None, *, use_fp8: boo
             f"--model-base the folder that holds {MODEL}, text_encoder and text_encoder_2; the "
             f"weights are {REPOSITORY}, whose README names the encoders; {MINI}"
         )
-    default = root / MODEL / "transformers" / f"{DIT}{'_fp8' if use_fp8 else ''}.pt"
-    files = Files(
-        find_dit(default if dit_weight is None else Path(dit_weight)),
-        root / MODEL / "vae",
-        root / "text_encoder",
-        root / "text_encoder_2",
-    )
+    files = expected_files(root, dit_weight, use_fp8=use_fp8)
+    files = replace(files, dit=find_dit(files.dit))
     if use_fp8 and not files.fp8_map.is_file():
         raise InputError(
             f"{files.fp8_map} is missing: --use-fp8 needs the scales beside the fp8 weights, give "
@@ -116,17 +127,23 @@ def _check_encoder(folder: Path) -> None:
     name = folder.name
     if not folder.is_dir():
         raise InputError(f"checkpoint folder {folder} is missing: {HOW_TO_GET[name]}")
-    needed = {
-        "config.json": ("config.json",),
-        "weight file (*.safetensors or *.bin)": WEIGHT_FILES,
-        f"tokenizer ({', '.join(TOKENIZER_FILES)})": TOKENIZER_FILES,
-    }
-    for what, patterns in needed.items():
-        found = next((files for p in patterns if (files := sorted(folder.glob(p)))), [])
+    for what, patterns in ENCODER_FILES.items():
+        found = _first_fit(folder, patterns)
         if not found:
             raise InputError(f"checkpoint folder {folder} has no {what}: {HOW_TO_GET[name]}")
         for path in (*found, *folder.glob("*.json")):
             check_present(path)
+
+
+def encoder_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a text encoder; where one is missing, the name that it would have."""
+    kinds = ENCODER_FILES.values()
+    found = [_first_fit(folder, names) or [folder / names[0]] for names in kinds]
+    return tuple(path for paths in found for path in paths)
+
+
+def _first_fit(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return next((files for p in patterns if (files := sorted(folder.glob(p)))), [])
 
 
 def _holds(root: Path) -> bool:

@@ -1,13 +1,13 @@
 """Text to video: encode the prompts, denoise a latent, decode it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from loguru import logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.engine.full_run import FullRun
@@ -63,8 +63,10 @@ class HunyuanVideo:
 
     config: one of config.CONFIGS, or one with other precisions, templates and so on; root: the
     checkpoint folder; device: CUDA where there is one, else the CPU; dit_weight: the transformer's
-    file or folder where it is not the official one under root; use_cpu_offload: encoders and VAE
-    stay on the host and visit the GPU while they work; fp32: the transformer computes in fp32 on
+    file or folder where it is not the official one under root; use_cpu_offload: encoders,
+    transformer and VAE wait on the host and are on the GPU one at a time, while they work;
+    latent_shape, rows, plan: of the clips to come, whose activations and anchors count in the check
+    of memory, rows 2 with real guidance; fp32: the transformer computes in fp32 on
     the same conditioning, as on a processor that would emulate its precision; ranks: the processes
     that share the clip, all of which make the same calls.
     Raises InputError when the folder is incomplete or damaged, or memory does not suffice.
@@ -78,6 +80,9 @@ class HunyuanVideo:
         *,
         dit_weight: str | Path | None = None,
         use_cpu_offload: bool = False,
+        latent_shape: tuple[int, ...] | None = None,
+        rows: int = 1,
+        plan: CachePlan | None = None,
         fp32: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
@@ -89,7 +94,8 @@ class HunyuanVideo:
         if use_cpu_offload and self.device.type == "cpu":
             logger.info("use-cpu-offload has no effect: everything is on the CPU")
         self.offload = use_cpu_offload and self.device.type != "cpu"
-        check_memory(files, config, self.device, self.offload)
+        clip = {"latent": latent_shape, "rows": rows, "plan": plan, "degrees": self.ranks.degrees}
+        check_memory(files, config, self.device, self.offload, **clip)
         self.text_encoder = LanguageModel(files.text_encoder, config, self.device)
         self.text_encoder_2 = PooledClip(files.text_encoder_2, config, self.device)
         self.vae = VideoVAE(
@@ -101,7 +107,8 @@ class HunyuanVideo:
         )
         computing = computing_config(config, self.device, fp32=fp32)
         self.dtype = DTYPES[computing.precision]
-        self.model = load_transformer(files.dit, computing, self.device)
+        place = torch.device("cpu") if self.offload else self.device
+        self.model = load_transformer(files.dit, computing, place)
         if self.ranks.degrees.sequence > 1:
             self.model.share_tokens(sequence_share(self.ranks, attention, self.device))
         # what a step calls: with guidance-parallel both branches at once
@@ -223,12 +230,12 @@ class HunyuanVideo:
     ) -> Conditioning:
         """The prompt, after the negative one if there is one, encoded on the pipeline's device."""
         prompts = [prompt] if negative is None else [negative, prompt]
-        with self._at_work(self.text_encoder):
-            states, masks = zip(
-                *(self.text_encoder(text, video_length) for text in prompts), strict=True
-            )
-        with self._at_work(self.text_encoder_2):
-            pooled = [self.text_encoder_2(text) for text in prompts]
+        self._make_room(self.text_encoder)
+        states, masks = zip(
+            *(self.text_encoder(text, video_length) for text in prompts), strict=True
+        )
+        self._make_room(self.text_encoder_2)
+        pooled = [self.text_encoder_2(text) for text in prompts]
         return Conditioning(
             torch.cat(states).to(self.device),
             torch.cat(masks).cpu(),
@@ -274,6 +281,7 @@ class HunyuanVideo:
         scheduler = build_scheduler(
             steps, shift, self.device, run.solver_steps, reverse=flow_reverse
         )
+        self._make_room(self.model)
         latent = noise.to(self.device, torch.float32)
         if self.ranks.degrees.cfg > 1:
             conditioning = conditioning.half(1 - self.ranks.cfg_rank)
@@ -335,8 +343,8 @@ class HunyuanVideo:
         if self.ranks.world > 1:
             video = self.vae.decode_shared(latent[0].to(self.device), self.ranks)
             return None if video is None else video.cpu()
-        with self._at_work(self.vae):
-            return self.vae.decode(latent[0].to(self.device)).cpu()
+        self._make_room(self.vae)
+        return self.vae.decode(latent[0].to(self.device)).cpu()
 
     def guidance(self, strength: float, rows: int) -> Tensor | None:
         """What the guidance embedder takes, (B,): the product is rounded to the model's type."""
@@ -371,18 +379,15 @@ class HunyuanVideo:
             return no_autocast(self.device)
         return torch.autocast(self.device.type, self.dtype)
 
-    @contextmanager
-    def _at_work(self, part: LanguageModel | PooledClip | VideoVAE) -> Iterator[None]:
-        """With offload, the part is on the GPU inside and on the host afterwards."""
+    def _make_room(self, part: LanguageModel | PooledClip | VideoVAE | nn.Module) -> None:
+        """With offload, all others leave the GPU, then the part comes there."""
         if not self.offload:
-            yield
             return
+        for other in (self.text_encoder, self.text_encoder_2, self.model, self.vae):
+            if other is not part:
+                other.to("cpu")
+        torch.cuda.empty_cache()
         part.to(self.device)
-        try:
-            yield
-        finally:
-            part.to("cpu")
-            torch.cuda.empty_cache()
 
     def _latent_shape(self, size: tuple[int, int], length: int) -> tuple[int, ...]:
         check_video_length(length, self.config.vae_stride[0])

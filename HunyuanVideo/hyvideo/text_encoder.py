@@ -61,14 +61,24 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    folder: Path, kind: type[AutoModel] | type[CLIPTextModel], dtype: torch.dtype
+    folder: Path,
+    kind: type[AutoModel] | type[CLIPTextModel],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
-    """The model of a folder; InputError unless every weight of it is there."""
+    """The model of a folder; InputError unless every weight of it is there.
+
+    On the meta device no weight is read.
+    """
     _check_types(folder)
     try:
         with _quiet():
             model, report = kind.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                device_map="meta" if torch.device(device).type == "meta" else None,
             )
     except Exception as error:
         raise _unusable(folder, "weights", error) from None
@@ -146,7 +156,7 @@ class Encoder(ABC):
         self._check_kind(config)
         self.tokenizer = load_tokenizer(folder)
         self._check_sizes(config, longest)
-        self.model = load_model(folder, kind, self.dtype)
+        self.model = load_model(folder, kind, self.dtype, device)
         if torch.device(device).type == "cpu" and self.dtype != torch.float32:
             self.model.float()
 

@@ -2,9 +2,9 @@
 
 from contextlib import AbstractContextManager
 from functools import partial
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
@@ -118,9 +118,53 @@ def read_vae_file(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def vae_bytes(config_file: Path, dtype: torch.dtype) -> int:
-    """Memory that the weights take in `dtype`."""
-    return sum(p.numel() for p in build_vae(config_file).parameters()) * dtype.itemsize
+class VaeSizes(NamedTuple):
+    """What the memory of a decode is counted from."""
+
+    parameters: int
+    channels: int = 128  # at full size
+    pixels: int = TILE_PIXELS  # along a tile's side
+    frames: int = TILE_FRAMES
+
+
+def vae_sizes(config_file: Path) -> VaeSizes:
+    model = build_vae(config_file)
+    return VaeSizes(
+        sum(p.numel() for p in model.parameters()),
+        model.config.block_out_channels[0],
+        model.tile_sample_min_height,
+        model.tile_sample_min_num_frames,
+    )
+
+
+def decode_bytes(
+    latent: tuple[int, ...],
+    dtype: torch.dtype,
+    channels: int = 128,
+    pixels: int = TILE_PIXELS,
+    frames: int = TILE_FRAMES,
+) -> int:
+    """The most memory that decoding a latent (z, f, h, w) takes beside the weights.
+
+    Tiles are decoded one by one. With c = `channels` at full size, V voxels of a tile and V' of its
+    padded copy (two more along every side), alive at the largest point are, in half precision
+    under autocast, which runs the group norm in fp32, a convolution's input of 2c channels, the
+    activation in fp32, its padded copy in fp32 and in half, and the output; in fp32 the upsampled
+    input of 2c, the frames joined to it, their padded copy, the output and smaller ones. Decoded
+    tiles and their blends take twice the F frames of the clip:
+
+        half:  c (14 V + 12 V') + 4 * 3 F H W  bytes
+        fp32:  c (28 V +  8 V') + 8 * 3 F H W
+    """
+    ratios, limits = (TIME_SCALE, SCALE, SCALE), (frames, pixels, pixels)
+    tile = [min(n, limit // r) for n, r, limit in zip(latent[1:], ratios, limits, strict=True)]
+    tile[0] = min(latent[1], frames // TIME_SCALE + 1)  # a tile of frames takes one latent more
+    sides = (TIME_SCALE * (tile[0] - 1) + 1, *(n * SCALE for n in tile[1:]))
+    voxels, padded = prod(sides), prod(n + 2 for n in sides)
+    clip = 3 * (TIME_SCALE * (latent[1] - 1) + 1) * latent[2] * latent[3] * SCALE**2
+    if dtype == torch.float32:
+        return channels * (28 * voxels + 8 * padded) + 8 * clip
+    return channels * (14 * voxels + 12 * padded) + 4 * clip
 
 
 class VideoVAE:

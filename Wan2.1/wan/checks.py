@@ -1,19 +1,38 @@
 """What is checked before a run, and how a plan is put on its noise levels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
+from loguru import logger
 
 from profiling_core.errors import PlanError
+from profiling_core.parallel.degrees import Degrees
+from profiling_core.parallel.ranks import ALONE
 from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.regrid import on_grid, regrid
+from profiling_core.plan.restrict import plan_of_both
 from profiling_core.plan.schema import BRANCHES
-from profiling_core.runtime.memory import check_room
+from profiling_core.runtime.memory import (
+    GB,
+    Needs,
+    available_bytes,
+    check_room,
+    largest,
+    sizes_text,
+    with_gaps,
+)
 
 from .configs import WanConfig
 from .sigmas import sigmas_fp32
-from .weights import model_kwargs, transformer_bytes
+from .vae import BASE_DIM, base_dim, decode_bytes
+from .weights import build_transformer, model_kwargs
+
+PATCH = 4  # latents of a token: a patch is 1 x 2 x 2
 
 
 def check_plan(
@@ -45,39 +64,169 @@ def check_on_grid(plan: CachePlan, solver: str, steps: int, shift: float) -> Non
 
 
 @dataclass(frozen=True)
-class Shards:
-    """Over how many processes FSDP shares out the weights."""
+class Load:
+    """What decides on the memory of one process, beside its checkpoint."""
 
-    transformer: int = 1
-    encoder: int = 1
+    dtype: torch.dtype = torch.float32  # of the transformer's weights
+    computing: torch.dtype = torch.bfloat16  # of its linears and attention
+    t5_cpu: bool = False
+    offload_model: bool = True
+    dit_fsdp: bool = False
+    t5_fsdp: bool = False
+    degrees: Degrees = ALONE
+    latent: tuple[int, ...] | None = None  # of the clip; None: weights alone
+    plan: CachePlan | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of this process."""
+        if self.latent is None:
+            return 0
+        return -(-prod(self.latent[1:]) // PATCH // self.degrees.sequence)
 
 
-def check_memory(
-    folder: Path,
-    config: WanConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    t5_cpu: bool,
-    offload_model: bool = True,
-    shards: Shards | None = None,
-) -> None:
-    """InputError when this process's weights do not fit, on the device or on the host."""
-    shards = shards or Shards()
-    encoder = {"text encoder": (folder / config.t5_checkpoint).stat().st_size // shards.encoder}
-    models = {
-        "transformer": transformer_bytes(folder, dtype) // shards.transformer,
-        "VAE": (folder / config.vae_checkpoint).stat().st_size,
+@dataclass(frozen=True)
+class Sizes:
+    """Of a checkpoint: the transformer's arguments, its numbers of parameters, bytes of files."""
+
+    transformer: dict[str, Any]
+    parameters: int
+    outside_blocks: int
+    encoder: int
+    vae: int
+    vae_dim: int = BASE_DIM
+
+
+def sizes_of(folder: Path, config: WanConfig) -> Sizes:
+    model = build_transformer(folder)
+    outside = (p.numel() for name, p in model.named_parameters() if not name.startswith("blocks."))
+    vae = folder / config.vae_checkpoint
+    return Sizes(
+        model_kwargs(folder),
+        sum(p.numel() for p in model.parameters()),
+        sum(outside),
+        (folder / config.t5_checkpoint).stat().st_size,
+        vae.stat().st_size,
+        base_dim(vae),
+    )
+
+
+def activation_bytes(sizes: Sizes, load: Load) -> int:
+    """The most memory that one model call takes beside the weights.
+
+    For each of a process's n tokens of width D, computing in c bytes, alive at once are
+
+        rope       x 4, modulated 4, q 4, normed k w, its fp64 copy and product 16, the result 4
+        FFN        x 4, modulated 4, both sides of the GELU 2 c F / D  (F = ffn_dim)
+        Ulysses    x 4, modulated 4, q 4, k 4, v c; stacked, sent, received and joined 12 c
+        ring       x 4, modulated 4, q 4, k 4, v c; stacked 3 c, blocks 6 c, one output c;
+                   merged, two products and a copy in fp32 16
+
+    times D bytes: 32 + w (w: 4 with fp32 weights, else c), 8 + 2 c F / D, 16 + 13 c and 32 + 11 c.
+    The largest counts, or the two copies of the embedded clip before a process takes its share of
+    the N tokens (2 c D N); with the rope factors (8 head_dim a token), the text (T rows of
+    12 text_dim), the largest weight in the computing type (c D F), and eight latents of the solver.
+    One guidance branch is alive at a time.
+    """
+    if load.latent is None:
+        return 0
+    given, c, own = sizes.transformer, load.computing.itemsize, load.tokens
+    dim, ffn, every = given["dim"], given["ffn_dim"], prod(load.latent[1:]) // PATCH
+    normed = 4 if load.dtype == torch.float32 else c
+    moments = [32 + normed, 8 + 2 * c * ffn / dim]
+    if load.degrees.ulysses > 1:
+        moments.append(16 + 13 * c)
+    if load.degrees.ring > 1:
+        moments.append(32 + 11 * c)
+    fixed = 8 * (dim // given["num_heads"]) * own + 12 * given["text_len"] * given["text_dim"]
+    fixed += c * dim * ffn if load.dtype.itemsize != c else 0
+    largest_moment = max(int(own * dim * max(moments)), 2 * c * dim * every)
+    return largest_moment + fixed + 8 * 4 * prod(load.latent)
+
+
+def plan_bytes(sizes: Sizes, load: Load) -> int:
+    """Of anchors, and of the input that an interval's first block keeps until its last has run."""
+    if load.plan is None or load.latent is None:
+        return 0
+    plan = plan_of_both(load.plan) if load.degrees.cfg > 1 else load.plan
+    latents = load.degrees.cfg * prod(load.latent)
+    held = bytes_held(plan, tokens=load.tokens, stream_itemsize=4, latent_numel=latents)
+    return held + 4 * load.tokens * sizes.transformer["dim"] * bool(plan.interval_sites)
+
+
+def device_needs(sizes: Sizes, load: Load) -> Needs:
+    """What a GPU holds while prompts are encoded, while a clip is denoised and while it is decoded.
+
+    With offload_model the text encoder is there in the first moment and the transformer in the
+    second; what FSDP shares out stays, and of it come gathered the tensors outside the blocks and
+    three blocks: the one that runs, the next, and one that is copied.
+    """
+    world = load.degrees.world
+    transformer = {"transformer": sizes.parameters * load.dtype.itemsize}
+    if load.dit_fsdp:
+        layer = (sizes.parameters - sizes.outside_blocks) // sizes.transformer["num_layers"]
+        gathered = sizes.outside_blocks * load.dtype.itemsize + 3 * layer * load.computing.itemsize
+        shared = transformer["transformer"] // world
+        transformer = {"transformer's share": shared, "gathered weights": gathered}
+    encoder = {"text encoder": sizes.encoder // (world if load.t5_fsdp else 1)}
+    encoder = {} if load.t5_cpu else encoder
+    vae = {"VAE": sizes.vae}
+    denoising = {"activations": activation_bytes(sizes, load)}
+    if load.plan is not None and load.plan.storage_place == "device":
+        denoising["plan"] = plan_bytes(sizes, load)
+    decoding = {}
+    if load.latent is not None:
+        decoding["frames"] = decode_bytes(load.latent, sizes.vae_dim, world)
+    stays = load.dit_fsdp or not load.offload_model
+    waiting = encoder if load.t5_fsdp or not load.offload_model else {}
+    beside = transformer if stays else {}
+    return {
+        "encoding": beside | encoder | vae,
+        "denoising": transformer | waiting | vae | denoising,
+        "decoding": beside | waiting | vae | decoding,
     }
-    if device.type == "cpu":
-        check_room(models | encoder, device)
-        return
-    if offload_model:  # before decoding both lie on the host
-        on_host = {"transformer": models["transformer"]} | encoder
-        keep = "keep the transformer on the GPU with --offload_model false, "
-        check_room(on_host, torch.device("cpu"), keep)
+
+
+def host_needs(sizes: Sizes, load: Load) -> Needs:
+    """What waits on the host: the text encoder always, since it is loaded there."""
+    parts = {"text encoder": sizes.encoder // (load.degrees.world if load.t5_fsdp else 1)}
+    if load.offload_model and not load.dit_fsdp:
+        parts = {"transformer": sizes.parameters * load.dtype.itemsize} | parts
+    if load.plan is not None and load.plan.storage_place == "host":
+        parts["plan"] = plan_bytes(sizes, load)
+    return {"": parts}
+
+
+def check_memory(sizes: Sizes, load: Load, device: torch.device) -> None:
+    """InputError when what this process needs does not fit, on the device or on the host."""
+    ways: dict[str, dict[str, Any]] = {}
+    if device.type == "cpu":  # everything lies there, and stays
+        needs, load = device_needs, replace(load, t5_cpu=False, offload_model=False)
     else:
-        check_room(encoder, torch.device("cpu"))
-    if t5_cpu:
-        check_room(models, device)
-    else:
-        check_room(models | encoder, device, "keep the text encoder on the CPU with --t5_cpu, ")
+        keep = {"--offload_model false": {"offload_model": False}}
+        check_room(partial(host_needs, sizes), load, torch.device("cpu"), keep)
+        needs, half = device_needs, torch.bfloat16
+        ways = {"--convert_model_dtype": {"dtype": half}, "--t5_cpu": {"t5_cpu": True}}
+        if load.degrees.world == 1:
+            ways["--offload_model true"] = {"offload_model": True}
+    if (note := check_room(partial(needs, sizes), load, device, ways)) is not None:
+        logger.warning(note)
+
+
+def offload_by_memory(sizes: Sizes, load: Load, device: torch.device) -> bool:
+    """--offload_model where it is not given: false where everything fits at once, with a log line.
+
+    Otherwise the transformer crosses the bus twice a clip. On the CPU it has no effect.
+    """
+    if device.type == "cpu" or load.degrees.world > 1:
+        return load.degrees.world == 1
+    _, parts, total = largest(device_needs(sizes, replace(load, offload_model=False)))
+    free = available_bytes(device)
+    offload = load.latent is None or free is None or with_gaps(total) > free
+    room = "unknown" if free is None else f"{free / GB:.1f} GB"
+    why = "parts that do not work leave the GPU" if offload else "everything stays on the GPU"
+    logger.info(
+        f"offload_model is not given, set to {offload}: {sizes_text(parts)} at most, {room} free, "
+        f"{why}"
+    )
+    return offload

@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,14 @@ from profiling_core.runtime.terminal import steps_bar
 
 from .attention import attention, choose_kernel
 from .checkpoint import check_folder
-from .checks import Shards, check_memory, check_on_grid, plan_for_run
+from .checks import (
+    Load,
+    check_memory,
+    check_on_grid,
+    offload_by_memory,
+    plan_for_run,
+    sizes_of,
+)
 from .configs import WanConfig, check_frame_num
 from .model import bf16_autocast, emulates_bf16, no_autocast
 from .scheduler import build_scheduler
@@ -44,7 +52,8 @@ class WanT2V:
     config: one of configs.WAN_CONFIGS; checkpoint_dir: an official checkpoint folder; device: CUDA
     where there is one, else the CPU; torch_dtype: of the transformer's weights, fp32 as the
     official code or bf16 for half the memory; t5_cpu: keep the text encoder on the CPU;
-    offload_model: count what `generate` moves to the host with it among the host's memory;
+    offload_model: parts that do not work leave the GPU, None: where not everything fits at once;
+    latent_shape, plan: of the clips to come, whose activations and anchors count in the check;
     fp32: compute without the official bf16 autocast, as on a processor that would emulate it;
     ranks: the processes that share the clip, all of which make the same calls; dit_fsdp, t5_fsdp:
     share out the weights of the transformer and the text encoder over them.
@@ -59,7 +68,9 @@ class WanT2V:
         *,
         torch_dtype: torch.dtype = torch.float32,
         t5_cpu: bool = False,
-        offload_model: bool = True,
+        offload_model: bool | None = None,
+        latent_shape: tuple[int, ...] | None = None,
+        plan: CachePlan | None = None,
         fp32: bool = False,
         ranks: Ranks | None = None,
         dit_fsdp: bool = False,
@@ -71,8 +82,22 @@ class WanT2V:
         self.sharded = dit_fsdp
         self.config, self.t5_cpu, self.torch_dtype, self.fp32 = config, t5_cpu, torch_dtype, fp32
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        shards = Shards(*(self.ranks.world if given else 1 for given in (dit_fsdp, t5_fsdp)))
-        check_memory(folder, config, self.device, torch_dtype, t5_cpu, offload_model, shards)
+        load = Load(
+            torch_dtype,
+            self._computing_dtype or torch_dtype,
+            t5_cpu,
+            True if offload_model is None else offload_model,
+            dit_fsdp,
+            t5_fsdp,
+            self.ranks.degrees,
+            latent_shape,
+            plan,
+        )
+        sizes = sizes_of(folder, config)
+        if offload_model is None:
+            load = replace(load, offload_model=offload_by_memory(sizes, load, self.device))
+        check_memory(sizes, load, self.device)
+        self.offload_model = load.offload_model
         text_len = model_kwargs(folder)["text_len"]
         self.text_encoder = TextEncoder(
             folder / config.t5_checkpoint,
@@ -82,7 +107,9 @@ class WanT2V:
         )
         self.vae = VideoVAE(folder / config.vae_checkpoint, self.device)
         precision = Precision(blocks=self._computing_dtype) if dit_fsdp else None
-        self.model = load_transformer(folder, self.device, torch_dtype, precision)
+        waits = self._leaves(self.offload_model) and not t5_cpu
+        place = torch.device("cpu") if waits else self.device
+        self.model = load_transformer(folder, place, torch_dtype, precision)
         if self.ranks.degrees.sequence > 1:
             self.model.share_tokens(sequence_share(self.ranks, attention, self.device))
         # what a step calls: with guidance-parallel both branches at once
@@ -109,6 +136,16 @@ class WanT2V:
             return no_autocast(self.device)
         return bf16_autocast(self.device, self.torch_dtype)
 
+    def _leaves(self, offload: bool) -> bool:
+        """Does the transformer leave the device while other parts work?"""
+        return offload and self.device.type != "cpu" and not self.sharded
+
+    def _make_room(self, offload_model: bool | None) -> None:
+        """With offload the transformer goes to the host."""
+        if self._leaves(self.offload_model if offload_model is None else offload_model):
+            self.model.to("cpu")
+            torch.cuda.empty_cache()
+
     def _check_parts_fit(self) -> None:
         channels = self.config.latent_channels
         pairs = (
@@ -134,7 +171,7 @@ class WanT2V:
         guide_scale: float = 5.0,
         n_prompt: str = "",
         seed: int = -1,
-        offload_model: bool = True,
+        offload_model: bool | None = None,
         *,
         plan: CachePlan | None = None,
         recorder: Recorder | None = None,
@@ -146,10 +183,10 @@ class WanT2V:
         Where several processes share the clip, the first returns it and the others None.
 
         size: (width, height), multiples of 16; frame_num: 4n + 1; an empty n_prompt stands for
-        the model's own negative prompt; a negative seed draws one; offload_model: parts that are
-        not needed leave the GPU; plan: a cache plan, put on this grid of noise levels; recorder:
-        records the run, which then has no plan; its `write` adds it to the profile, best once the
-        clip is saved;
+        the model's own negative prompt; a negative seed draws one; offload_model: parts that do
+        not work leave the GPU, None: as when it was loaded; plan: a cache plan, put on this grid
+        of noise levels; recorder: records the run, which then has no plan; its `write` adds it to
+        the profile, best once the clip is saved;
         noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """
         if recorder is not None and self.ranks.world > 1:
@@ -183,11 +220,8 @@ class WanT2V:
                     context, context_null, noise, recorder=perturbed, **sampling
                 ),
             )
-        if offload_model and self.device.type == "cuda" and not self.sharded:
-            self.model.cpu()
-            torch.cuda.empty_cache()
         with timed(self.device) as decoding:
-            video = self.decode(latent)
+            video = self.decode(latent, offload_model=offload_model)
         if video is not None:
             check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
         if recorder is not None:
@@ -198,11 +232,14 @@ class WanT2V:
         self.last_run.decode_seconds = decoding.seconds
         return video
 
-    def encode(self, prompts: list[str], *, offload_model: bool = False) -> list[Tensor]:
+    def encode(self, prompts: list[str], *, offload_model: bool | None = None) -> list[Tensor]:
         """One embedding (rows, text_dim) per prompt, bf16 on the pipeline's device."""
+        offload = self.offload_model if offload_model is None else offload_model
+        if not self.t5_cpu:
+            self._make_room(offload)
         self.text_encoder.to("cpu" if self.t5_cpu else self.device)
         contexts = [self.text_encoder(prompt).to(self.device) for prompt in prompts]
-        if offload_model:
+        if offload:
             self.text_encoder.to("cpu")
         return contexts
 
@@ -293,8 +330,9 @@ class WanT2V:
             run.begin(step, branch)
             yield self.model([latent], timestep, [contexts[branch]], seq_len)[0]
 
-    def decode(self, latent: Tensor) -> Tensor | None:
+    def decode(self, latent: Tensor, *, offload_model: bool | None = None) -> Tensor | None:
         """Clip (3, F, H, W), fp32 in [-1, 1], of a latent (z, f, h, w), on the first process."""
+        self._make_room(offload_model)
         latent = latent.to(self.device)
         if self.ranks.world > 1:
             return self.vae.decode_shared(latent, self.ranks)

@@ -21,6 +21,7 @@ from profiling_core.runtime.state_dicts import assign, read_weights
 
 from .model import no_autocast
 
+BASE_DIM = 96  # of the official VAE
 SCALE = 8  # pixels along a side of one latent
 OVERLAP, LEAST_TILE = 64, 128  # pixels, of tiles that several processes share out
 
@@ -55,6 +56,35 @@ def _check_statistics(what: str, values: Any, channels: int) -> None:
     for value in values:
         if not isinstance(value, int | float) or not isfinite(value):
             raise InputError(f"{what} holds {value!r}, expected finite numbers")
+
+
+def base_dim(checkpoint: Path) -> int:
+    """Channels at full size."""
+    sizes = checkpoint.with_suffix(".json")
+    return read_json(sizes).get("base_dim", BASE_DIM) if sizes.exists() else BASE_DIM
+
+
+def decode_bytes(latent: tuple[int, ...], base_dim: int = BASE_DIM, ranks: int = 1) -> int:
+    """The most memory that decoding a latent (z, f, h, w) takes beside the weights.
+
+    Latent frames are decoded one by one into 4 frames each, in fp32. The largest point is the
+    padding before a convolution of b = base_dim channels at full size: alive are the block's input,
+    the last convolution's output and the activation (4 frames each), the frames joined to the two
+    before them and their padded copy (6 each), and two frames that every convolution keeps, of
+    which 8 have b channels at full size, 6 have 2b at half, 6 have 4b at a quarter and some at an
+    eighth, together 51 of b. The clip of F frames is there twice, when a piece is joined:
+
+        4 H W (51 b + 6 F)  bytes; 18 b in place of 51 b where F = 1
+
+    On several ranks the first term is a tile's.
+    """
+    _, frames, height, width = latent
+    rows, columns = tile_grid(height * SCALE, width * SCALE, ranks, OVERLAP, LEAST_TILE)
+    tile = 1
+    for side, count in ((height * SCALE, rows), (width * SCALE, columns)):
+        tile *= -(-side // count) + OVERLAP * (count > 1)
+    clip = height * width * SCALE**2 * (4 * (frames - 1) + 1)
+    return 4 * (tile * base_dim * (51 if frames > 1 else 18) + 6 * clip)
 
 
 class VideoVAE:

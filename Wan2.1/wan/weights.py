@@ -64,11 +64,6 @@ def build_transformer(folder: Path) -> WanModel:
         raise InputError(f"{folder / 'config.json'}: {first_line(error)}") from None
 
 
-def transformer_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Memory that the weights of config.json's model take in `dtype`."""
-    return sum(p.numel() for p in build_transformer(folder).parameters()) * dtype.itemsize
-
-
 def load_transformer(
     folder: Path,
     device: torch.device | str,

@@ -17,10 +17,9 @@ from benchmarks.lib.schedules import plan_on
 from profiling_core.engine.anchors import tensors_of
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import bytes_held, speedup_flops
+from profiling_core.plan.cost import bytes_held, kinds, speedup_flops, visit
 from profiling_core.plan.model_specs import MODELS, PlannedModel
 from profiling_core.plan.presets import build_preset, load_preset, presets_of
-from profiling_core.plan.site_schedule import anchor_lifetimes, computes, forecasts
 
 Call = Callable[[], Any]
 PLANS = ("release", "paper", "foreground", "balanced")
@@ -63,48 +62,6 @@ def all_compute(plan: CachePlan) -> CachePlan:
     ]
     sites = [{"kind": "prediction", "compute_steps": every, "skip": "hold"}, *intervals]
     return plan_on(plan, "all compute", sites, "every step computed")
-
-
-def kinds(plan: CachePlan, branch: str) -> dict[int, str]:
-    """What the call of every step does: 'run' all blocks, 'keep' anchors meanwhile, 'reuse' them.
-
-    Sites that differ are joined in the plan's order: 'keep+reuse'.
-    """
-    sites = [
-        {
-            **dict.fromkeys(computes(plan, site, branch), "run"),
-            **dict.fromkeys(anchor_lifetimes(plan, site, branch), "keep"),
-            **dict.fromkeys(forecasts(plan, site, branch), "reuse"),
-        }
-        for site in plan.sites
-    ]
-    found = {}
-    for step in plan.solver_steps:
-        words = [site[step] for site in sites if step in site]  # a skipped call walks no blocks
-        found[step] = words[0] if len(set(words)) == 1 else "+".join(words)
-    return found
-
-
-def visit(plan: CachePlan, branch: str, wanted: set[str]) -> list[int]:
-    """One step of every wanted kind, that with the most anchors, and all steps these build on."""
-    reused = [forecasts(plan, site, branch) for site in plan.sites]
-
-    def anchors(step: int) -> list[int]:
-        return [anchor for steps in reused for anchor, _ in steps.get(step, ())]
-
-    by_kind: dict[str, list[int]] = {}
-    for step, kind in kinds(plan, branch).items():
-        by_kind.setdefault(kind, []).append(step)
-    open_ = [
-        max(steps, key=lambda s: len(anchors(s))) for k, steps in by_kind.items() if k in wanted
-    ]
-    found: set[int] = set()
-    while open_:
-        step = open_.pop()
-        if step not in found:
-            found.add(step)
-            open_ += anchors(step)
-    return sorted(found)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,16 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} ({self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self._check_words(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(args, namespace)
+        words = [self._hyphened(word) for word in (sys.argv[1:] if args is None else args)]
+        self._check_words(words)
+        return super().parse_known_args(words, namespace)
+
+    def _hyphened(self, word: str) -> str:
+        """The trees' spelling of an option of ours: --ckpt_dir for --ckpt-dir."""
+        option, equals, value = word.partition("=")
+        ours = option.replace("_", "-")
+        known = ours in self._option_string_actions and option not in self._option_string_actions
+        return f"{ours}{equals}{value}" if known else word
 
     def _check_words(self, words: Sequence[str]) -> None:
         """Unknown options first: what they were meant for would be reported as missing."""

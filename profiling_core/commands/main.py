@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import profiling_core
 from profiling_core.commands.arguments import Parser, install_hint, log_on_stderr, shown
 from profiling_core.commands.batch.command import add_batch_command
+from profiling_core.commands.check.command import add_check_command
 from profiling_core.commands.compare.command import add_compare_command
 from profiling_core.commands.plan import add_plan_command
 from profiling_core.commands.profile import add_profile_command
@@ -24,6 +25,7 @@ COMMANDS = (
     add_profile_command,
     add_plan_command,
     add_report_command,
+    add_check_command,
     add_compare_command,
     add_batch_command,
     add_presets_command,

@@ -58,7 +58,7 @@ class SequenceShare:
         own = x.narrow(dim, first, min(rows, self.tokens - first))
         missing = rows - own.shape[dim]
         if not missing:
-            return own
+            return own.clone()  # a view would keep the whole tensor alive
         after = [0, 0] * (x.ndim - 1 - dim % x.ndim) + [0, missing]
         return F.pad(own, after)
 

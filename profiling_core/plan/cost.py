@@ -60,6 +60,48 @@ def block_share(plan: PlanDocument, step: int, branch: Branch) -> float:
     return (blocks - sum(site.blocks for site in reused)) / blocks
 
 
+def kinds(plan: PlanDocument, branch: Branch) -> dict[int, str]:
+    """What the call of every step does: 'run' all blocks, 'keep' anchors meanwhile, 'reuse' them.
+
+    Sites that differ are joined in the plan's order: 'keep+reuse'.
+    """
+    sites = [
+        {
+            **dict.fromkeys(computes(plan, site, branch), "run"),
+            **dict.fromkeys(anchor_lifetimes(plan, site, branch), "keep"),
+            **dict.fromkeys(forecasts(plan, site, branch), "reuse"),
+        }
+        for site in plan.sites
+    ]
+    found = {}
+    for step in plan.solver_steps:
+        words = [site[step] for site in sites if step in site]  # a skipped call walks no blocks
+        found[step] = words[0] if len(set(words)) == 1 else "+".join(words)
+    return found
+
+
+def visit(plan: PlanDocument, branch: Branch, wanted: set[str]) -> list[int]:
+    """One step of every wanted kind, that with the most anchors, and all steps these build on."""
+    reused = [forecasts(plan, site, branch) for site in plan.sites]
+
+    def anchors(step: int) -> list[int]:
+        return [anchor for steps in reused for anchor, _ in steps.get(step, ())]
+
+    by_kind: dict[str, list[int]] = {}
+    for step, kind in kinds(plan, branch).items():
+        by_kind.setdefault(kind, []).append(step)
+    open_ = [
+        max(steps, key=lambda s: len(anchors(s))) for k, steps in by_kind.items() if k in wanted
+    ]
+    found: set[int] = set()
+    while open_:
+        step = open_.pop()
+        if step not in found:
+            found.add(step)
+            open_ += anchors(step)
+    return sorted(found)
+
+
 def held_anchors(plan: PlanDocument) -> HeldAnchors:
     """The anchors at the moment with the most deltas, then the most predictions.
 

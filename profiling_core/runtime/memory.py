@@ -1,8 +1,11 @@
 """Checks that memory suffices, before anything large is loaded."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +14,13 @@ from profiling_core.files import first_line
 
 GB = 1e9
 CGROUP = Path("/sys/fs/cgroup")
+# Torch 2.9 ignores expandable segments under the newer name PYTORCH_ALLOC_CONF; all take this one.
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+EXPANDABLE = "expandable_segments:True"
+GAPS = 0.05  # of a need: what an allocator with fixed segments may leave unused; assumed
+LARGE_GAP = 0.25 * GB
+
+Needs = dict[str, dict[str, int]]  # moment of a run -> part -> bytes that are alive then
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -21,17 +31,81 @@ def available_bytes(device: torch.device) -> int | None:
     return min(known, default=None)
 
 
-def check_room(needs: dict[str, int], device: torch.device, way_out: str = "") -> None:
-    """InputError when `needs` (part -> bytes) together exceed what `device` has free."""
+def largest(needs: Needs) -> tuple[str, dict[str, int], int]:
+    """The moment that needs most, its parts and their sum."""
+    moment = max(needs, key=lambda name: sum(needs[name].values()))
+    return moment, needs[moment], sum(needs[moment].values())
+
+
+def with_gaps(total: int) -> float:
+    """`total`, and what the allocator leaves unused between its segments."""
+    return total if expandable() else total * (1 + GAPS)
+
+
+def expandable() -> bool:
+    """Did the user turn on segments that grow?"""
+    return any(EXPANDABLE in os.getenv(name, "") for name in (ALLOCATOR, "PYTORCH_ALLOC_CONF"))
+
+
+def sizes_text(parts: Mapping[str, int]) -> str:
+    """'transformer 57.2 GB + VAE 0.5 GB = 57.7 GB'."""
+    each = " + ".join(f"{name} {count / GB:.1f} GB" for name, count in parts.items())
+    return f"{each} = {sum(parts.values()) / GB:.1f} GB"
+
+
+def check_room(
+    needs: Callable[[Any], Needs],
+    load: Any,
+    device: torch.device,
+    ways: Mapping[str, dict[str, Any]] | None = None,
+) -> str | None:
+    """InputError when the largest moment of `needs(load)` exceeds what `device` has free.
+
+    load: a dataclass; ways: an option -> the fields of `load` that it changes. Those that lower the
+    need are named with what they bring it to. Returns a warning where the need fits without the
+    allocator's gaps alone.
+    """
     free = available_bytes(device)
-    total = sum(needs.values())
+    moment, parts, total = largest(needs(load))
     if free is None or total <= free:
-        return
-    parts = " + ".join(f"{name} {count / GB:.1f} GB" for name, count in needs.items())
+        if free is None or device.type != "cuda" or with_gaps(total) <= free:
+            return None
+        return (
+            f"{total / GB:.1f} GB of the {free / GB:.1f} GB that are free on {device} are needed "
+            f"for {moment}: if memory runs out, set {ALLOCATOR}={EXPANDABLE}"
+        )
+    words = f" for {moment}" if moment else ""
     raise InputError(
-        f"not enough memory on {device}: {parts} = {total / GB:.1f} GB are needed, "
-        f"{free / GB:.1f} GB are free: {way_out}take a smaller model or a machine with more memory"
+        f"not enough memory on {device}: {sizes_text(parts)} are needed{words}, "
+        f"{free / GB:.1f} GB are free: {_ways_out(needs, load, free, device, ways or {})}"
+        "take a smaller clip, a smaller model or a machine with more memory"
     )
+
+
+def _ways_out(
+    needs: Callable[[Any], Needs],
+    load: Any,
+    free: int,
+    device: torch.device,
+    ways: Mapping[str, dict[str, Any]],
+) -> str:
+    """'--t5_cpu brings it to 60.4 GB, ...; else ', of the options that lower the need."""
+
+    def needed(changes: dict[str, Any]) -> int:
+        return largest(needs(replace(load, **changes)))[2]
+
+    now = needed({})
+    totals = {way: total for way, changes in ways.items() if (total := needed(changes)) < now}
+    every = needed({name: value for way in totals for name, value in ways[way].items()})
+    if totals and every < min(totals.values()):
+        totals["both" if len(totals) == 2 else "all"] = every
+    said = [f"{way} to {total / GB:.1f} GB" for way, total in totals.items()]
+    if said:
+        said[0] = said[0].replace(" to ", " brings it to ", 1)
+    tight = any(total <= free < with_gaps(total) for total in totals.values())
+    if tight and device.type == "cuda":
+        said.append(f"it is tight, so set {ALLOCATOR}={EXPANDABLE} as well")
+    return "; ".join(said) + "; else " if said else ""
 
 
 @contextmanager
@@ -46,8 +120,20 @@ def out_of_memory_as_input_error(device: torch.device, what: str, way_out: str) 
         ):
             raise
         raise InputError(
-            f"not enough memory on {device} for {what} ({first}): {way_out}"
+            f"not enough memory on {device} for {what} ({first}): {_gaps(device)}{way_out}"
         ) from error
+
+
+def _gaps(device: torch.device) -> str:
+    """What lies unused between the allocator's segments, and how to get it back."""
+    if device.type != "cuda" or expandable():
+        return ""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if unused < LARGE_GAP:
+        return ""
+    return (
+        f"{unused / GB:.1f} GB are reserved and unused, set {ALLOCATOR}={EXPANDABLE} to use them; "
+    )
 
 
 def _meminfo() -> int | None:

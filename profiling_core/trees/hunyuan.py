@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import ModelRequest, Sampling, TreeModel, parse_size
+from profiling_core.trees.tree_model import ModelRequest, Part, Sampling, TreeModel, parse_size
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -74,9 +76,74 @@ class HunyuanModel(TreeModel):
         self.config = settings_of(args, known)
         script.check_values(args, self.config)
         script.warn(args, self.config)
+        if not self._incomplete:
+            self.check_files()
         args.model_base = Path(args.model_base).resolve()
         if args.dit_weight is not None:
             args.dit_weight = Path(args.dit_weight).resolve()
+
+    def check_files(self) -> None:
+        with self.as_user_error():
+            self._files()
+
+    def _files(self) -> Any:
+        from hyvideo.checkpoint import find_files
+
+        args = self.args
+        return find_files(Path(args.model_base), args.dit_weight, use_fp8=args.use_fp8)
+
+    def parts(self) -> dict[str, Part]:
+        from hyvideo.checkpoint import encoder_files, expected_files, find_dit
+        from hyvideo.text_encoder import LanguageModel, PooledClip
+        from hyvideo.vae import VideoVAE
+        from hyvideo.weights import load_transformer
+
+        args, config = self.args, self.config
+        files = expected_files(args.model_base, args.dit_weight, use_fp8=args.use_fp8)
+        dit = find_dit(files.dit) if files.dit.is_dir() else files.dit
+        vae = (files.vae_config, files.vae_weights)
+        first, second = files.text_encoder, files.text_encoder_2
+        return {
+            "transformer": Part((dit,), partial(load_transformer, dit, config, "meta")),
+            "text encoder": Part(
+                encoder_files(first), partial(LanguageModel, first, config, "meta")
+            ),
+            "second text encoder": Part(
+                encoder_files(second), partial(PooledClip, second, config, "meta")
+            ),
+            "VAE": Part(vae, partial(VideoVAE, *vae, "meta", config.vae_precision)),
+        }
+
+    def needed_bytes(self) -> dict[str, dict[str, int]]:
+        from hyvideo.checks import memory_load
+
+        offload = self.args.use_cpu_offload
+        needs, load = memory_load(self._files(), self.config, self.device, offload, **self._clip)
+        return needs(load)
+
+    def memory_checks(self) -> dict[str, Callable[[], None]]:
+        from hyvideo.checks import check_memory
+
+        check = partial(check_memory, self._files(), self.config, self.device, **self._clip)
+        found = {"as given": partial(check, self.args.use_cpu_offload)}
+        if self.device.type == "cuda":
+            found["--use-cpu-offload"] = partial(check, True)
+        return dict(found)
+
+    @property
+    def _clip(self) -> dict[str, Any]:
+        """What a clip of this model adds to the weights."""
+        args = self.args
+        latent = self.config.latent_shape(tuple(args.video_size), args.video_length)
+        rows = 2 if args.cfg_scale > 1 else 1
+        return {"latent": latent, "rows": rows, "plan": self.largest_plan}
+
+    def attention_kernel(self) -> str:
+        import torch
+
+        from hyvideo.attention import choose_kernel
+
+        return choose_kernel(self.device, torch.bfloat16, 128)
 
     @property
     def clip_shape(self) -> tuple[int, int, int]:
@@ -108,12 +175,11 @@ class HunyuanModel(TreeModel):
 
         return sigmas_fp32(run.steps, run.shift)
 
-    def check_plan(self, plan: CachePlan) -> CachePlan:
+    def _checked_plan(self, plan: CachePlan) -> CachePlan:
         from hyvideo.checks import check_plan
 
         run = self.sampling
-        with self.as_user_error():
-            return check_plan(plan, self.config, run.steps, run.shift)
+        return check_plan(plan, self.config, run.steps, run.shift)
 
     def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:
         from hyvideo.checks import plan_for_run
@@ -126,10 +192,7 @@ class HunyuanModel(TreeModel):
 
     @property
     def checkpoint(self) -> list[Path]:
-        from hyvideo.checkpoint import find_files
-
-        args = self.args
-        return find_files(args.model_base, args.dit_weight, use_fp8=args.use_fp8).weights
+        return self._files().weights
 
     def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
         from hyvideo.pipeline import HunyuanVideo
@@ -141,6 +204,9 @@ class HunyuanModel(TreeModel):
             self.device,
             dit_weight=args.dit_weight,
             use_cpu_offload=args.use_cpu_offload,
+            latent_shape=self._clip["latent"],
+            rows=self._clip["rows"],
+            plan=self._clip["plan"],
             fp32=fp32,
             ranks=ranks,
         )

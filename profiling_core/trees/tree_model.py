@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from profiling_core.errors import CompareError, InputError
 from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import held_anchors
 from profiling_core.runtime.terminal import printable, write_to
 
 if TYPE_CHECKING:
@@ -63,6 +64,17 @@ class Sampling:
     shift: float
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a checkpoint: its files, whether they are there or not, and how they are checked.
+
+    The check reads names, shapes and types, no weights; InputError for the first that does not fit.
+    """
+
+    files: tuple[Path, ...]
+    check: Callable[[], object]
+
+
 class TreeModel(ABC):
     """A model that was asked for and checked; `load` reads its weights."""
 
@@ -78,9 +90,14 @@ class TreeModel(ABC):
     pipeline: Any = None
     config: Any
 
-    def __init__(self, request: ModelRequest, prompt: str) -> None:
-        """CompareError for what cannot work; `prompt` is one of those to come, checked for all."""
+    def __init__(self, request: ModelRequest, prompt: str, *, incomplete: bool = False) -> None:
+        """CompareError for what cannot work; `prompt` is one of those to come, checked for all.
+
+        incomplete: files of the checkpoint may be missing, `check_files` finds out.
+        """
+        self.plans: list[CachePlan] = []  # those checked for this model
         import_tree(self)
+        self._incomplete = incomplete
         script = self._checked_script()
         with self.as_user_error():
             parser = script.build_parser()
@@ -118,6 +135,11 @@ class TreeModel(ABC):
     @property
     def last_run(self) -> RunStats:
         return self.pipeline.last_run
+
+    @property
+    def largest_plan(self) -> CachePlan | None:
+        """The checked plan with the most anchors, whose bytes count when weights are loaded."""
+        return max(self.plans, key=lambda plan: held_anchors(plan).deltas, default=None)
 
     @property
     def clip_bytes(self) -> int:
@@ -193,6 +215,26 @@ class TreeModel(ABC):
     def _check(self, script: Any, request: ModelRequest) -> None:
         """The tree's own checks of `self.args`, and `self.config`."""
 
+    @abstractmethod
+    def check_files(self) -> None:
+        """CompareError for the first file that a complete checkpoint would have."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Part]:
+        """The parts of the checkpoint by name, whatever of them is there."""
+
+    @abstractmethod
+    def needed_bytes(self) -> dict[str, dict[str, int]]:
+        """What the device holds by part, at each moment of a run with the largest checked plan."""
+
+    @abstractmethod
+    def memory_checks(self) -> dict[str, Callable[[], None]]:
+        """InputError where memory does not suffice: as asked for, then by options for less."""
+
+    @abstractmethod
+    def attention_kernel(self) -> str:
+        """What attention of the official models' width runs on in bf16, and what failed."""
+
     @property
     @abstractmethod
     def clip_shape(self) -> tuple[int, int, int]:
@@ -219,9 +261,15 @@ class TreeModel(ABC):
     def describe(self) -> str:
         """Model, size, steps and so on in one line."""
 
-    @abstractmethod
     def check_plan(self, plan: CachePlan) -> CachePlan:
         """The plan on this run's noise levels; PlanError when it is another model's."""
+        with self.as_user_error():
+            self.plans.append(self._checked_plan(plan))
+        return self.plans[-1]
+
+    @abstractmethod
+    def _checked_plan(self, plan: CachePlan) -> CachePlan:
+        """`check_plan` by the tree's own function."""
 
     @abstractmethod
     def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.errors import CompareError
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import ModelRequest, Sampling, TreeModel, parse_size
+from profiling_core.trees.tree_model import ModelRequest, Part, Sampling, TreeModel, parse_size
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -58,12 +61,101 @@ class WanModel(TreeModel):
             raise CompareError(f"--model {args.task} makes images: take one that makes videos")
         script.fill_defaults(args, self.config)
         script.check_values(args, self.config)
+        if not self._incomplete:
+            self.check_files()
         args.ckpt_dir = Path(args.ckpt_dir).resolve()
+
+    def check_files(self) -> None:
+        from wan.checkpoint import check_folder
+
+        with self.as_user_error():
+            check_folder(Path(self.args.ckpt_dir), self.config)
+
+    def parts(self) -> dict[str, Part]:
+        from wan.checkpoint import DIT, TOKENIZER_FILES, dit_files
+        from wan.t5 import TextEncoder
+        from wan.vae import VideoVAE
+        from wan.weights import load_transformer
+
+        folder, config = self.checkpoint_dir, self.config
+        t5, vae = folder / config.t5_checkpoint, folder / config.vae_checkpoint
+        tokenizer = folder / config.t5_tokenizer
+        present = [name for name in TOKENIZER_FILES if (tokenizer / name).exists()]
+        words = ("tokenizer_config.json", *(present or TOKENIZER_FILES[:1]))
+        index = folder / f"{DIT}.safetensors.index.json"
+        transformer = [folder / "config.json", *([index] if index.exists() else [])]
+        transformer += [folder / name for name in dit_files(folder)]
+        return {
+            "transformer": Part(tuple(transformer), partial(load_transformer, folder, "meta")),
+            "text encoder": Part(
+                (t5, *(tokenizer / name for name in words)),
+                partial(TextEncoder, t5, tokenizer, text_len=1),  # no prompt is encoded
+            ),
+            "VAE": Part((vae,), partial(VideoVAE, vae, "meta")),
+        }
+
+    def needed_bytes(self) -> dict[str, dict[str, int]]:
+        from wan.checks import device_needs
+
+        sizes, load = self._memory()
+        if self.device.type == "cpu":  # everything lies there, and stays
+            load = replace(load, t5_cpu=False, offload_model=False)
+        return device_needs(sizes, load)
+
+    def memory_checks(self) -> dict[str, Callable[[], None]]:
+        import torch
+
+        from wan.checks import check_memory
+
+        ways: dict[str, dict[str, Any]] = {"as given": {}}
+        if self.device.type == "cuda":
+            half = {"dtype": torch.bfloat16}
+            ways["--t5_cpu"] = {"t5_cpu": True}
+            ways["--convert_model_dtype"] = half
+            ways["--convert_model_dtype --t5_cpu"] = half | ways["--t5_cpu"]
+        return {
+            name: partial(check_memory, *self._memory(**changes), self.device)
+            for name, changes in ways.items()
+        }
+
+    def _memory(self, **changes: Any) -> tuple[Any, Any]:
+        """Sizes of the checkpoint and the load of a run, with other fields of it."""
+        from wan.checks import Load, offload_by_memory, sizes_of
+
+        args, sizes = self.args, sizes_of(self.checkpoint_dir, self.config)
+        load = Load(
+            _dtype(args.convert_model_dtype),
+            t5_cpu=args.t5_cpu,
+            offload_model=bool(args.offload_model),
+            latent=self._latent_shape,
+            plan=self.largest_plan,
+        )
+        load = replace(load, **changes)
+        if args.offload_model is None:
+            load = replace(load, offload_model=offload_by_memory(sizes, load, self.device))
+        return sizes, load
+
+    def attention_kernel(self) -> str:
+        import torch
+
+        from wan.attention import choose_kernel
+
+        return choose_kernel(self.device, torch.bfloat16, 128)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """An offload_model that is not given shapes no clip; earlier versions wrote true."""
+        given = self.args.offload_model
+        return super().settings | {"offload_model": True if given is None else given}
 
     @property
     def clip_shape(self) -> tuple[int, int, int]:
         width, height = parse_size(self.args.size)
         return self.args.frame_num, height, width
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        return self.config.latent_shape(parse_size(self.args.size), self.args.frame_num)
 
     @property
     def fps(self) -> int:
@@ -91,12 +183,11 @@ class WanModel(TreeModel):
 
         return sigmas_fp32(run.solver, run.steps, run.shift)
 
-    def check_plan(self, plan: CachePlan) -> CachePlan:
+    def _checked_plan(self, plan: CachePlan) -> CachePlan:
         from wan.checks import check_plan
 
         run = self.sampling
-        with self.as_user_error():
-            return check_plan(plan, self.checkpoint_dir, run.solver, run.steps, run.shift)
+        return check_plan(plan, self.checkpoint_dir, run.solver, run.steps, run.shift)
 
     def _on_grid(self, plan: CachePlan, run: Sampling) -> CachePlan:
         from wan.checks import plan_for_run
@@ -114,8 +205,6 @@ class WanModel(TreeModel):
         return checkpoint_files(self.checkpoint_dir, self.config)
 
     def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
-        import torch
-
         from wan.text2video import WanT2V
 
         args = self.args
@@ -125,7 +214,9 @@ class WanModel(TreeModel):
             self.device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
-            torch_dtype=torch.bfloat16 if args.convert_model_dtype else torch.float32,
+            latent_shape=self._latent_shape,
+            plan=self.largest_plan,
+            torch_dtype=_dtype(args.convert_model_dtype),
             fp32=fp32,
             ranks=ranks,
         )
@@ -133,10 +224,9 @@ class WanModel(TreeModel):
     def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
         import torch
 
-        offload = self.args.offload_model
         prompts = [prompt, self.config.sample_neg_prompt]
-        context, context_null = self.pipeline.encode(prompts, offload_model=offload)
-        shape = self.config.latent_shape(parse_size(self.args.size), self.args.frame_num)
+        context, context_null = self.pipeline.encode(prompts)
+        shape = self._latent_shape
         device = self.noise_device or self.device
         generator = torch.Generator(device).manual_seed(seed)
         noise = torch.randn(shape, generator=generator, device=device)
@@ -153,11 +243,6 @@ class WanModel(TreeModel):
         )
 
     def decode(self, latent: Any) -> Any:
-        import torch
-
-        if self.args.offload_model and self.device.type == "cuda":
-            self.pipeline.model.cpu()
-            torch.cuda.empty_cache()
         video = self.pipeline.decode(latent)
         return None if video is None else video.float().cpu()
 
@@ -165,3 +250,10 @@ class WanModel(TreeModel):
         from wan.video import save_video
 
         save_video(video, path, self.fps, rescue=False)
+
+
+def _dtype(convert: bool) -> Any:
+    """What the transformer's weights are kept in."""
+    import torch
+
+    return torch.bfloat16 if convert else torch.float32

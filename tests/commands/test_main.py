@@ -15,6 +15,7 @@ from made_profiles import made_profile
 from profiling_core.commands import plan as plan_module
 from profiling_core.commands import show as show_module
 from profiling_core.commands.main import build_parser, main
+from profiling_core.errors import InputError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset, presets_of
@@ -277,7 +278,7 @@ def test_show_and_plan_import_no_torch(recorded):
         ([], "required: command (profiling-dit --help)"),
         (["plan", "--profile", "a", "--sped-up=2"], "'--sped-up': did you mean --speedup?"),
         (["plan", "--speed", "2"], "no option '--speed': did you mean --speedup?"),
-        (["profile", "a", "--mask_source", "b"], "'--mask_source': did you mean --mask-source?"),
+        (["profile", "a", "--mask_sorce", "b"], "'--mask_sorce': did you mean --mask-source?"),
         (["--versoin"], "no option '--versoin': did you mean --version?"),
         (["plan", "--profile", "a"], "required: -o/--out (profiling-dit plan --help)"),
         (["plan", "--speedup", "two"], "argument --speedup: invalid float value: 'two'"),
@@ -337,6 +338,14 @@ def test_options_of_our_commands_have_hyphens():
     options = {word for one in parsers.values() for word in one._option_string_actions}
     assert {"--ckpt-dir", "--frame-num", "--mask-source", "--overwrite"} <= options
     assert not [option for option in options if "_" in option]
+
+
+def test_the_trees_spelling_with_underscores_is_taken_as_well():
+    given = ["check", "--tree", "wan", "--ckpt_dir=a_b", "--frame_num", "5", "--out", "--c_d"]
+    with pytest.raises(InputError, match="no option '--c_d'"):
+        build_parser().parse_args(given)
+    args = build_parser().parse_args([*given[:-1], "c_d"])
+    assert (args.ckpt_dir, args.frame_num, args.out) == ("a_b", 5, "c_d")
 
 
 def test_existing_files_stay_unless_overwrite_is_given(capsys, recorded, tmp_path):

@@ -61,7 +61,8 @@ def test_the_issues_command_passes_every_check_of_a_full_size_folder(
     line = outcome(*command)
     parts = "transformer 25.6 GB + text encoder 30.0 GB + second text encoder 0.5 GB + VAE 1.0 GB"
     assert line.startswith(
-        f"error: not enough memory on cpu: {parts} = 57.1 GB are needed, 16.0 GB"
+        f"error: not enough memory on cpu: {parts} + frames 20.7 GB = 77.8 GB are needed for "
+        "decoding, 16.0 GB"
     )
 
 

@@ -1,5 +1,6 @@
 """From prompt to clip on a tiny random HunyuanVideo checkpoint: repeatable, in official types."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from hyvideo.config import CONFIGS, NEGATIVE_PROMPT
 from hyvideo.inference import HunyuanVideoSampler
 from hyvideo.pipeline import Conditioning, HunyuanVideo
 from hyvideo.sigmas import sigmas_fp32
-from hyvideo.vae import vae_bytes
+from hyvideo.vae import vae_sizes
 from hyvideo.weights import transformer_bytes
 from profiling_core.errors import InputError
 from profiling_core.plan.cost import bytes_held
@@ -245,27 +246,38 @@ def test_offload_needs_room_for_one_part_at_a_time(
         "profiling_core.runtime.memory.available_bytes", lambda device: free[device.type]
     )
     check_memory(files, TINY, cuda)
-    largest = vae_bytes(files.vae_config, torch.float16)
-    free["cuda"] = transformer_bytes(TINY) + largest
+    free["cuda"] = max(transformer_bytes(TINY), 2 * vae_sizes(files.vae_config).parameters)
     check_memory(files, TINY, cuda, offload=True)
-    with pytest.raises(InputError, match=r"on cuda: .* keep the others on the host with --use-cpu"):
+    with pytest.raises(InputError, match=r"on cuda: .* --use-cpu-offload brings it to 0\.0 GB"):
         check_memory(files, TINY, cuda)
     free["cpu"] = 1000
-    with pytest.raises(InputError, match=r"on cpu: text encoder .* VAE"):
+    with pytest.raises(InputError, match=r"on cpu: transformer .* text encoder .* VAE"):
         check_memory(files, TINY, cuda, offload=True)
 
 
-def test_parts_visit_the_device_only_while_they_work(
+def test_one_part_is_on_the_device_at_a_time(
     pipeline: HunyuanVideo, full: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moves: list[tuple[str, str]] = []
-    for name in ("text_encoder", "text_encoder_2", "vae"):
+    """Stand-ins for the moves; the device is "cpu:0", the host "cpu"."""
+    parts = ("text_encoder", "text_encoder_2", "model", "vae")
+    there: set[str] = set()
+    worked: list[tuple[str, set[str]]] = []
+
+    def move(name: str, device: torch.device | str) -> None:
+        (there.add if str(device) == "cpu:0" else there.discard)(name)
+
+    for name in parts:
         part = getattr(pipeline, name)
-        monkeypatch.setattr(part, "to", lambda device, name=name: moves.append((name, str(device))))
+        monkeypatch.setattr(part, "to", partial(move, name))
+        module = part if name == "model" else part.model
+        kind = module.decoder if name == "vae" else module
+        hook = lambda *args, name=name: worked.append((name, set(there)))  # noqa: E731
+        monkeypatch.setattr(kind, "_forward_pre_hooks", {0: hook})
     monkeypatch.setattr(pipeline, "offload", True)
+    monkeypatch.setattr(pipeline, "device", torch.device("cpu", 0))
     assert torch.equal(pipeline.generate(PROMPT, **CLIP), full)
-    parts = ("text_encoder", "text_encoder_2", "vae")
-    assert moves == [(part, "cpu") for part in parts for _ in range(2)]  # to work, and back
+    assert [name for name, _ in worked] == [*parts[:2], *["model"] * STEPS, "vae"]
+    assert all(there == {name} for name, there in worked)
 
 
 def test_conditioning_is_all_that_denoise_needs(pipeline: HunyuanVideo, full: Tensor) -> None:

@@ -172,7 +172,7 @@ def test_not_enough_memory_says_what_was_needed(
     monkeypatch.setattr("profiling_core.runtime.memory.available_bytes", lambda device: 1000)
     line = outcome(*tree.argv())
     assert line.startswith("error: not enough memory on cpu: transformer 0.0 GB + ")
-    assert "GB are needed, 0.0 GB are free: take a smaller model or" in line
+    assert "GB are needed for decoding, 0.0 GB are free: take a smaller clip, a smaller" in line
 
 
 def out_of_memory(kind: str) -> object:

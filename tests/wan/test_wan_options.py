@@ -35,7 +35,7 @@ def test_task_defaults(task: str, size: str, frames: int, negative: str) -> None
     assert args.prompt == WAN_CONFIGS[task].example_prompt
     assert WAN_CONFIGS[task].sample_neg_prompt.startswith(negative)
     assert 0 <= args.base_seed
-    assert args.offload_model is True
+    assert args.offload_model is None  # decided by memory once torch is there
     assert args.save_file.endswith(".png" if task == "t2i-14B" else ".mp4")
 
 

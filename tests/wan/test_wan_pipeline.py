@@ -8,7 +8,7 @@ from torch import Tensor
 
 from profiling_core.errors import InputError
 from tree_cases import TreeCase, wan_case
-from wan.checks import check_memory
+from wan.checks import Load, check_memory, sizes_of
 from wan.configs import WAN_CONFIGS
 from wan.sigmas import sigmas_fp32
 from wan.text2video import WanT2V
@@ -78,17 +78,43 @@ def test_text_length_comes_from_the_checkpoint(pipeline: WanT2V) -> None:
     assert pipeline.text_encoder.text_len == TINY_DIT["text_len"]
 
 
+def test_parts_leave_the_gpu_while_others_work(
+    tree: TreeCase, pipeline: WanT2V, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins for the moves; the device is "cpu:0", the host "cpu"."""
+    expected, seen = tree.sample(pipeline), []
+    monkeypatch.setattr(pipeline, "_leaves", lambda offload: offload)
+    monkeypatch.setattr(pipeline, "device", torch.device("cpu", 0))
+    for name in ("model", "text_encoder"):
+        part, said = getattr(pipeline, name), f"{name} {{}}".format
+        monkeypatch.setattr(part, "to", lambda device, said=said: seen.append(said(device)))
+    decode = pipeline.vae.decode
+    monkeypatch.setattr(pipeline.vae, "decode", lambda z: seen.append("decoding") or decode(z))
+    pipeline.model.register_forward_pre_hook(lambda model, args: seen.append("denoising"))
+    assert torch.equal(tree.sample(pipeline, offload_model=True), expected)
+    first, *between, last = [k for k, what in enumerate(seen) if what == "denoising"]
+    assert seen[:first] == ["model cpu", "text_encoder cpu:0", "text_encoder cpu", "model cpu:0"]
+    assert seen[last + 1 :] == ["model cpu", "decoding"] and len(between) == tree.calls - 2
+    seen.clear()
+    tree.sample(pipeline, offload_model=False)
+    assert [what for what in seen if what != "denoising"] == [
+        "text_encoder cpu:0",
+        "model cpu:0",
+        "decoding",
+    ]
+
+
 def test_the_host_needs_room_for_what_is_offloaded(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the host is short here: a GPU with room for everything is taken for granted."""
-    config, cuda = WAN_CONFIGS["t2v-mini"], torch.device("cuda")
-    encoder = (checkpoint / config.t5_checkpoint).stat().st_size
-    free = {"cuda": 10**12, "cpu": encoder + 1000}
+    sizes, cuda = sizes_of(checkpoint, WAN_CONFIGS["t2v-mini"]), torch.device("cuda")
+    free = {"cuda": 10**12, "cpu": sizes.encoder + 1000}
     monkeypatch.setattr(
         "profiling_core.runtime.memory.available_bytes", lambda device: free[device.type]
     )
     for t5_cpu in (False, True):
-        check_memory(checkpoint, config, cuda, torch.float32, t5_cpu, offload_model=False)
-        with pytest.raises(InputError, match=r"on cpu: transformer .* --offload_model false"):
-            check_memory(checkpoint, config, cuda, torch.float32, t5_cpu)
+        check_memory(sizes, Load(t5_cpu=t5_cpu, offload_model=False), cuda)
+        says = r"on cpu: transformer .* --offload_model false brings it to 0\.0 GB; else"
+        with pytest.raises(InputError, match=says):
+            check_memory(sizes, Load(t5_cpu=t5_cpu), cuda)

@@ -128,6 +128,7 @@ class TreeMaker:
         model = tree_class(job.tree)(job.request, job.prompt)
         start = time.perf_counter()
         self._take_over(clip, model)
+        model.plans += [] if clip.plan is None else [clip.plan]
         with model.loaded(self.ranks):
             self._loaded = clip.model, model.pipeline
             latent = model.denoise(model.inputs(job.prompt, job.seed), clip.plan)

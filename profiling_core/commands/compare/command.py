@@ -34,7 +34,7 @@ def add_compare_command(commands: Any) -> None:
         "compare", help="full and cached clips of your own model, measured", description=DESCRIPTION
     )
     one.set_defaults(run=compare_clips)
-    _add_model(
+    add_model_options(
         one.add_argument_group("model and clip (defaults: those of the tree's command line)")
     )
     _add_comparison(one.add_argument_group("comparison"))
@@ -52,7 +52,7 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     """Everything that can be checked before weights are read; nothing is written."""
     prompts, seeds = read_prompts(Path(args.prompts)), read_seeds(args.seeds)
     pairs = pairs_of(prompts, seeds)
-    model = tree_class(args.tree)(_request(args), prompts[0])
+    model = tree_class(args.tree)(request_of(args), prompts[0])
 
     # torch takes seconds to import; a wrong argument is refused at once
     from profiling_core.commands.compare.exports import Exports
@@ -92,7 +92,8 @@ def run(work: Comparison, settings: dict[str, Any]) -> list[str]:
     return closing_lines(work)
 
 
-def _request(args: argparse.Namespace) -> ModelRequest:
+def request_of(args: argparse.Namespace) -> ModelRequest:
+    """The model and clip that the options of `add_model_options` name."""
     try:
         further = shlex.split(args.tree_options)
     except ValueError as error:
@@ -116,7 +117,8 @@ def _lpips(paths: Sequence[str] | None, model: TreeModel) -> Lpips | None:
     return Lpips.load(*paths, device=model.device)
 
 
-def _add_model(group: Any) -> None:
+def add_model_options(group: Any) -> None:
+    """Add the options of a model and its clip, under the same names on both trees."""
     add = group.add_argument
     add("--tree", choices=tuple(TREES), required=True, help="whose model")
     add("--model", "--task", metavar="NAME", help="t2v-14B, t2v-1.3B, HYVideo-T/2-cfgdistill, ...")

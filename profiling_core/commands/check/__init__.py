@@ -1,0 +1,1 @@
+"""`profiling-dit check`: what a checkpoint, a machine and this version do together."""
