@@ -18,6 +18,7 @@ from live_memory import (
     fake_ranks,
     fake_tensors,
 )
+from official_sizes import WAN_14B, WAN_480P, WAN_720P, WAN_SMALL, WAN_STILL
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import InputError
 from profiling_core.parallel.degrees import Degrees
@@ -39,13 +40,7 @@ from wan.vae import VideoVAE, decode_bytes
 from wan.weights import load_transformer
 from wan_toys import TINY_VAE
 
-LARGE = {"dim": 5120, "ffn_dim": 13824, "num_heads": 40}
-SMALL = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12}
-FIXED = {"text_len": 512, "text_dim": 4096, "num_layers": 40}
-WAN_14B = Sizes(
-    FIXED | LARGE, 14_288_491_584, 14_288_491_584 - 40 * 351_383_040, 11_361_820_672, 507_591_892
-)
-AT_480P, AT_720P, STILL = (16, 21, 60, 104), (16, 21, 90, 160), (16, 1, 90, 160)
+AT_480P, AT_720P, STILL = WAN_480P, WAN_720P, WAN_STILL
 CUDA = torch.device("cuda")
 
 
@@ -72,25 +67,25 @@ def call_peak(
 @pytest.mark.parametrize(
     ("sizes", "latent", "dtype", "ulysses", "ring"),
     [
-        (LARGE, AT_720P, torch.float32, 1, 1),
-        (LARGE, AT_480P, torch.bfloat16, 1, 1),
-        (SMALL, AT_480P, torch.float32, 1, 1),
-        (LARGE, STILL, torch.float32, 1, 1),
-        (LARGE, AT_720P, torch.float32, 8, 1),
-        (LARGE, AT_720P, torch.bfloat16, 1, 2),
-        (LARGE, AT_720P, torch.float32, 2, 4),
+        (WAN_14B, AT_720P, torch.float32, 1, 1),
+        (WAN_14B, AT_480P, torch.bfloat16, 1, 1),
+        (WAN_SMALL, AT_480P, torch.float32, 1, 1),
+        (WAN_14B, STILL, torch.float32, 1, 1),
+        (WAN_14B, AT_720P, torch.float32, 8, 1),
+        (WAN_14B, AT_720P, torch.bfloat16, 1, 2),
+        (WAN_14B, AT_720P, torch.float32, 2, 4),
     ],
 )
 def test_the_activations_of_a_call_are_those_that_are_alive(
-    sizes: dict[str, int], latent: tuple[int, ...], dtype: torch.dtype, ulysses: int, ring: int
+    sizes: Sizes, latent: tuple[int, ...], dtype: torch.dtype, ulysses: int, ring: int
 ) -> None:
     with fake_ranks(ulysses, ring) as ranks, fake_tensors():
-        model = built(lambda: WanModel(**sizes, num_layers=2), dtype)
+        model = built(lambda: WanModel(**sizes.transformer | {"num_layers": 2}), dtype)
         if ranks.world > 1:
             model.share_tokens(SequenceShare(ranks, wan.attention.attention))
         peak = call_peak(model, latent)
     load = Load(dtype, degrees=Degrees(ulysses, ring), latent=latent)
-    assert_holds(activation_bytes(replace(WAN_14B, transformer=FIXED | sizes), load), peak)
+    assert_holds(activation_bytes(sizes, load), peak)
 
 
 def test_tensors_without_numbers_have_the_peak_of_real_ones() -> None:
@@ -247,7 +242,7 @@ def test_fsdp_counts_its_share_and_what_it_gathers() -> None:
     eight = Load(latent=AT_720P, dit_fsdp=True, t5_fsdp=True, degrees=Degrees(8))
     parts = device_needs(WAN_14B, eight)["denoising"]
     assert parts["transformer's share"] == WAN_14B.parameters * 4 // 8
-    assert parts["gathered weights"] == WAN_14B.outside_blocks * 4 + 3 * 351_383_040 * 2
+    assert parts["gathered weights"] == WAN_14B.outside_blocks * 4 + 3 * 351_394_304 * 2
     assert parts["text encoder"] == WAN_14B.encoder // 8
     alone = activation_bytes(WAN_14B, replace(eight, degrees=Degrees()))
     assert parts["activations"] < 0.25 * alone
