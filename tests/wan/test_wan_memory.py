@@ -24,6 +24,7 @@ from profiling_core.errors import InputError
 from profiling_core.parallel.degrees import Degrees
 from profiling_core.parallel.sequence import SequenceShare
 from profiling_core.plan.presets import load_preset
+from profiling_core.runtime.memory import out_of_memory_as_input_error
 from wan.checks import (
     Load,
     Sizes,
@@ -256,3 +257,28 @@ def test_the_estimate_reads_a_checkpoint_folder(checkpoint: Path) -> None:
         p.numel() for p in model.blocks.parameters()
     )
     assert sizes.vae_dim == TINY_VAE["base_dim"]
+
+
+def test_memory_that_runs_out_names_gaps_and_options_that_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70 * 10**9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 62 * 10**9)
+    options = {"--t5_cpu": True, "--convert_model_dtype": False}
+
+    def run_out(device: str) -> str:
+        room = out_of_memory_as_input_error(torch.device(device), "a clip", "take less", options)
+        with pytest.raises(InputError) as caught, room:
+            options["--offload_model true"] = False
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return str(caught.value).partition("): ")[2]
+
+    ways = "take --convert_model_dtype or --offload_model true, or take less"
+    assert run_out("cuda") == (
+        "8.0 GB are reserved and unused, set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to "
+        f"use them; {ways}"
+    )
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    assert run_out("cuda") == ways
+    assert run_out("cpu") == "take less"
