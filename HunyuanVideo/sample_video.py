@@ -378,7 +378,9 @@ def run(
     }
     alike = joined(degrees_of(args), device, facts)
     way_out = "take a smaller --video-size, fewer frames or a smaller model"
-    with alike as ranks, out_of_memory_as_input_error(device, what, way_out):
+    spared = {"--use-cpu-offload": args.use_cpu_offload or world_size() > 1}
+    spared["--use-fp8 with the official fp8 file"] = args.use_fp8
+    with alike as ranks, out_of_memory_as_input_error(device, what, way_out, spared):
         args.seed = from_first(args.seed)
         logger.info(f"loading {args.model_base}")
         pipeline = HunyuanVideo(

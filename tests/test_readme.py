@@ -19,10 +19,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+import hyvideo.checks
+import official_sizes as sizes
+import wan.checks
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from profiling_core.commands.main import build_parser
 from profiling_core.errors import PlanError
+from profiling_core.plan.presets import load_preset
 from profiling_core.runtime.options import resolve_plan
 from tree_paths import ROOT
 from wan.configs import WAN_CONFIGS
@@ -299,6 +304,63 @@ def test_commands_that_are_not_real_are_found(command):
 
 
 # -- the rest of the documents
+
+
+def rows_of_what_fits(document: str) -> Iterator[list[str]]:
+    """The rows of our trees under "denoising", each with its model and clip."""
+    _, _, table = text_of(document).partition("| options | denoising |")
+    name = ""
+    for line in table.partition("\n\n")[0].splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = cells[0] or name
+        if cells[1].endswith("/`"):
+            yield [name, *cells[1:]]
+
+
+def moments(name: str, dtype: str, options: str, plan: str | None) -> tuple[float, float]:
+    """GB while a clip is denoised and decoded, by the trees' own counts."""
+    model, _, clip = name.partition(", ")
+    if model == "HunyuanVideo":
+        latent = {"960x544": sizes.HUNYUAN_540P, "1280x720": sizes.HUNYUAN_720P}[clip]
+        found = plan and load_preset("hunyuan-video-t2v-720p", plan)
+        assert ("--use-fp8" in options) == (dtype == "fp8")
+        load = hyvideo.checks.Load(
+            "bf16",
+            "fp16",
+            dtype == "fp8",
+            "--use-cpu-offload" in options,
+            latent=latent,
+            plan=found,
+        )
+        parts = sizes.HUNYUAN_ENCODERS, sizes.HUNYUAN_VAE, sizes.HUNYUAN
+        needs = hyvideo.checks.device_needs(*parts, load)
+    else:
+        own = {"Wan2.1 14B": sizes.WAN_14B, "Wan2.1 1.3B": sizes.WAN_SMALL}[model]
+        latent = {"832x480": sizes.WAN_480P, "1280x720": sizes.WAN_720P}[clip]
+        assert ("--convert_model_dtype" in options) == (dtype == "bf16")
+        load = wan.checks.Load(
+            {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype],
+            t5_cpu="--t5_cpu" in options,
+            offload_model="--offload_model true" in options,
+            latent=latent,
+            plan=plan and load_preset(f"wan2.1-t2v-{model.split()[1]}", plan),
+        )
+        needs = wan.checks.device_needs(own, load)
+    denoising, decoding = (sum(needs[m].values()) / 1e9 for m in ("denoising", "decoding"))
+    return denoising, decoding
+
+
+@pytest.mark.parametrize(("document", "rows"), [("README.md", 5), ("docs/usage.md", 11)])
+def test_what_fits_where_is_computed_and_fits(document: str, rows: int) -> None:
+    found = list(rows_of_what_fits(document))
+    assert len(found) == rows
+    for name, _, dtype, options, *written, card in found:
+        bare, planned = (moments(name, dtype, options, plan) for plan in (None, "paper"))
+        assert written == [f"{x:.1f}" for x in (*bare, planned[0] - bare[0])], name
+        cards = [int(size) for size in re.findall(r"\d+", card)]
+        assert max(bare) <= cards[0] and max(planned) <= cards[-1], f"{name}: {card}"
+        balanced = moments(name, dtype, options, "balanced")
+        assert balanced[0] - bare[0] < 0.035  # as the README says, rounded
 
 
 def test_python_blocks_parse_and_their_imports_exist():

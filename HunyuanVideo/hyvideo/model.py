@@ -155,7 +155,7 @@ class HYVideoDiffusionTransformer(nn.Module):
         if self.guidance_in is not None:
             vec = vec + self.guidance_in(guidance)
         img = self.img_in(x)  # (B, N, D)
-        mask = mask.to(x.device, torch.float32, non_blocking=True)
+        mask = mask.to(x.device, torch.float32, non_blocking=True)  # no wait for the device
         txt = self.txt_in(text_states, t, mask, self.key_lens(lens, 0))  # (B, L, D)
         rope, key_lens = (freqs_cos, freqs_sin), self.key_lens(lens, img.shape[1])
         if self.share is not None:

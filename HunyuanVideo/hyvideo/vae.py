@@ -1,7 +1,7 @@
 """The video VAE: official weight and configuration files, diffusers' model, official tiles."""
 
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,7 @@ NAMES = {
 }
 SCALE, TIME_SCALE = 8, 4  # pixels along a side, and frames, of one latent
 TILE_PIXELS, TILE_FRAMES = 256, 64  # sample_size and sample_tsize of the official VAE
+CUDNN_BROKEN, CUDNN_FIXED = 90800, 91500  # for 3-D convolutions in half precision
 TILE_STRIDE = 0.75  # of a tile; neighbours overlap by the rest and are blended there
 
 
@@ -167,6 +168,31 @@ def decode_bytes(
     return channels * (14 * voxels + 12 * padded) + 4 * clip
 
 
+@cache
+def warn_once(warning: str | None) -> None:
+    if warning is not None:
+        logger.warning(warning)
+
+
+def slow_convolutions(release: str, cudnn: int | None, cuda: str | None) -> str | None:
+    """A warning where torch runs half-precision 3-D convolutions without cuDNN.
+
+    Torch 2.9.0 does so with cuDNN 9.8 and newer, 2.9.1 with 9.8 to 9.14: those gave wrong results.
+    """
+    if not release.startswith("2.9.") or cudnn is None or cudnn < CUDNN_BROKEN:
+        return None
+    first = release.startswith("2.9.0")
+    if cudnn >= CUDNN_FIXED and not first:
+        return None
+    package = f"nvidia-cudnn-cu{(cuda or '12').partition('.')[0]}"
+    newer = f'torch 2.9.1 and "{package}>=9.15"' if first else f'"{package}>=9.15"'
+    return (
+        f"torch {release} runs half-precision 3-D convolutions without cuDNN {cudnn}: the VAE "
+        f"decodes more slowly and takes more memory than is counted; install {newer}, take torch "
+        "2.10 or newer, or give --vae-precision fp32"
+    )
+
+
 class VideoVAE:
     """Clips (3, F, H, W) in [0, 1] to scaled latents (z, f, h, w) and back.
 
@@ -192,6 +218,9 @@ class VideoVAE:
             logger.info(f"the VAE computes in fp32 on the CPU, its weights rounded to {precision}")
             self.dtype = torch.float32
             state = {name: tensor.float() for name, tensor in state.items()}
+        if self.device.type == "cuda" and self.dtype != torch.float32:
+            cudnn = torch.backends.cudnn.version()
+            warn_once(slow_convolutions(torch.__version__, cudnn, torch.version.cuda))
         assign(self.model, state, checkpoint)
 
     def to(self, device: torch.device | str) -> None:

@@ -109,8 +109,13 @@ def _ways_out(
 
 
 @contextmanager
-def out_of_memory_as_input_error(device: torch.device, what: str, way_out: str) -> Iterator[None]:
-    """Turn a failed allocation into one line; torch reports the host's as a RuntimeError."""
+def out_of_memory_as_input_error(
+    device: torch.device, what: str, way_out: str, options: Mapping[str, bool] | None = None
+) -> Iterator[None]:
+    """Turn a failed allocation into one line; torch reports the host's as a RuntimeError.
+
+    options: those that spare memory of a GPU -> in use, read when it has run out.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -119,8 +124,10 @@ def out_of_memory_as_input_error(device: torch.device, what: str, way_out: str) 
             isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first
         ):
             raise
+        unused = [option for option, used in (options or {}).items() if not used]
+        left = f"take {' or '.join(unused)}, or " if unused and device.type == "cuda" else ""
         raise InputError(
-            f"not enough memory on {device} for {what} ({first}): {_gaps(device)}{way_out}"
+            f"not enough memory on {device} for {what} ({first}): {_gaps(device)}{left}{way_out}"
         ) from error
 
 

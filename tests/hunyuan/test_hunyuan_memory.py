@@ -11,9 +11,9 @@ from diffusers import AutoencoderKLHunyuanVideo
 import hyvideo.attention
 import hyvideo.model
 from hyvideo.checks import Load, activation_bytes, device_needs, plan_bytes
-from hyvideo.config import CONFIGS, DEFAULT_MODEL
+from hyvideo.config import CONFIGS
 from hyvideo.model import HYVideoDiffusionTransformer
-from hyvideo.vae import VaeSizes, VideoVAE, _set_tiles, decode_bytes
+from hyvideo.vae import VideoVAE, _set_tiles, decode_bytes
 from live_memory import (
     LiveMemory,
     assert_holds,
@@ -22,16 +22,21 @@ from live_memory import (
     fake_tensors,
     half_precision_as_on_cuda,
 )
+from official_sizes import (
+    HUNYUAN,
+    HUNYUAN_540P,
+    HUNYUAN_720P,
+    HUNYUAN_ENCODERS,
+    HUNYUAN_STILL,
+    HUNYUAN_VAE,
+)
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.parallel.degrees import Degrees
 from profiling_core.parallel.sequence import SequenceShare
 from profiling_core.plan.presets import load_preset
 
-OFFICIAL = CONFIGS[DEFAULT_MODEL]
-ENCODERS = {"text encoder": 15_008_000_000, "second text encoder": 247_000_000}
-VAE = VaeSizes(246_493_571)
-AT_540P, AT_720P, STILL = (16, 33, 68, 120), (16, 33, 90, 160), (16, 1, 90, 160)
-TEXT = OFFICIAL.text_len
+AT_540P, AT_720P, STILL = HUNYUAN_540P, HUNYUAN_720P, HUNYUAN_STILL
+TEXT = HUNYUAN.text_len
 LOAD = Load("bf16", "fp16", latent=AT_720P)
 
 
@@ -89,13 +94,13 @@ def test_the_activations_of_a_call_are_those_that_are_alive(
 ) -> None:
     depths = {"mm_double_blocks_depth": 2, "mm_single_blocks_depth": 2}
     with fake_ranks(ulysses, ring) as ranks, fake_tensors():
-        sizes = OFFICIAL.transformer | depths
+        sizes = HUNYUAN.transformer | depths
         model = built(lambda: HYVideoDiffusionTransformer(**sizes), torch.bfloat16)
         if ranks.world > 1:
             model.share_tokens(SequenceShare(ranks, hyvideo.attention.attention))
         peak = call_peak(model, latent, rows)
     load = replace(LOAD, latent=latent, rows=rows, degrees=Degrees(ulysses, ring))
-    assert_holds(activation_bytes(OFFICIAL, load), peak)
+    assert_holds(activation_bytes(HUNYUAN, load), peak)
 
 
 def test_a_plan_adds_its_anchors_and_one_input_of_an_interval(full_text: None) -> None:
@@ -128,14 +133,17 @@ def test_a_decode_needs_what_is_alive(
 
 
 def test_with_offload_one_part_is_on_the_gpu_at_a_time() -> None:
-    needs = device_needs(ENCODERS, VAE, OFFICIAL, replace(LOAD, offload=True))
+    parts, one = (HUNYUAN_ENCODERS, HUNYUAN_VAE, HUNYUAN), replace(LOAD, offload=True)
+    needs = device_needs(*parts, one)
     assert {moment: list(parts) for moment, parts in needs.items()} == {
         "encoding": ["text encoder"],
         "denoising": ["transformer", "activations"],
         "decoding": ["VAE", "frames"],
     }
-    fp8 = device_needs(ENCODERS, VAE, OFFICIAL, replace(LOAD, offload=True, use_fp8=True))
+    fp8 = device_needs(
+        HUNYUAN_ENCODERS, HUNYUAN_VAE, HUNYUAN, replace(LOAD, offload=True, use_fp8=True)
+    )
     assert fp8["denoising"]["transformer"] < 0.6 * needs["denoising"]["transformer"]
     assert fp8["denoising"]["activations"] > needs["denoising"]["activations"]
-    needs = device_needs(ENCODERS, VAE, OFFICIAL, LOAD)
-    assert all({"transformer", "VAE", *ENCODERS} <= set(parts) for parts in needs.values())
+    needs = device_needs(*parts, LOAD)
+    assert all({"transformer", "VAE", *HUNYUAN_ENCODERS} <= set(parts) for parts in needs.values())

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
+from loguru import logger
 
 from devices import DEVICES
 from hunyuan_toys import OFFICIAL_VAE, TINY_VAE, tiny_vae, write_vae
 from hyvideo.checkpoint import MODEL
-from hyvideo.vae import VideoVAE, build_vae, vae_bytes
+from hyvideo.vae import VideoVAE, build_vae, slow_convolutions, vae_sizes, warn_once
 from profiling_core.errors import InputError
 
 
@@ -45,7 +46,7 @@ def test_the_official_config_is_diffusers_default_of_248_tensors(tmp_path: Path)
     assert len(shapes) == 248
     assert ours.config.scaling_factor == 0.476986
     parameters = sum(p.numel() for p in theirs.parameters())
-    assert vae_bytes(tmp_path / "config.json", torch.float16) == 2 * parameters
+    assert vae_sizes(tmp_path / "config.json") == (parameters, 128, 256, 64)
     assert abs(parameters - 246.5e6) < 0.1e6
 
 
@@ -190,3 +191,41 @@ def test_wrong_sizes_are_named(tmp_path: Path, change: dict, says: str) -> None:
     with pytest.raises(InputError, match=says) as error:
         build_vae(path)
     assert "config.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("release", "cudnn", "cuda", "install"),
+    [
+        ("2.9.1+cu128", 91002, "12.8", 'install "nvidia-cudnn-cu12>=9.15"'),
+        ("2.9.1+cu130", 91300, "13.0", 'install "nvidia-cudnn-cu13>=9.15"'),
+        ("2.9.0+cu128", 91501, "12.8", 'install torch 2.9.1 and "nvidia-cudnn-cu12>=9.15"'),
+        ("2.9.1+cu128", 91501, "12.8", None),
+        ("2.9.1+cu126", 90501, "12.6", None),
+        ("2.8.0+cu128", 91002, "12.8", None),
+        ("2.10.0+cu128", 91002, "12.8", None),
+        ("2.9.1+cpu", None, None, None),
+    ],
+)
+def test_torch_2_9_without_cudnn_9_15_is_warned_of(
+    release: str, cudnn: int | None, cuda: str | None, install: str | None
+) -> None:
+    said = slow_convolutions(release, cudnn, cuda)
+    assert (said is None) == (install is None)
+    assert said is None or (f"without cuDNN {cudnn}: " in said and install in said)
+
+
+def test_only_a_vae_in_half_precision_on_a_gpu_warns_and_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are loaded on the host, so a stand-in for the GPU will do."""
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(line.record["message"]), level="WARNING")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    warn_once.cache_clear()
+    files = (folder / "config.json", folder / "pytorch_model.pt")
+    for device, precision in (("cpu", "fp16"), ("cuda", "fp32"), *[("cuda", "fp16")] * 2):
+        assert not lines or precision == "fp16"
+        VideoVAE(*files, device, precision)
+    logger.remove(sink)
+    assert len(lines) == 1 and lines[0].endswith("or give --vae-precision fp32")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from loguru import logger
 from torch import Tensor, nn
 
 from devices import NEEDS_CUDA
+from host_waits import DEVICE, HostWaits
 from profiling_core.errors import InputError, PlanError
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.presets import load_preset
 from profiling_core.plan.regrid import SPEEDUPS
-from tree_cases import STEPS, TreeCase
+from tree_cases import PROMPT, STEPS, TreeCase
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +240,41 @@ def test_numbers_that_are_not_finite_are_no_clip(
     monkeypatch.setattr(pipeline.vae, "decode", lambda latent: nan)
     with pytest.raises(InputError, match=r"decoding gave .* download .* again"):
         tree.sample(pipeline)
+
+
+@pytest.mark.parametrize("kind", ["full", "intervals", "hold", "linear", "jump"])
+def test_a_denoising_loop_never_waits_for_the_device(
+    tree: TreeCase, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """On a device without numbers, where any read would be an error; reads at the end are not."""
+    pipeline = tree.open_pipeline(fp32=True)
+    if tree.name == "wan":
+        prompts = [x.to(DEVICE) for x in pipeline.encode([PROMPT, PROMPT])]
+        inputs, noise = prompts, torch.empty(16, 2, 4, 4, device=DEVICE)
+    else:
+        found = pipeline.encode(PROMPT, "red", video_length=5)
+        inputs = [replace(found, states=found.states.to(DEVICE), pooled=found.pooled.to(DEVICE))]
+        noise = torch.empty(1, 16, 2, 4, 4, device=DEVICE)
+    sites = {
+        "full": (),
+        "intervals": (tree.intervals(0, 1, 3),),
+        **{skip: (tree.prediction(0, 1, 3, skip=skip),) for skip in ("hold", "linear", "jump")},
+    }
+    pipeline.model.to(DEVICE)
+    monkeypatch.setattr(pipeline, "device", torch.device(DEVICE))
+    monkeypatch.setattr(tree.module, "check_finite", lambda *args: None)
+    plan = tree.plan(*sites[kind]) if sites[kind] else None
+    steps = {tree.arguments["steps"]: STEPS}
+    waits = HostWaits()
+    walk = tree.module.shown_steps
+
+    def counted(*args: Any) -> Iterator[int]:
+        with waits:
+            yield from walk(*args)
+
+    monkeypatch.setattr(tree.module, "shown_steps", counted)
+    pipeline.denoise(*inputs, noise, plan=plan, progress=False, **steps)
+    assert pipeline.last_run.model_calls > 0 and dict(waits.found) == {}
 
 
 @pytest.mark.gpu

@@ -18,11 +18,13 @@ from live_memory import (
     fake_ranks,
     fake_tensors,
 )
+from official_sizes import WAN_14B, WAN_480P, WAN_720P, WAN_SMALL, WAN_STILL
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import InputError
 from profiling_core.parallel.degrees import Degrees
 from profiling_core.parallel.sequence import SequenceShare
 from profiling_core.plan.presets import load_preset
+from profiling_core.runtime.memory import out_of_memory_as_input_error
 from wan.checks import (
     Load,
     Sizes,
@@ -39,13 +41,7 @@ from wan.vae import VideoVAE, decode_bytes
 from wan.weights import load_transformer
 from wan_toys import TINY_VAE
 
-LARGE = {"dim": 5120, "ffn_dim": 13824, "num_heads": 40}
-SMALL = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12}
-FIXED = {"text_len": 512, "text_dim": 4096, "num_layers": 40}
-WAN_14B = Sizes(
-    FIXED | LARGE, 14_288_491_584, 14_288_491_584 - 40 * 351_383_040, 11_361_820_672, 507_591_892
-)
-AT_480P, AT_720P, STILL = (16, 21, 60, 104), (16, 21, 90, 160), (16, 1, 90, 160)
+AT_480P, AT_720P, STILL = WAN_480P, WAN_720P, WAN_STILL
 CUDA = torch.device("cuda")
 
 
@@ -72,25 +68,25 @@ def call_peak(
 @pytest.mark.parametrize(
     ("sizes", "latent", "dtype", "ulysses", "ring"),
     [
-        (LARGE, AT_720P, torch.float32, 1, 1),
-        (LARGE, AT_480P, torch.bfloat16, 1, 1),
-        (SMALL, AT_480P, torch.float32, 1, 1),
-        (LARGE, STILL, torch.float32, 1, 1),
-        (LARGE, AT_720P, torch.float32, 8, 1),
-        (LARGE, AT_720P, torch.bfloat16, 1, 2),
-        (LARGE, AT_720P, torch.float32, 2, 4),
+        (WAN_14B, AT_720P, torch.float32, 1, 1),
+        (WAN_14B, AT_480P, torch.bfloat16, 1, 1),
+        (WAN_SMALL, AT_480P, torch.float32, 1, 1),
+        (WAN_14B, STILL, torch.float32, 1, 1),
+        (WAN_14B, AT_720P, torch.float32, 8, 1),
+        (WAN_14B, AT_720P, torch.bfloat16, 1, 2),
+        (WAN_14B, AT_720P, torch.float32, 2, 4),
     ],
 )
 def test_the_activations_of_a_call_are_those_that_are_alive(
-    sizes: dict[str, int], latent: tuple[int, ...], dtype: torch.dtype, ulysses: int, ring: int
+    sizes: Sizes, latent: tuple[int, ...], dtype: torch.dtype, ulysses: int, ring: int
 ) -> None:
     with fake_ranks(ulysses, ring) as ranks, fake_tensors():
-        model = built(lambda: WanModel(**sizes, num_layers=2), dtype)
+        model = built(lambda: WanModel(**sizes.transformer | {"num_layers": 2}), dtype)
         if ranks.world > 1:
             model.share_tokens(SequenceShare(ranks, wan.attention.attention))
         peak = call_peak(model, latent)
     load = Load(dtype, degrees=Degrees(ulysses, ring), latent=latent)
-    assert_holds(activation_bytes(replace(WAN_14B, transformer=FIXED | sizes), load), peak)
+    assert_holds(activation_bytes(sizes, load), peak)
 
 
 def test_tensors_without_numbers_have_the_peak_of_real_ones() -> None:
@@ -247,7 +243,7 @@ def test_fsdp_counts_its_share_and_what_it_gathers() -> None:
     eight = Load(latent=AT_720P, dit_fsdp=True, t5_fsdp=True, degrees=Degrees(8))
     parts = device_needs(WAN_14B, eight)["denoising"]
     assert parts["transformer's share"] == WAN_14B.parameters * 4 // 8
-    assert parts["gathered weights"] == WAN_14B.outside_blocks * 4 + 3 * 351_383_040 * 2
+    assert parts["gathered weights"] == WAN_14B.outside_blocks * 4 + 3 * 351_394_304 * 2
     assert parts["text encoder"] == WAN_14B.encoder // 8
     alone = activation_bytes(WAN_14B, replace(eight, degrees=Degrees()))
     assert parts["activations"] < 0.25 * alone
@@ -261,3 +257,28 @@ def test_the_estimate_reads_a_checkpoint_folder(checkpoint: Path) -> None:
         p.numel() for p in model.blocks.parameters()
     )
     assert sizes.vae_dim == TINY_VAE["base_dim"]
+
+
+def test_memory_that_runs_out_names_gaps_and_options_that_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70 * 10**9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 62 * 10**9)
+    options = {"--t5_cpu": True, "--convert_model_dtype": False}
+
+    def run_out(device: str) -> str:
+        room = out_of_memory_as_input_error(torch.device(device), "a clip", "take less", options)
+        with pytest.raises(InputError) as caught, room:
+            options["--offload_model true"] = False
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return str(caught.value).partition("): ")[2]
+
+    ways = "take --convert_model_dtype or --offload_model true, or take less"
+    assert run_out("cuda") == (
+        "8.0 GB are reserved and unused, set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to "
+        f"use them; {ways}"
+    )
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    assert run_out("cuda") == ways
+    assert run_out("cpu") == "take less"

@@ -8,6 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from host_waits import DEVICE, HostWaits
 from profiling_core.errors import InputError
 from wan.scheduler import Scheduler, build_scheduler
 from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
@@ -151,3 +152,20 @@ def test_sigmas_are_the_solvers_own_as_python_floats() -> None:
 def test_impossible_grids_are_refused(solver: str, steps: int, shift: float, says: str) -> None:
     with pytest.raises(InputError, match=says):
         sigma_grid(solver, steps, shift)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_step_waits_for_the_device(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' UniPC moves levels there, and solves there: 62 times in ten steps."""
+    assert waits(build_scheduler(solver, 10, 5.0, DEVICE)) == {}
+    monkeypatch.setattr("wan.scheduler.UniPC", UniPCMultistepScheduler)
+    theirs = {"unipc": {"_to_copy": 54, "_linalg_check_errors": 8}, "dpm++": {}}
+    assert waits(build_scheduler(solver, 10, 5.0, DEVICE)) == theirs[solver]
+
+
+def waits(scheduler: Scheduler) -> dict[str, int]:
+    x = torch.empty(1, 16, 3, 6, 8, device=DEVICE)
+    with HostWaits() as seen:
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.empty_like(x), t, x, return_dict=False)[0]
+    return dict(seen.found)
