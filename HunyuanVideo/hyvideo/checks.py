@@ -151,7 +151,7 @@ def activation_bytes(config: HunyuanConfig, load: Load) -> int:
 
 
 def plan_bytes(config: HunyuanConfig, load: Load) -> int:
-    """Of anchors, and of the input that an interval's first block keeps until its last has run."""
+    """Of anchors on the device, and of the input that an interval keeps until its last block."""
     if load.plan is None or load.latent is None:
         return 0
     plan, c = load.plan, DTYPES[load.precision].itemsize
@@ -164,7 +164,8 @@ def plan_bytes(config: HunyuanConfig, load: Load) -> int:
         latent_numel=load.rows * prod(load.latent),
         prediction_itemsize=c,
     )
-    return held + c * tokens * config.transformer["hidden_size"] * bool(plan.interval_sites)
+    kept = c * tokens * config.transformer["hidden_size"] * bool(plan.interval_sites)
+    return held * (plan.storage_place == "device") + kept
 
 
 def device_needs(
@@ -172,7 +173,8 @@ def device_needs(
 ) -> Needs:
     """What a device holds while prompts are encoded, while a clip is denoised and decoded.
 
-    encoders: their bytes. With offload one part is there at a time.
+    encoders: their bytes; their activations, below 0.2 GB, are left out. With offload one part is
+    there at a time.
     """
     computing = replace(config, precision=load.precision, use_fp8=load.use_fp8)
     transformer = {"transformer": transformer_bytes(computing)}
@@ -181,7 +183,7 @@ def device_needs(
     if load.latent is not None:
         decoding["frames"] = decode_bytes(load.latent, vae_dtype, *vae[1:])
     denoising = {"activations": activation_bytes(config, load)}
-    if load.plan is not None and load.plan.storage_place == "device":
+    if load.plan is not None:
         denoising["plan"] = plan_bytes(config, load)
     if not load.offload:
         every = transformer | encoders | weights

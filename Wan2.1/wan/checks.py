@@ -16,7 +16,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.regrid import on_grid, regrid
 from profiling_core.plan.restrict import plan_of_both
-from profiling_core.plan.schema import BRANCHES
+from profiling_core.plan.schema import BRANCHES, StoragePlace
 from profiling_core.runtime.memory import (
     GB,
     Needs,
@@ -29,6 +29,7 @@ from profiling_core.runtime.memory import (
 
 from .configs import WanConfig
 from .sigmas import sigmas_fp32
+from .t5 import embedding_bytes
 from .vae import BASE_DIM, base_dim, decode_bytes
 from .weights import build_transformer, model_kwargs
 
@@ -93,6 +94,7 @@ class Sizes:
     parameters: int
     outside_blocks: int
     encoder: int
+    embedding: int  # of the encoder's tokens
     vae: int
     vae_dim: int = BASE_DIM
 
@@ -106,6 +108,7 @@ def sizes_of(folder: Path, config: WanConfig) -> Sizes:
         sum(p.numel() for p in model.parameters()),
         sum(outside),
         (folder / config.t5_checkpoint).stat().st_size,
+        embedding_bytes(folder / config.t5_checkpoint),
         vae.stat().st_size,
         base_dim(vae),
     )
@@ -144,14 +147,18 @@ def activation_bytes(sizes: Sizes, load: Load) -> int:
     return largest_moment + fixed + 8 * 4 * prod(load.latent)
 
 
-def plan_bytes(sizes: Sizes, load: Load) -> int:
-    """Of anchors, and of the input that an interval's first block keeps until its last has run."""
+def plan_bytes(sizes: Sizes, load: Load, place: StoragePlace) -> int:
+    """Of anchors where they lie, and of what an interval keeps on the device until its last block.
+
+    That is the input of its first block.
+    """
     if load.plan is None or load.latent is None:
         return 0
     plan = plan_of_both(load.plan) if load.degrees.cfg > 1 else load.plan
     latents = load.degrees.cfg * prod(load.latent)
     held = bytes_held(plan, tokens=load.tokens, stream_itemsize=4, latent_numel=latents)
-    return held + 4 * load.tokens * sizes.transformer["dim"] * bool(plan.interval_sites)
+    kept = 4 * load.tokens * sizes.transformer["dim"] * bool(plan.interval_sites)
+    return held * (plan.storage_place == place) + kept * (place == "device")
 
 
 def device_needs(sizes: Sizes, load: Load) -> Needs:
@@ -159,7 +166,8 @@ def device_needs(sizes: Sizes, load: Load) -> Needs:
 
     With offload_model the text encoder is there in the first moment and the transformer in the
     second; what FSDP shares out stays, and of it come gathered the tensors outside the blocks and
-    three blocks: the one that runs, the next, and one that is copied.
+    three blocks: the one that runs, the next, and one that is copied. An encoder's activations,
+    below 0.2 GB, are left out.
     """
     world = load.degrees.world
     transformer = {"transformer": sizes.parameters * load.dtype.itemsize}
@@ -168,12 +176,14 @@ def device_needs(sizes: Sizes, load: Load) -> Needs:
         gathered = sizes.outside_blocks * load.dtype.itemsize + 3 * layer * load.computing.itemsize
         shared = transformer["transformer"] // world
         transformer = {"transformer's share": shared, "gathered weights": gathered}
-    encoder = {"text encoder": sizes.encoder // (world if load.t5_fsdp else 1)}
+    encoder = {"text encoder": sizes.encoder}
+    if load.t5_fsdp:
+        encoder = {"text encoder's share": sizes.encoder // world, "embedding": sizes.embedding}
     encoder = {} if load.t5_cpu else encoder
     vae = {"VAE": sizes.vae}
     denoising = {"activations": activation_bytes(sizes, load)}
-    if load.plan is not None and load.plan.storage_place == "device":
-        denoising["plan"] = plan_bytes(sizes, load)
+    if load.plan is not None:
+        denoising["plan"] = plan_bytes(sizes, load, "device")
     decoding = {}
     if load.latent is not None:
         decoding["frames"] = decode_bytes(load.latent, sizes.vae_dim, world)
@@ -192,8 +202,8 @@ def host_needs(sizes: Sizes, load: Load) -> Needs:
     parts = {"text encoder": sizes.encoder // (load.degrees.world if load.t5_fsdp else 1)}
     if load.offload_model and not load.dit_fsdp:
         parts = {"transformer": sizes.parameters * load.dtype.itemsize} | parts
-    if load.plan is not None and load.plan.storage_place == "host":
-        parts["plan"] = plan_bytes(sizes, load)
+    if held := plan_bytes(sizes, load, "host"):
+        parts["plan"] = held
     return {"": parts}
 
 
@@ -209,6 +219,8 @@ def check_memory(sizes: Sizes, load: Load, device: torch.device) -> None:
         ways = {"--convert_model_dtype": {"dtype": half}, "--t5_cpu": {"t5_cpu": True}}
         if load.degrees.world == 1:
             ways["--offload_model true"] = {"offload_model": True}
+        else:
+            ways |= {f"--{name}": {name: True} for name in ("dit_fsdp", "t5_fsdp")}
     if (note := check_room(partial(needs, sizes), load, device, ways)) is not None:
         logger.warning(note)
 
@@ -216,13 +228,14 @@ def check_memory(sizes: Sizes, load: Load, device: torch.device) -> None:
 def offload_by_memory(sizes: Sizes, load: Load, device: torch.device) -> bool:
     """--offload_model where it is not given: false where everything fits at once, with a log line.
 
-    Otherwise the transformer crosses the bus twice a clip. On the CPU it has no effect.
+    Otherwise the transformer crosses the bus twice a clip. On the CPU it has no effect; without a
+    clip that is known it is true.
     """
-    if device.type == "cpu" or load.degrees.world > 1:
+    if device.type == "cpu" or load.degrees.world > 1 or load.latent is None:
         return load.degrees.world == 1
     _, parts, total = largest(device_needs(sizes, replace(load, offload_model=False)))
     free = available_bytes(device)
-    offload = load.latent is None or free is None or with_gaps(total) > free
+    offload = free is None or with_gaps(total) > free
     room = "unknown" if free is None else f"{free / GB:.1f} GB"
     why = "parts that do not work leave the GPU" if offload else "everything stays on the GPU"
     logger.info(

@@ -90,14 +90,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_umt5(checkpoint: Path) -> UMT5EncoderModel:
-    """The encoder on the meta device.
-
-    Its sizes come from the JSON file beside the checkpoint, or are the official XXL's.
-    """
+def sizes_of(checkpoint: Path) -> dict[str, int]:
+    """Those of the JSON file beside the checkpoint, or the official XXL's."""
     sizes = checkpoint.with_suffix(".json")
     given = read_json(sizes) if sizes.exists() else OFFICIAL_SIZES
     check_counts(sizes, given)
+    return given
+
+
+def embedding_bytes(checkpoint: Path) -> int:
+    """Of the embedding of tokens, the encoder's largest tensor, in bf16."""
+    sizes = OFFICIAL_SIZES | sizes_of(checkpoint)
+    return sizes["vocab_size"] * sizes["d_model"] * 2
+
+
+def build_umt5(checkpoint: Path) -> UMT5EncoderModel:
+    """The encoder on the meta device."""
+    sizes, given = checkpoint.with_suffix(".json"), sizes_of(checkpoint)
     try:
         with torch.device("meta"):
             # eager attention equals the official bf16 results bit by bit, SDPA does not

@@ -140,8 +140,8 @@ class WanT2V:
         """Does the transformer leave the device while other parts work?"""
         return offload and self.device.type != "cpu" and not self.sharded
 
-    def _make_room(self, offload_model: bool | None) -> None:
-        """With offload the transformer goes to the host."""
+    def make_room(self, offload_model: bool | None = None) -> None:
+        """With offload the transformer goes to the host; None: as when it was loaded."""
         if self._leaves(self.offload_model if offload_model is None else offload_model):
             self.model.to("cpu")
             torch.cuda.empty_cache()
@@ -220,8 +220,9 @@ class WanT2V:
                     context, context_null, noise, recorder=perturbed, **sampling
                 ),
             )
+        self.make_room(offload_model)
         with timed(self.device) as decoding:
-            video = self.decode(latent, offload_model=offload_model)
+            video = self.decode(latent)
         if video is not None:
             check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
         if recorder is not None:
@@ -236,7 +237,7 @@ class WanT2V:
         """One embedding (rows, text_dim) per prompt, bf16 on the pipeline's device."""
         offload = self.offload_model if offload_model is None else offload_model
         if not self.t5_cpu:
-            self._make_room(offload)
+            self.make_room(offload)
         self.text_encoder.to("cpu" if self.t5_cpu else self.device)
         contexts = [self.text_encoder(prompt).to(self.device) for prompt in prompts]
         if offload:
@@ -330,9 +331,8 @@ class WanT2V:
             run.begin(step, branch)
             yield self.model([latent], timestep, [contexts[branch]], seq_len)[0]
 
-    def decode(self, latent: Tensor, *, offload_model: bool | None = None) -> Tensor | None:
+    def decode(self, latent: Tensor) -> Tensor | None:
         """Clip (3, F, H, W), fp32 in [-1, 1], of a latent (z, f, h, w), on the first process."""
-        self._make_room(offload_model)
         latent = latent.to(self.device)
         if self.ranks.world > 1:
             return self.vae.decode_shared(latent, self.ranks)

@@ -243,6 +243,7 @@ class WanModel(TreeModel):
         )
 
     def decode(self, latent: Any) -> Any:
+        self.pipeline.make_room()
         video = self.pipeline.decode(latent)
         return None if video is None else video.float().cpu()
 
