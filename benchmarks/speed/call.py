@@ -50,6 +50,7 @@ HUNYUAN_384 = {
 }
 KINDS = {"wan": WanModel, "hunyuan": HYVideoDiffusionTransformer}
 SIZES = {"wan": WAN_384, "hunyuan": HUNYUAN_384}
+HEADER = ["tree", "model", "type", "beside", "s", "s beside", "ratio", "of CPU s"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -61,10 +62,10 @@ def main() -> int:
         for row in rows_of(tree, args.models, args.rounds, args.loops):
             append_row("call", {"tree": tree, **row, **environment(CPU)})
             cells = [tree, row["model"], row["dtype"], row["beside"], f"{row['seconds']:.4f}"]
-            lines.append([*cells, f"{row['beside_seconds']:.4f}", f"{row['ratio']:.3f}"])
+            ratios = [f"{row[name]:.3f}" for name in ("ratio", "cpu_ratio") if name in row]
+            lines.append([*cells, f"{row['beside_seconds']:.4f}", *ratios, ""][: len(HEADER)])
             log("  ".join(lines[-1]))
-    header = ["tree", "model", "type", "beside", "s", "s beside", "ratio"]
-    sys.stdout.write(table(header, lines) + "\n")
+    sys.stdout.write(table(HEADER, lines) + "\n")
     return 0
 
 
@@ -76,12 +77,29 @@ def rows_of(tree: str, models: list[str], rounds: int, loops: int) -> Iterator[R
         for name in models:
             facts: Row = {"model": name, "dtype": dtype, "rounds": rounds}
             for beside, ours, other in pairs(tree, name, DTYPES[dtype]):
-                taken = alternate({"ours": ours, beside: other}, rounds, CPU)
-                medians = (median(taken["ours"]), median(taken[beside]))
-                yield {**facts, "beside": beside, **ratio_of(*medians)}
+                yield {**facts, "beside": beside, **compared(ours, other, rounds)}
         if loops:
             facts = {"model": "miniature", "dtype": dtype, "rounds": loops, "beside": "its calls"}
             yield {**facts, **loop_beside_calls(load(tree, fp32=dtype == "fp32"), loops)}
+
+
+def compared(ours: Call, other: Call, rounds: int) -> Row:
+    """Medians, and the ratio of processor seconds, which other loads hardly change."""
+    cpu: dict[str, list[float]] = {"ours": [], "other": []}
+
+    def clocked(name: str, call: Call) -> Call:
+        def run() -> None:
+            started = time.process_time()
+            call()
+            cpu[name].append(time.process_time() - started)
+
+        return run
+
+    calls = {"ours": clocked("ours", ours), "other": clocked("other", other)}
+    taken = alternate(calls, rounds, CPU)
+    cpu_ratio = median(cpu["ours"][1:]) / median(cpu["other"][1:])  # the first round warms up
+    medians = median(taken["ours"]), median(taken["other"])
+    return {**ratio_of(*medians), "cpu_ratio": round(cpu_ratio, 5)}
 
 
 def ratio_of(ours: float, other: float) -> Row:
@@ -166,7 +184,7 @@ def loop_beside_calls(tree: Tree, rounds: int) -> Row:
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__, rounds=15)
+    parser = Parser(__doc__, rounds=25)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--loops", type=at_least(0), default=1, help="denoising loops, 0: none")
     return parser

@@ -326,6 +326,7 @@ def test_a_call_is_timed_beside_diffusers_and_a_loop_beside_its_calls(
     other, loop = rows("call")
     assert (other["beside"], other["model"], other["dtype"]) == ("diffusers", "width 384", "fp32")
     assert other["ratio"] == pytest.approx(other["seconds"] / other["beside_seconds"], rel=0.1)
+    assert 0 < other["cpu_ratio"] and "cpu_ratio" not in loop
     assert (loop["beside"], loop["steps"]) == ("its calls", 2) and 1 < loop["ratio"] < 1.5
     said = capsys.readouterr().err
     assert "bf16 left out: no bf16 instructions here" in said
