@@ -6,6 +6,7 @@ Shapes: B samples, N image tokens, L text tokens, D width.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,6 @@ from .attention import attention
 from .rope import apply_rope
 
 KeyLens = tuple[int, ...] | None  # tokens per sample that may be attended to; None: all
-Rope = tuple[Tensor, Tensor]  # cosines and sines, (N, head_dim) each
 
 EPS = 1e-6
 FREQUENCIES = 256
@@ -29,17 +29,55 @@ def sinusoid(t: Tensor, dim: int = FREQUENCIES) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=1)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, T, D) scaled and shifted by vectors (B, D)."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """A region that computes in the types it is given; the meta device knows no autocast."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def linear_type(x: Tensor) -> torch.dtype:
+    """The type that a linear takes x in: autocast's, else x's own."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm computed and returned in fp32, as autocast has it on a GPU."""
+    """Layer norm computed and returned in fp32, as GPUs under autocast do; times `scale` (B, D)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
-        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
+        if scale is not None and len(scale) == 1:  # the norm's own weight: one pass, the same bits
+            weight, scale = scale[0].float(), None
+        x = F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
+        return x if scale is None else x * scale[:, None]
+
+
+def modulate(norm: LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """norm(x) * (1 + scale) + shift with vectors (B, D), rounded to the type of the next linear."""
+    x = norm(x, 1 + scale)
+    kind = linear_type(x)
+    if torch.is_grad_enabled():
+        return (x + shift[:, None]).to(kind)
+    rounded = x if x.dtype == kind else torch.empty_like(x, dtype=kind)
+    return torch.add(x, shift[:, None], out=rounded)
+
+
+def gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y * gate, of x and y (B, T, D) and a vector (B, D)."""
+    return (y * gate[:, None]).add_(x)
+
+
+def gelu_beside(x: Tensor, mlp: Tensor) -> Tensor:
+    """x and gelu(mlp) side by side (B, T, D + hidden), without a copy of the latter."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # neither knows such an out=
+        return torch.cat((x, F.gelu(mlp, approximate="tanh")), dim=-1)
+    joined = x.new_empty((*x.shape[:2], x.shape[-1] + mlp.shape[-1]))
+    joined[..., : x.shape[-1]] = x
+    F.gelu(mlp, approximate="tanh", out=joined[..., x.shape[-1] :])
+    return joined
 
 
 class RMSNorm(nn.Module):
@@ -50,9 +88,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        full = x.float()
-        scale = torch.rsqrt(full.square().mean(dim=-1, keepdim=True) + EPS)
-        return (full * scale).to(x.dtype) * self.weight
+        with no_autocast(x.device):  # CUDA's would make an fp32 copy of x first
+            return F.rms_norm(x, x.shape[-1:], None, EPS) * self.weight
 
 
 class MLP(nn.Module):
@@ -204,39 +241,34 @@ class DoubleStreamBlock(JointAttention):
         self.txt_mlp = MLP(dim, hidden, nn.GELU(approximate="tanh"))
 
     def forward(
-        self, img: Tensor, txt: Tensor, vec: Tensor, rope: Rope, key_lens: KeyLens
+        self, img: Tensor, txt: Tensor, vec: Tensor, rope: Tensor, key_lens: KeyLens
     ) -> tuple[Tensor, Tensor]:
         """img (B, N, D), txt (B, L, D), vec (B, D). Returns both streams updated."""
         i_shift1, i_scale1, i_gate1, i_shift2, i_scale2, i_gate2 = self.img_mod(vec)
         t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2 = self.txt_mod(vec)
 
-        qkv = self.img_attn_qkv(modulate(self.img_norm1(img), i_shift1, i_scale1))
+        qkv = self.img_attn_qkv(modulate(self.img_norm1, img, i_shift1, i_scale1))
         img_q, img_k, img_v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
-        img_q = apply_rope(self.img_attn_q_norm(img_q).to(img_v), *rope)
-        img_k = apply_rope(self.img_attn_k_norm(img_k).to(img_v), *rope)
+        img_q = apply_rope(self.img_attn_q_norm(img_q).to(img_v), rope)
+        img_k = apply_rope(self.img_attn_k_norm(img_k).to(img_v), rope)
 
-        qkv = self.txt_attn_qkv(modulate(self.txt_norm1(txt), t_shift1, t_scale1))
+        qkv = self.txt_attn_qkv(modulate(self.txt_norm1, txt, t_shift1, t_scale1))
         txt_q, txt_k, txt_v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
         txt_q = self.txt_attn_q_norm(txt_q).to(txt_v)
         txt_k = self.txt_attn_k_norm(txt_k).to(txt_v)
 
-        joint = self.attend(
-            torch.cat((img_q, txt_q), dim=1),
-            torch.cat((img_k, txt_k), dim=1),
-            torch.cat((img_v, txt_v), dim=1),
-            key_lens,
-            txt.shape[1],
-        ).flatten(2)  # (B, N + L, D)
+        q, k, v = (
+            torch.cat(both, dim=1) for both in ((img_q, txt_q), (img_k, txt_k), (img_v, txt_v))
+        )
+        del qkv, img_q, img_k, img_v, txt_q, txt_k, txt_v  # a third of what the block has alive
+        joint = self.attend(q, k, v, key_lens, txt.shape[1]).flatten(2)  # (B, N + L, D)
+        del q, k, v
         img_attn, txt_attn = joint.split((img.shape[1], txt.shape[1]), dim=1)
 
-        img = img + i_gate1[:, None] * self.img_attn_proj(img_attn)
-        img = img + i_gate2[:, None] * self.img_mlp(
-            modulate(self.img_norm2(img), i_shift2, i_scale2)
-        )
-        txt = txt + t_gate1[:, None] * self.txt_attn_proj(txt_attn)
-        txt = txt + t_gate2[:, None] * self.txt_mlp(
-            modulate(self.txt_norm2(txt), t_shift2, t_scale2)
-        )
+        img = gated(img, self.img_attn_proj(img_attn), i_gate1)
+        img = gated(img, self.img_mlp(modulate(self.img_norm2, img, i_shift2, i_scale2)), i_gate2)
+        txt = gated(txt, self.txt_attn_proj(txt_attn), t_gate1)
+        txt = gated(txt, self.txt_mlp(modulate(self.txt_norm2, txt, t_shift2, t_scale2)), t_gate2)
         return img, txt
 
 
@@ -251,22 +283,24 @@ class SingleStreamBlock(JointAttention):
         self.linear1 = nn.Linear(dim, sum(self.widths))
         self.q_norm = RMSNorm(dim // heads)
         self.k_norm = RMSNorm(dim // heads)
-        self.mlp_act = nn.GELU(approximate="tanh")
         self.linear2 = nn.Linear(dim + self.widths[1], dim)
 
     def forward(
-        self, x: Tensor, vec: Tensor, txt_len: int, rope: Rope, key_lens: KeyLens
+        self, x: Tensor, vec: Tensor, txt_len: int, rope: Tensor, key_lens: KeyLens
     ) -> Tensor:
         """x (B, N + L, D), the last txt_len tokens text and not turned. Returns x updated."""
         shift, scale, gate = self.modulation(vec)
-        qkv, mlp = self.linear1(modulate(self.pre_norm(x), shift, scale)).split(self.widths, -1)
+        qkv, mlp = self.linear1(modulate(self.pre_norm, x, shift, scale)).split(self.widths, -1)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, N + L, heads, head_dim)
         q, k = self.q_norm(q).to(v), self.k_norm(k).to(v)
         n = x.shape[1] - txt_len
-        q = torch.cat((apply_rope(q[:, :n], *rope), q[:, n:]), dim=1)
-        k = torch.cat((apply_rope(k[:, :n], *rope), k[:, n:]), dim=1)
+        apply_rope(q[:, :n], rope)
+        apply_rope(k[:, :n], rope)
         attended = self.attend(q, k, v, key_lens, txt_len).flatten(2)
-        return x + gate[:, None] * self.linear2(torch.cat((attended, self.mlp_act(mlp)), dim=-1))
+        del q, k
+        joined = gelu_beside(attended, mlp)
+        del qkv, v, mlp, attended
+        return gated(x, self.linear2(joined), gate)
 
 
 class FinalLayer(nn.Module):
@@ -281,4 +315,4 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         """x (B, N, D). Returns (B, N, patch_values)."""
         shift, scale = self.adaLN_modulation(vec).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return self.linear(modulate(self.norm_final, x, shift, scale))

@@ -6,7 +6,6 @@ Shapes: B samples, N image tokens, L text tokens, D width; see layers.py for the
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,18 +21,12 @@ from .layers import (
     TokenRefiner,
     VectorEmbedder,
 )
+from .rope import factors
 
 if TYPE_CHECKING:
     from profiling_core.parallel.sequence import SequenceShare
 
 GUIDANCE_SCALE = 1000.0  # the guidance embedder takes guidance x 1000, multiplied in the DiT's type
-
-
-def no_autocast(device: torch.device) -> AbstractContextManager:
-    """A region that computes in the types it is given; the meta device knows no autocast."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def emulates(dtype: torch.dtype, device: torch.device) -> bool:
@@ -157,18 +150,19 @@ class HYVideoDiffusionTransformer(nn.Module):
         img = self.img_in(x)  # (B, N, D)
         mask = mask.to(x.device, torch.float32, non_blocking=True)  # no wait for the device
         txt = self.txt_in(text_states, t, mask, self.key_lens(lens, 0))  # (B, L, D)
-        rope, key_lens = (freqs_cos, freqs_sin), self.key_lens(lens, img.shape[1])
+        rope, key_lens = factors(freqs_cos, freqs_sin), self.key_lens(lens, img.shape[1])
         if self.share is not None:
             img = self.share.take(img)
-            rope = tuple(self.share.take(table, dim=0) for table in rope)
+            rope = self.share.take(rope, dim=0)
 
         for block in self.double_blocks:
             img, txt = block(img, txt, vec, rope, key_lens)
-        tokens = torch.cat((img, txt), dim=1)
+        tokens, n, txt_len = torch.cat((img, txt), dim=1), img.shape[1], txt.shape[1]
+        del img, txt
         for block in self.single_blocks:
-            tokens = block(tokens, vec, txt.shape[1], rope, key_lens)
+            tokens = block(tokens, vec, txt_len, rope, key_lens)
 
-        patches = self.final_layer(tokens[:, : img.shape[1]], vec)
+        patches = self.final_layer(tokens[:, :n], vec)
         if self.share is not None:
             patches = self.share.gather(patches)
         flow = self.unpatchify(patches, grid)

@@ -36,7 +36,8 @@ from .checks import (
     warn_of_noise,
 )
 from .config import NEGATIVE_PROMPT, HunyuanConfig, check_video_length, round_size
-from .model import GUIDANCE_SCALE, no_autocast, text_lens
+from .layers import no_autocast
+from .model import GUIDANCE_SCALE, text_lens
 from .rope import rope_tables
 from .scheduler import build_scheduler
 from .sigmas import SOLVER

@@ -39,9 +39,13 @@ def rope_tables(
     return angles.cos().to(device), angles.sin().to(device)
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (2k, 2k + 1) of x (B, N, heads, head_dim), in fp32; x's type back."""
+def factors(cos: Tensor, sin: Tensor) -> Tensor:
+    """Unit complex factor per token and channel pair, (N, 1, head_dim / 2), of the tables."""
+    return torch.complex(cos[:, ::2], sin[:, ::2])[:, None]
+
+
+def apply_rope(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the channel pairs (2k, 2k + 1) of x (B, N, heads, head_dim) in fp32, and x in place."""
     full = x.float()
-    even, odd = full.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((-odd, even), dim=-1).flatten(-2)
-    return (full * cos[:, None] + turned * sin[:, None]).to(x.dtype)
+    torch.view_as_complex(full.unflatten(-1, (-1, 2))).mul_(turns)
+    return x.copy_(full)

@@ -24,7 +24,7 @@ from profiling_core.runtime.state_dicts import (
     types_of,
 )
 
-from .model import no_autocast
+from .layers import no_autocast
 from .weights import DTYPES
 
 # names in the official config.json -> names of diffusers' arguments; the others are not sizes

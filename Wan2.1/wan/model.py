@@ -41,6 +41,14 @@ def bf16_autocast(device: torch.device, weights: torch.dtype) -> AbstractContext
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def linear_type(x: Tensor) -> torch.dtype:
+    """The type that a linear takes x in: autocast's, else x's own."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
 def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
     """The layer in fp32, also when its weights were loaded as bf16; autocast must be off."""
     return F.linear(x.float(), layer.weight.float(), layer.bias.float())
@@ -63,17 +71,41 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        full = x.float()
-        scale = torch.rsqrt(full.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (full * scale).to(x.dtype) * self.weight
+        with no_autocast(x.device):  # CUDA's would make an fp32 copy of x first
+            return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm computed in fp32, returned in x's type."""
+    """Layer norm computed in fp32, returned in x's type; then times `scale` (B, 1, D), if given."""
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
+        inside = scale is not None and len(x) == 1 and x.dtype == scale.dtype == torch.float32
+        if inside:  # the norm's own weight: a pass fewer, the same bits
+            weight, scale = scale.flatten(), None
+        x = F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+        return x if scale is None else x * scale
+
+
+def modulate(norm: LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """norm(x) * (1 + scale) + shift, rounded to the type of the linear that takes it."""
+    x = norm(x, 1 + scale)
+    kind = linear_type(x)
+    if torch.is_grad_enabled():
+        return (x + shift).to(kind)
+    return torch.add(x, shift, out=x if x.dtype == kind else torch.empty_like(x, dtype=kind))
+
+
+def gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y * gate."""
+    return (y * gate).add_(x)
+
+
+class GELU(nn.GELU):
+    """In place where nothing needs its input afterwards: it is the widest tensor of a block."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
-        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+        return F.gelu(x, approximate=self.approximate, out=None if torch.is_grad_enabled() else x)
 
 
 class SelfAttention(nn.Module):
@@ -93,9 +125,9 @@ class SelfAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1))  # (B, L, heads, head_dim)
 
     def forward(self, x: Tensor, rope: Tensor, key_lens: tuple[int, ...] | None) -> Tensor:
-        q = apply_rope(self.split_heads(self.norm_q(self.q(x))), rope)
-        k = apply_rope(self.split_heads(self.norm_k(self.k(x))), rope)
         v = self.split_heads(self.v(x))
+        q = apply_rope(self.split_heads(self.norm_q(self.q(x))), rope).to(v.dtype)
+        k = apply_rope(self.split_heads(self.norm_k(self.k(x))), rope).to(v.dtype)
         return self.o(self.attend(q, k, v, key_lens).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_lens: tuple[int, ...] | None) -> Tensor:
@@ -107,9 +139,9 @@ class CrossAttention(SelfAttention):
     """Attention of the tokens to all text rows, zero-padded ones included; no rope, no mask."""
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q = self.split_heads(self.norm_q(self.q(x)))
-        k = self.split_heads(self.norm_k(self.k(context)))
         v = self.split_heads(self.v(context))
+        q = self.split_heads(self.norm_q(self.q(x))).to(v.dtype)
+        k = self.split_heads(self.norm_k(self.k(context))).to(v.dtype)
         return self.o(attention(q, k, v).flatten(2))
 
 
@@ -133,7 +165,7 @@ class Block(nn.Module):
         self.cross_attn = CrossAttention(dim, num_heads, qk_norm, eps)
         self.norm2 = LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = nn.Sequential(
-            nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
+            nn.Linear(dim, ffn_dim), GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
@@ -147,9 +179,12 @@ class Block(nn.Module):
     ) -> Tensor:
         """x (B, L, D); e (B, 6, D) fp32; context (B, T, D). Returns the updated x, fp32."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + e).chunk(6, dim=1)
-        x = x + self.self_attn(self.norm1(x) * (1 + scale1) + shift1, rope, key_lens) * gate1
-        x = x + self.cross_attn(self.norm3(x), context)
-        return x + self.ffn(self.norm2(x) * (1 + scale2) + shift2) * gate2
+        x = gated(x, self.self_attn(modulate(self.norm1, x, shift1, scale1), rope, key_lens), gate1)
+        x = x + self.cross_attn(self.norm3(x).to(linear_type(x)), context)
+        h = modulate(self.norm2, x, shift2, scale2)
+        for layer in self.ffn:  # one by one: what a layer has read is freed
+            h = layer(h)
+        return gated(x, h, gate2)
 
 
 class Head(nn.Module):
@@ -165,7 +200,7 @@ class Head(nn.Module):
         """x (B, L, D), e (B, D) fp32. Returns fp32 (B, L, patch_values)."""
         with no_autocast(x.device):
             shift, scale = (self.modulation.float() + e[:, None]).chunk(2, dim=1)
-            return linear_fp32(self.head, self.norm(x) * (1 + scale) + shift)
+            return linear_fp32(self.head, modulate(self.norm, x, shift, scale))
 
 
 class WanModel(nn.Module):

@@ -1,6 +1,7 @@
 """Rotary position embedding over the (frame, row, column) grid of a clip."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 THETA = 10000.0
@@ -12,11 +13,14 @@ def pairs_per_axis(head_dim: int) -> tuple[int, int, int]:
     return head_dim // 2 - 2 * spatial, spatial, spatial
 
 
-def axis_angles(length: int, pairs: int, device: torch.device) -> Tensor:
-    """Angles of positions 0 .. length - 1 on one axis, float64: position * theta^(-i / pairs)."""
+def axis_turns(length: int, pairs: int, device: torch.device) -> Tensor:
+    """Unit complex factors of positions 0 .. length - 1 on one axis, (length, pairs) complex128:
+    the angles are position * theta^(-i / pairs).
+    """
     exponents = torch.arange(pairs, dtype=torch.float64, device=device) / pairs
     positions = torch.arange(length, dtype=torch.float64, device=device)
-    return torch.outer(positions, 1.0 / THETA**exponents)  # (length, pairs)
+    angles = torch.outer(positions, 1.0 / THETA**exponents)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotation(
@@ -28,10 +32,10 @@ def rotation(
     """
     frames, rows, columns = grid
     t, h, w = (
-        axis_angles(size, pairs, device)
+        axis_turns(size, pairs, device)
         for size, pairs in zip(grid, pairs_per_axis(head_dim), strict=True)
     )
-    angles = torch.cat(
+    turns = torch.cat(
         [
             t[:, None, None].expand(-1, rows, columns, -1),
             h[None, :, None].expand(frames, -1, columns, -1),
@@ -39,15 +43,15 @@ def rotation(
         ],
         dim=-1,
     ).flatten(0, 2)  # (n, head_dim / 2)
-    angles = torch.nn.functional.pad(angles, (0, 0, 0, length - angles.shape[0]))[:, None]
-    return torch.polar(torch.ones_like(angles), angles)
+    return F.pad(turns, (0, 0, 0, length - len(turns)), value=1.0)[:, None]
 
 
 def apply_rope(x: Tensor, factors: Tensor) -> Tensor:
-    """Rotate the channel pairs (2i, 2i + 1) of x (B, L, heads, head_dim); the result is fp32.
+    """Rotate the channel pairs (2i, 2i + 1) of x (B, L, heads, head_dim), in place where x is fp32.
 
-    In float64 like the official code: after rounding to bf16 the smallest differences would grow.
-    As complex numbers it is one pass, faster than fp32 arithmetic on the two halves.
+    Each product is one of float64, as in the official code: after rounding to bf16 the smallest
+    differences would grow. In place it is one pass on a GPU, which converts on the way.
     """
-    pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))  # (B, L, heads, head_dim / 2)
-    return torch.view_as_real(pairs * factors).flatten(-2).float()
+    x = x.float()
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(factors)
+    return x

@@ -61,7 +61,7 @@ def _modulated(model: nn.Module, entry: Entry) -> Tensor:
     img, _, vec = entry.start[:3]
     block = entry.waiting[0]
     shift, scale, *_ = block.img_mod(vec)
-    return modulate(block.img_norm1(img), shift, scale)
+    return modulate(block.img_norm1, img, shift, scale)
 
 
 SIGNALS: dict[str, Callable[[nn.Module, Entry], Tensor]] = {

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.compare import shipped_plans
-from benchmarks.lib import calibrate, clips, timing
+from benchmarks.lib import calibrate, clips, timing, upstream
 from benchmarks.lib import rows as row_files
 from benchmarks.lib.subjects import random_model
-from benchmarks.speed import beside_load, engine
+from benchmarks.speed import beside_load, call, engine, traffic
 from benchmarks.speed import demo as demo_rows
 from examples import demo
 from gpu_toys import TOY_HUNYUAN, TOY_WAN, TOYS
@@ -282,3 +283,63 @@ def test_beside_load_keeps_a_row_of_each_way_to_wait(rows, run, monkeypatch, cap
     found = [(row["waiting"], row["threads"], row["ratio"]) for row in rows("beside_load")]
     assert found == [("passive", 2, 1.1), ("spinning", 2, 3.0)]
     assert "spinning  1.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "terabytes", "peak"),
+    [("wan2.1-t2v-14B, 480p", 1.11, 16.4), ("hunyuan-video, 540p", 1.59, 28.2)],
+)
+def test_elementwise_work_of_a_full_size_call_stays_below_its_ceiling(model, terabytes, peak):
+    row = traffic.traffic_of(*traffic.MODELS[model])
+    assert 0.9 * terabytes < row["terabytes"] <= terabytes
+    assert 0.9 * peak < row["peak_bytes_per_value"] <= peak
+
+
+def test_traffic_counts_what_is_read_and_written_and_what_is_alive():
+    with FakeTensorMode(), torch.no_grad():
+        x, one = torch.empty(10, 8), torch.empty(8)
+        with traffic.Traffic() as seen, traffic.Fused(seen):
+            y = x * one
+            y.add_(x)
+            half = torch.empty(10, 8, dtype=torch.bfloat16)
+            torch.add(y, one, out=half)
+            torch.nn.functional.rms_norm(half, (8,))
+            half @ half.T
+    assert seen.bytes == {
+        "mul": 320 + 32 + 320,
+        "add_": 320 + 320 + 320,
+        "add": 320 + 32 + 160,
+        "rms_norm": 160 + 160,
+    }
+    assert seen.peak == 320 + 160 + 200
+
+
+@pytest.mark.parametrize("tree", row_files.TREES)
+def test_a_call_is_timed_beside_diffusers_and_a_loop_beside_its_calls(
+    tree, monkeypatch, rows, run, capsys
+):
+    monkeypatch.setattr(call, "LATENT", (16, 1, 4, 4))
+    monkeypatch.setattr(call, "STEPS", 2)
+    monkeypatch.setattr(call, "has_bf16", lambda device: False)
+    monkeypatch.delenv(upstream.CHECKOUTS[tree], raising=False)
+    assert run(call, "--trees", tree, "--models", "width 384", "--rounds", 1) == 0
+    other, loop = rows("call")
+    assert (other["beside"], other["model"], other["dtype"]) == ("diffusers", "width 384", "fp32")
+    assert other["ratio"] == pytest.approx(other["seconds"] / other["beside_seconds"], rel=0.1)
+    assert 0 < other["cpu_ratio"] and "cpu_ratio" not in loop
+    assert (loop["beside"], loop["steps"]) == ("its calls", 2) and 1 < loop["ratio"] < 1.5
+    said = capsys.readouterr().err
+    assert "bf16 left out: no bf16 instructions here" in said
+    assert f"upstream left out: {upstream.CHECKOUTS[tree]} names no checkout" in said
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tree", row_files.TREES)
+def test_the_classes_that_are_timed_together_predict_the_same(tree, dtype, monkeypatch):
+    monkeypatch.setattr(call, "LATENT", (16, 1, 4, 4))
+    for _, ours, other in call.pairs(tree, "width 384", dtype):
+        found = [
+            torch.utils._pytree.tree_leaves(one())[0].float().squeeze() for one in (ours, other)
+        ]
+        error = (found[0] - found[1]).norm() / found[1].norm()
+        assert error < (1e-4 if dtype == torch.float32 else 0.03)

@@ -11,6 +11,7 @@ from torch import nn
 
 import hyvideo.attention
 import hyvideo.layers
+import hyvideo.rope
 import wan.attention
 import wan.model
 from profiling_core.loops.cached_loop import LoopCache, LoopModels
@@ -50,13 +51,13 @@ def wan_block():
 
 
 def double_block():
-    rope = (torch.rand(16, 16), torch.rand(16, 16))
+    rope = hyvideo.rope.factors(torch.rand(16, 16), torch.rand(16, 16))
     img, txt, vec = torch.randn(1, 16, 64), torch.randn(1, 8, 64), torch.randn(1, 64)
     return hyvideo.layers.DoubleStreamBlock(64, 4, 2.0), (img, txt, vec, rope)
 
 
 def single_block():
-    rope = (torch.rand(16, 16), torch.rand(16, 16))
+    rope = hyvideo.rope.factors(torch.rand(16, 16), torch.rand(16, 16))
     x, vec = torch.randn(1, 24, 64), torch.randn(1, 64)
     return hyvideo.layers.SingleStreamBlock(64, 4, 2.0), (x, vec, 8, rope)
 

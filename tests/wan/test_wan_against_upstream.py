@@ -1,85 +1,50 @@
 """Bit equality with the official modules, where a checkout of Wan-Video/Wan2.1 is at hand.
 
-    WAN21_UPSTREAM=path/to/Wan2.1 python -m pytest tests/test_wan_against_upstream.py
-
-The official code wants CUDA and flash-attn; on the CPU it gets stand-ins for both: autocast regions
-of the CPU, and SDPA in the type of v in place of flash attention.
+WAN21_UPSTREAM=path/to/Wan2.1 python -m pytest tests/wan/test_wan_against_upstream.py
 """
 
-import importlib
 import os
-import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from benchmarks.lib.upstream import CHECKOUTS, official, upstream_module, upstream_twin
 from wan.model import WanModel
 from wan.scheduler import build_scheduler
 from wan.t5 import TextEncoder
 from wan.vae import VideoVAE
 from wan_toys import TINY_DIT, randomise
 
-UPSTREAM = os.getenv("WAN21_UPSTREAM")
 pytestmark = pytest.mark.skipif(
-    not UPSTREAM, reason="set WAN21_UPSTREAM to a checkout of Wan-Video/Wan2.1"
+    CHECKOUTS["wan"] not in os.environ,
+    reason="set WAN21_UPSTREAM to a checkout of Wan-Video/Wan2.1",
 )
 SIZES = {**TINY_DIT, "dim": 256, "ffn_dim": 512, "num_heads": 4, "num_layers": 4}
 
 
-class CPUAutocast:
-    """In place of torch.cuda.amp: every region it opens is one without autocast, on the CPU."""
-
-    @staticmethod
-    def autocast(**options: object) -> torch.autocast:
-        return torch.autocast("cpu", enabled=False)
-
-
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, k_lens: Tensor, **options: object) -> Tensor:
-    keys = k.shape[1] if k_lens is None else int(k_lens[0])
-    half = [x.to(v.dtype).transpose(1, 2) for x in (q, k[:, :keys], v[:, :keys])]
-    return F.scaled_dot_product_attention(*half).transpose(1, 2).to(q.dtype)
-
-
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[types.SimpleNamespace]:
-    """Official modules under names of their own, since both packages are called wan."""
-    ours = types.ModuleType("official.modules.attention")  # theirs needs a GPU
-    ours.flash_attention = flash_attention
-    for name in ("official", "official.modules", "official.utils"):
-        package = types.ModuleType(name)
-        package.__path__ = [str(Path(UPSTREAM, "wan", *name.split(".")[1:]))]
-        sys.modules[name] = package
-    sys.modules[ours.__name__] = ours
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "current_device", lambda: 0)  # a default argument asks for it
-        loaded = {
-            name.split(".")[1]: importlib.import_module(f"official.{name}")
-            for name in ("modules.model", "modules.t5", "modules.vae")
-        }
-        for name in ("fm_solvers", "fm_solvers_unipc"):
-            loaded[name] = importlib.import_module(f"official.utils.{name}")
-        patch.setattr(loaded["model"], "amp", CPUAutocast)
-        yield types.SimpleNamespace(**loaded)
-    for name in [name for name in sys.modules if name.split(".")[0] == "official"]:
-        del sys.modules[name]
+def upstream() -> types.SimpleNamespace:
+    names = ("modules.t5", "modules.vae", "utils.fm_solvers", "utils.fm_solvers_unipc")
+    official("wan")
+    return types.SimpleNamespace(
+        **{name.split(".")[1]: upstream_module("wan", name) for name in names}
+    )
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("autocast", "batch"), [(False, 1), (True, 1), (True, 2)], ids=["fp32", "bf16", "bf16 batch"]
+)  # a batch in fp32 differs: the official code embeds the patches clip by clip
 @pytest.mark.parametrize(("timestep", "seq_len"), [(999, 192), (500, 200), (0, 192)])
-def test_transformer(
-    upstream: types.SimpleNamespace, autocast: bool, timestep: int, seq_len: int
-) -> None:
+def test_transformer(autocast: bool, batch: int, timestep: int, seq_len: int) -> None:
     ours = randomise(WanModel(**SIZES), seed=3, std=0.06)
-    theirs = upstream.model.WanModel(**SIZES).eval()
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    x, text = [torch.randn(16, 3, 16, 16)], [torch.randn(9, TINY_DIT["text_dim"])]
+    theirs = upstream_twin(ours)
+    x = [torch.randn(16, 3, 16, 16) for _ in range(batch)]
+    text = [torch.randn(9, TINY_DIT["text_dim"]) for _ in range(batch)]
+    t = torch.tensor([timestep] * batch)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        mine, official = (m(x, torch.tensor([timestep]), text, seq_len)[0] for m in (ours, theirs))
+        mine, official = (torch.stack(m(x, t, text, seq_len)) for m in (ours, theirs))
     assert torch.equal(mine, official) and mine.std() > 0.1
 
 

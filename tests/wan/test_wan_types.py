@@ -57,13 +57,18 @@ def test_residual_stream_is_fp32_after_block_0(types: dict) -> None:
     for block in ("blocks.1", "blocks.2"):
         assert types[f"{block}.norm1"] == (FULL, FULL)
         assert types[block][1] == FULL
-    assert types["blocks.0.norm1"] == (HALF, HALF)
+    assert types["blocks.0.norm1"] == (HALF | FULL, FULL)  # the stream, and the scale
 
 
-def test_norms_return_their_inputs_type(types: dict) -> None:
+def test_norms_return_their_inputs_type_times_the_scale(types: dict) -> None:
     for name, (inputs, outputs) in types.items():
-        if name.endswith(("norm1", "norm2", "norm3", "head.norm")):
-            assert inputs == outputs, name
+        if name.endswith(("norm2", "norm3", "head.norm")):
+            assert inputs == outputs == FULL, name
+
+
+def test_modulated_tokens_are_rounded_once_for_q_k_and_v(types: dict) -> None:
+    assert types["blocks.1.self_attn.q"][0] == types["blocks.1.self_attn.v"][0] == HALF
+    assert types["blocks.1.ffn.0"][0] == HALF
 
 
 def test_block_linears_run_in_bf16(types: dict) -> None:
