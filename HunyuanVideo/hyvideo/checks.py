@@ -117,14 +117,12 @@ def activation_bytes(config: HunyuanConfig, load: Load) -> int:
     For each of a process's n tokens, text included, of width D and an MLP of m D, computed in c
     bytes, alive at once in a single-stream block are
 
-        rope       the double blocks' image c, x c, linear1 (3 + m) c, q c, k c; in fp32 the copy,
-                   the turned one, two products and their sum 20 (16 where c = 4)
-        MLP        the first five of these, attention c, GELU m c, both joined (1 + m) c
-        Ulysses    the first five; stacked, sent, received, joined and with the text 15 c
-        ring       the first five; stacked 3 c, blocks 6 c, one output c; merged, two products and
+        attention  x c, linear1 (3 + m) c, q c, k c; stacked 3 c, the output c
+        Ulysses    the first four; stacked, sent, received, joined and with the text 15 c
+        ring       the first four; stacked 3 c, blocks 6 c, one output c; merged, two products and
                    a copy in fp32 16
 
-    times D bytes: (7 + m) c + 20, (9 + 3 m) c, (22 + m) c and (17 + m) c + 16. The largest counts,
+    times D bytes: (10 + m) c, (21 + m) c and (16 + m) c + 16. The largest counts,
     or the embedded clip while a process copies its share of the N tokens (c D (N + n)); times the
     samples of a call (both guidance halves are alive at once, unless they have processes of their
     own); with the rope tables (16 head_dim a token), the text (12 a row and width of the encoder),
@@ -138,11 +136,11 @@ def activation_bytes(config: HunyuanConfig, load: Load) -> int:
     every = config.tokens(load.latent)
     own = -(-every // load.degrees.sequence) + config.text_len
     rows = load.rows // load.degrees.cfg
-    moments = [(7 + m) * c + (20 if c == 2 else 16), (9 + 3 * m) * c]
+    moments = [(10 + m) * c]
     if load.degrees.ulysses > 1:
-        moments.append((22 + m) * c)
+        moments.append((21 + m) * c)
     if load.degrees.ring > 1:
-        moments.append((17 + m) * c + 16)
+        moments.append((16 + m) * c + 16)
     fixed = 8 * dim // given["heads_num"] * (every + own)
     fixed += 12 * rows * config.text_len * given["text_states_dim"]
     fixed += int(2 * c * (3 + m) * dim**2) if load.use_fp8 else 0

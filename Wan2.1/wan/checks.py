@@ -119,15 +119,15 @@ def activation_bytes(sizes: Sizes, load: Load) -> int:
 
     For each of a process's n tokens of width D, computing in c bytes, alive at once are
 
-        rope       x 4, modulated 4, q 4, normed k w, its fp64 copy and product 16, the result 4
-        FFN        x 4, modulated 4, both sides of the GELU 2 c F / D  (F = ffn_dim)
-        Ulysses    x 4, modulated 4, q 4, k 4, v c; stacked, sent, received and joined 12 c
-        ring       x 4, modulated 4, q 4, k 4, v c; stacked 3 c, blocks 6 c, one output c;
-                   merged, two products and a copy in fp32 16
+        attention  x 4, modulated c, q c, k c, v c; stacked 3 c, the output c
+        FFN        x 4, the hidden values c F / D (F = ffn_dim), and what goes in or comes out c
+        Ulysses    x 4, modulated, q, k and v 4 c; stacked, sent, received and joined 12 c
+        ring       x 4, modulated, q, k and v 4 c; stacked 3 c, blocks 6 c, one output c; merged,
+                   two products and a copy in fp32 16
 
-    times D bytes: 32 + w (w: 4 with fp32 weights, else c), 8 + 2 c F / D, 16 + 13 c and 32 + 11 c.
-    The largest counts, or the two copies of the embedded clip before a process takes its share of
-    the N tokens (2 c D N); with the rope factors (8 head_dim a token), the text (T rows of
+    times D bytes: 4 + 8 c, 4 + c + c F / D, 4 + 16 c and 20 + 14 c.
+    The largest counts, or the three copies of the embedded clip before a process takes its share of
+    the N tokens (3 c D N); with the rope factors (8 head_dim a token), the text (T rows of
     12 text_dim), the largest weight in the computing type (c D F), and eight latents of the solver.
     One guidance branch is alive at a time.
     """
@@ -135,15 +135,14 @@ def activation_bytes(sizes: Sizes, load: Load) -> int:
         return 0
     given, c, own = sizes.transformer, load.computing.itemsize, load.tokens
     dim, ffn, every = given["dim"], given["ffn_dim"], prod(load.latent[1:]) // PATCH
-    normed = 4 if load.dtype == torch.float32 else c
-    moments = [32 + normed, 8 + 2 * c * ffn / dim]
+    moments = [4 + 8 * c, 4 + c + c * ffn / dim]
     if load.degrees.ulysses > 1:
-        moments.append(16 + 13 * c)
+        moments.append(4 + 16 * c)
     if load.degrees.ring > 1:
-        moments.append(32 + 11 * c)
+        moments.append(20 + 14 * c)
     fixed = 8 * (dim // given["num_heads"]) * own + 12 * given["text_len"] * given["text_dim"]
     fixed += c * dim * ffn if load.dtype.itemsize != c else 0
-    largest_moment = max(int(own * dim * max(moments)), 2 * c * dim * every)
+    largest_moment = max(int(own * dim * max(moments)), 3 * c * dim * every)
     return largest_moment + fixed + 8 * 4 * prod(load.latent)
 
 

@@ -96,7 +96,7 @@ def test_tensors_without_numbers_have_the_peak_of_real_ones() -> None:
         with mode():
             model = built(lambda: WanModel(**sizes, num_layers=2, text_dim=32, text_len=16))
             peaks.append(call_peak(model, latent))
-    assert peaks[0] == peaks[1] > 36 * 64 * 320
+    assert peaks[0] == peaks[1] > 20 * 64 * 320
 
 
 def test_a_plan_adds_its_anchors_and_one_input_of_an_interval() -> None:
@@ -162,13 +162,13 @@ def test_the_14b_at_720p_without_offload_is_refused_on_80_gb(free: dict[str, flo
     """Its weights alone would fit; each way out comes with what it leads to."""
     load = Load(t5_cpu=True, offload_model=False, latent=AT_720P)
     check_memory(WAN_14B, replace(load, latent=None), CUDA)
-    free["cuda"] = 75.0
+    free["cuda"] = 66.5
     with pytest.raises(InputError) as caught:
         check_memory(WAN_14B, load, CUDA)
     assert str(caught.value) == (
         "not enough memory on cuda: transformer 57.2 GB + VAE 0.5 GB + frames 19.8 GB = 77.5 GB "
-        "are needed for decoding, 75.0 GB are free: --convert_model_dtype brings it to 48.9 GB; "
-        "--offload_model true to 72.0 GB; both to 42.5 GB; it is tight, so set "
+        "are needed for decoding, 66.5 GB are free: --convert_model_dtype brings it to 48.9 GB; "
+        "--offload_model true to 65.8 GB; both to 37.1 GB; it is tight, so set "
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True as well; else take a smaller clip, a "
         "smaller model or a machine with more memory"
     )
@@ -195,7 +195,7 @@ def test_what_fits_barely_is_warned_of_until_segments_expand(
     free: dict[str, float], lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = Load(t5_cpu=True, latent=AT_720P)
-    free["cuda"] = 73.0
+    free["cuda"] = 67.0
     check_memory(WAN_14B, load, CUDA)
     assert "set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" in lines[0]
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -251,7 +251,7 @@ def test_fsdp_counts_its_share_and_what_it_gathers() -> None:
     there = replace(eight, plan=on_host)
     assert 0 < plan_bytes(WAN_14B, there, "device") < 0.2 * plan_bytes(WAN_14B, there, "host")
     alone = activation_bytes(WAN_14B, replace(eight, degrees=Degrees()))
-    assert parts["activations"] < 0.25 * alone
+    assert parts["activations"] < 0.35 * alone
 
 
 def test_the_estimate_reads_a_checkpoint_folder(checkpoint: Path) -> None:
