@@ -10,6 +10,7 @@ import profiling_core
 from profiling_core.commands.arguments import Parser, install_hint, log_on_stderr, shown
 from profiling_core.commands.batch.command import add_batch_command
 from profiling_core.commands.compare.command import add_compare_command
+from profiling_core.commands.import_list import add_import_command
 from profiling_core.commands.plan import add_plan_command
 from profiling_core.commands.profile import add_profile_command
 from profiling_core.commands.report.command import add_report_command
@@ -27,6 +28,7 @@ COMMANDS = (
     add_compare_command,
     add_batch_command,
     add_presets_command,
+    add_import_command,
 )
 
 
