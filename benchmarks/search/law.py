@@ -328,7 +328,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, table=True)
     parser.add_argument("--save", action="store_true", help="write the worlds, fit nothing")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--powers", nargs="+", choices=POWERS, default=list(POWERS))
+    parser.add_argument("--powers", nargs="+", choices=POWERS, default=["4"])
     parser.add_argument("--seed", type=at_least(0), default=0)
     return parser
 
