@@ -17,7 +17,7 @@ from profiling_core.files import check_writable
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held, held_anchors, speedup_flops
 from profiling_core.plan.describe import format_bytes, picture, storage_words, summary_lines
-from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.model_specs import MODELS, PlannedModel
 from profiling_core.plan.presets import available, load_preset, presets_of
 from profiling_core.profile.profile import Profile, holds_profile, load_profile
 from profiling_core.profile.summary import summary_lines as profile_lines
@@ -67,10 +67,7 @@ def add_presets_command(commands: Any) -> None:
 
 def show(args: argparse.Namespace) -> list[str]:
     """A readable summary of a preset, a plan file or a profile."""
-    if args.model not in MODELS:
-        near = nearest(args.model, MODELS)
-        meant = "" if near is None else f" (did you mean {near}?)"
-        raise PlanError(f"--model {args.model}: plans are shipped for {', '.join(MODELS)}{meant}")
+    planned_model(args.model)
     if args.plan not in available(args.model) and holds_profile(args.plan):
         for name in ("tokens", "latent", "dtype"):
             if getattr(args, name) is not None:
@@ -85,6 +82,15 @@ def show(args: argparse.Namespace) -> list[str]:
     if others and args.plan in available(args.model):
         lines.append(f"also shipped for {', '.join(others)}: show it with --model")
     return lines
+
+
+def planned_model(name: str) -> PlannedModel:
+    """The model that --model names; PlanError lists those that plans are shipped for."""
+    if name not in MODELS:
+        near = nearest(name, MODELS)
+        meant = "" if near is None else f" (did you mean {near}?)"
+        raise PlanError(f"--model {name}: plans are shipped for {', '.join(MODELS)}{meant}")
+    return MODELS[name]
 
 
 def presets(args: argparse.Namespace) -> list[str]:

@@ -1,14 +1,26 @@
 """Other caching schemes as plans: their decisions do not depend on the prompt, so they are data.
 
-Each function gives the sites of a plan; `CachePlan.build(..., sites=...)` makes the file.
+Each function gives the sites of a plan; `CachePlan.build(..., sites=...)` makes the file. What was
+published of the full-size models lies in public_lists.json, with its sources and licences.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
 
 from profiling_core.errors import PlanError
 from profiling_core.plan import schedule
+
+
+@cache
+def public_document() -> dict[str, Any]:
+    """public_lists.json: its sources, the grids of its models, then the lists of every source."""
+    file = resources.files("profiling_core.plan") / "public_lists.json"
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def from_steps(

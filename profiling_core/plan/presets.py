@@ -17,7 +17,7 @@ quality, balanced, fast
             that a search finds. The others are stepped over by Wan's multistep solver; for
             HunyuanVideo's Euler solver they are forecast linearly in sigma and corrected at the
             next computed step. The miniatures' are searched on their own profiles, the official
-            models' on published figures (`published`); their provenance names them.
+            models' on published figures; their provenance names them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 
 from profiling_core.errors import PlanError, nearest
 from profiling_core.plan import CachePlan
+from profiling_core.plan.importers import from_steps, public_document
 from profiling_core.plan.model_specs import BACKGROUND_ALONE, MODELS, PlannedModel
 from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.plan.schedule import (
@@ -76,6 +77,26 @@ def load_preset(model: str, preset: str) -> CachePlan:
             f"or give the path of a plan file{meant}"
         )
     return CachePlan.load(plans_folder() / f"{model}.{preset}.json")
+
+
+def public_plan(planned: PlannedModel, name: str) -> CachePlan:
+    """A public list of steps as a plan that holds the prediction; PlanError lists what there is."""
+    document, model = public_document(), planned.fingerprint.name
+    found = {
+        list_name: (source, steps)
+        for source in ("lemica", "golden-path")
+        for list_name, steps in document[source].get(model, {}).items()
+    }
+    if name not in found:
+        near = nearest(name, found)
+        meant = "" if near is None else f" (did you mean {near}?)"
+        there = ", ".join(found) or "none"
+        raise PlanError(f"no public list {name!r} for {model}: there are {there}{meant}")
+    source, steps = found[name]
+    facts = document["sources"][source]
+    words = f"{name} of {facts['of']} ({facts['licence']}), held as published"
+    sites = from_steps(STEPS, steps, planned.family.branches)
+    return _built(planned, name, (sites, words, {}))
 
 
 def presets_of(model: PlannedModel) -> list[str]:

@@ -1,8 +1,9 @@
 """The search behind the shipped presets `quality`, `balanced` and `fast`.
 
-The miniatures' are searched on the profiles beside their weights, the official models' on published
-figures (`level_prior`). A profile's presets are the plans that `plan --speedup` finds on it in the
-solver's own reuse mode.
+The miniatures' are searched on the profiles beside their weights. A profile's presets are the plans
+that `plan --speedup` finds on it in the solver's own reuse mode. The official models' files were
+searched on magnitude ratios that are no longer here (commit 3d21302); `law_preset` makes theirs
+from a law of `law.worlds`.
 """
 
 from __future__ import annotations
@@ -14,28 +15,20 @@ from pathlib import Path
 
 from profiling_core.plan import CachePlan
 from profiling_core.plan.importers import from_steps
-from profiling_core.plan.model_specs import MODELS, PlannedModel
+from profiling_core.plan.model_specs import PlannedModel
 from profiling_core.plan.presets import STEPS, build_preset
 from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.plan.solvers import skips_of
 from profiling_core.profile.profile import Profile
 from profiling_core.search.flow_solvers import Levels
-from profiling_core.search.level_prior import (
-    LABEL,
-    SCALE,
-    changes,
-    gram,
-    published_ratios,
-    step_search,
-)
+from profiling_core.search.law import Law, LawSearch
 from profiling_core.search.search import Budget, PlanSearch, count_of
-from profiling_core.search.sensitivity import DEFAULT
-from profiling_core.search.step_search import StepSearch
 
 PROFILES = {  # of the models that were profiled, in a clone of the repository
     "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
     "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
 }
+LABEL = "from published figures, profile your model for a better one"
 SHIPPED_BY = "profiling-dit 0.1.0"  # that searched the shipped files; the same when made again
 
 
@@ -48,7 +41,7 @@ def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
         plan = _profiled(name).plan(preset)
         made = plan.provenance.model_copy(update={"made_by": SHIPPED_BY})
         return plan.model_copy(update={"provenance": made})
-    return _published(planned, preset)
+    return build_preset(planned, preset)
 
 
 def presets_from(profile: Profile) -> list[CachePlan]:
@@ -76,9 +69,14 @@ class ProfiledPresets:
         return self.search.plan_of(point, Budget(speedup=SPEEDUPS[preset]), preset)
 
 
-def _published(planned: PlannedModel, preset: str) -> CachePlan:
-    name, family = planned.fingerprint.name, planned.family
-    choice = _published_search(name).best(count_of(STEPS, SPEEDUPS[preset]))
+def law_preset(planned: PlannedModel, preset: str, law: Law, world: str) -> CachePlan:
+    """The preset of a model that was not profiled, by one of the laws of `worlds`.
+
+    It has no predicted error: public lists say which steps are better, not by how much.
+    """
+    family, skip = planned.family, _skip_of(planned.family.solver)
+    search = LawSearch(law, Levels(planned.sigmas(STEPS)), family.solver)
+    steps = search.best(count_of(STEPS, SPEEDUPS[preset]))
     return CachePlan.build(
         name=preset,
         model=planned.fingerprint,
@@ -86,22 +84,13 @@ def _published(planned: PlannedModel, preset: str) -> CachePlan:
         sigmas=[round(sigma, 6) for sigma in planned.sigmas(STEPS)],
         solver=family.solver,
         shift=family.shift,
-        sites=from_steps(STEPS, choice.steps, family.branches, _skip_of(family.solver)),
+        sites=from_steps(STEPS, steps, family.branches, skip),
         provenance={
             "made_by": SHIPPED_BY,
-            "source": f"{LABEL}: MagCache's magnitude ratios of {name} (Apache License 2.0)",
-            "settings": {"speedup": SPEEDUPS[preset], "sensitivity": DEFAULT},
+            "source": f"{LABEL}: a law fitted to public lists of steps (docs/research/law.md)",
+            "settings": {"speedup": SPEEDUPS[preset], "world": world},
         },
-        predicted_error=_rounded(SCALE * choice.error),
     )
-
-
-@cache
-def _published_search(name: str) -> StepSearch:
-    planned = MODELS[name]
-    levels, solver = Levels(planned.sigmas(STEPS)), planned.family.solver
-    products = gram(changes(levels, published_ratios(name)))
-    return step_search(products, levels, solver, _skip_of(solver))
 
 
 @cache

@@ -187,6 +187,15 @@ class Segments:
         return went_on, clean
 
 
+def held_lengths(trajectories: Trajectories) -> np.ndarray:
+    """|d| of every held stretch (j, n), which knows no i: (S, S + 1, R), infinite without n > j."""
+    segments, steps = Segments(trajectories, "hold"), trajectories.steps
+    found = np.full((steps, steps + 1, trajectories.runs), np.inf)
+    for j in range(steps):
+        found[j, j + 1 :] = np.linalg.norm(segments.errors(j, j), axis=-1)
+    return found
+
+
 def jump(solver: str, levels: Levels, i: int, j: int, n: int | np.ndarray) -> list[np.ndarray]:
     """Factors (N,) of y_j, m_j, m_i and m_n in the solver's latent at n, (6); i is j at the start.
 

@@ -1,14 +1,19 @@
 """Other schemes as plans: the decisions are those of the scheme, and the plans are valid."""
 
+import numpy as np
 import pytest
 
+from profiling_core.commands.main import main
 from profiling_core.errors import PlanError
+from profiling_core.plan import CachePlan
 from profiling_core.plan.importers import (
     from_magnitude_ratios,
     from_mask,
     from_shrinking,
     from_steps,
+    public_document,
 )
+from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.schedule import stepwise
 from toys import toy_plan
 
@@ -51,3 +56,42 @@ def test_magnitude_rule_without_retention_still_computes_step_0():
 def test_bad_values_are_named(call, text):
     with pytest.raises(PlanError, match=text):
         call()
+
+
+def test_every_source_has_a_licence_and_every_list_rises_from_0():
+    document = public_document()
+    for source in ("lemica", "golden-path", "flux"):
+        assert document["sources"][source]["licence"] in ("MIT", "Apache License 2.0")
+    for source in ("lemica", "golden-path"):
+        for model, lists in document[source].items():
+            for name, steps in lists.items():
+                assert steps[0] == 0 and steps == sorted(set(steps)), name
+                assert len(steps) == int(name.rpartition("-")[2])
+                assert steps[-1] < document["grids"][model]["steps"]
+    assert len(document["flux"]["flux.1-dev"]) == 64
+
+
+def test_the_grids_of_the_lists_are_the_official_ones():
+    for model in ("wan2.1-t2v-14B", "hunyuan-video-t2v-720p"):
+        grid = public_document()["grids"][model]
+        level = np.linspace(grid["first_level"], 0, grid["steps"] + 1)[:-1]
+        sigma = grid["shift"] * level / (1 + (grid["shift"] - 1) * level)
+        assert MODELS[model].sigmas(50) == pytest.approx(sigma, abs=1e-6)
+
+
+def test_a_public_list_is_imported_as_published_and_held(tmp_path, capsys):
+    command = ["import", "lemica-17", "--model", "wan2.1-t2v-1.3B", "-o", str(tmp_path / "p.json")]
+    assert main(command) == 0
+    plan = CachePlan.load(tmp_path / "p.json")
+    steps = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 13, 18, 25, 32, 39, 46, 49)
+    assert plan.prediction.skip == "hold"
+    assert plan.prediction.compute_steps == {"cond": steps, "uncond": steps}
+    assert "UnicomAI/LeMiCa" in plan.provenance.source and "Apache" in plan.provenance.source
+    assert main(command) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_a_wrong_list_is_refused_with_those_of_the_model(tmp_path, capsys):
+    command = ["import", "lemica-24", "-o", str(tmp_path / "plan.json")]
+    assert main(command) == 2 and not list(tmp_path.iterdir())
+    error = capsys.readouterr().err
+    assert "no public list 'lemica-24' for wan2.1-t2v-14B: there are lemica-25," in error

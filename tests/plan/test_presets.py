@@ -23,10 +23,16 @@ from profiling_core.plan.presets import (
     presets_of,
 )
 from profiling_core.search import preset_search as searched_presets
-from profiling_core.search.level_prior import LABEL
+from profiling_core.search.law import Law
 from profiling_core.search.paper_method import ABLATIONS, PATTERNS
+from profiling_core.search.preset_search import LABEL, law_preset
 
-SHIPPED = [(model, preset) for model, planned in MODELS.items() for preset in presets_of(planned)]
+SHIPPED = [  # official models' quality, balanced, fast: their magnitude ratios are not kept
+    (model, preset)
+    for model, planned in MODELS.items()
+    for preset in presets_of(planned)
+    if "mini" in model or preset not in ("quality", "balanced", "fast")
+]
 HUNYUAN_720P, HUNYUAN_MINI = "hunyuan-video-t2v-720p", "hunyuan-video-t2v-mini"
 OURS = ("quality", "balanced", "fast")
 TABLE_3 = {"background": 1.87, "foreground": 1.57, "split": 1.65, "alternate": 1.65}
@@ -81,6 +87,18 @@ def test_plans_from_published_figures_say_so(model, capsys):
         assert (plan.provenance.profile_sha256 is None) is published
         assert main(["show", preset, "--model", model]) == 0
         assert (LABEL in capsys.readouterr().out) is published
+
+
+@pytest.mark.parametrize("model", ["wan2.1-t2v-14B", HUNYUAN_720P])
+def test_a_preset_by_a_law_has_its_count_of_steps_and_promises_no_error(model):
+    law = Law(early=0.5, late=1.6, turn=0.004, growth=2.0, largest=1e9, power=4.0)
+    for preset, count in zip(OURS, (33, 25, 16), strict=True):
+        plan = law_preset(MODELS[model], preset, law, "mine")
+        site = plan.prediction
+        assert len(site.compute_steps["cond"]) == count
+        assert site.skip == load_preset(model, preset).prediction.skip
+        assert plan.predicted_error is None and plan.provenance.settings["world"] == "mine"
+        assert LABEL in plan.provenance.source
 
 
 def test_hunyuan_release_runs_1632_of_3000_blocks():
