@@ -275,7 +275,7 @@ def test_every_kernel_at_hand_is_timed_and_the_others_are_named() -> None:
     assert row["shape"] == (1, 8, 2, 24)
     assert {"chosen", "torch SDPA, Flash"} <= set(row["seconds"])
     assert row["did_not_run"]["flash-attn 3"].startswith("ModuleNotFoundError")
-    assert "scaled_dot_product" in row["chosen_ran"]
+    assert row["chosen_ran"].startswith("aten::")  # the longest: which one depends on the load
     assert len(row["seconds"]) + len(row["did_not_run"]) == 6
 
 
