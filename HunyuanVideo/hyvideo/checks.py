@@ -117,12 +117,13 @@ def activation_bytes(config: HunyuanConfig, load: Load) -> int:
     For each of a process's n tokens, text included, of width D and an MLP of m D, computed in c
     bytes, alive at once in a single-stream block are
 
-        attention  x c, linear1 (3 + m) c, q c, k c; stacked 3 c, the output c
-        Ulysses    the first four; stacked, sent, received, joined and with the text 15 c
+        GELU       x c, linear1 (3 + m) c, attended c, both joined (1 + m) c
+        Ulysses    x c, linear1 (3 + m) c, q c, k c; stacked, sent, received, joined and with the
+                   text 15 c
         ring       the first four; stacked 3 c, blocks 6 c, one output c; merged, two products and
                    a copy in fp32 16
 
-    times D bytes: (10 + m) c, (21 + m) c and (16 + m) c + 16. The largest counts,
+    times D bytes: (6 + 2 m) c, (21 + m) c and (16 + m) c + 16. The largest counts,
     or the embedded clip while a process copies its share of the N tokens (c D (N + n)); times the
     samples of a call (both guidance halves are alive at once, unless they have processes of their
     own); with the rope tables (16 head_dim a token), the text (12 a row and width of the encoder),
@@ -136,7 +137,7 @@ def activation_bytes(config: HunyuanConfig, load: Load) -> int:
     every = config.tokens(load.latent)
     own = -(-every // load.degrees.sequence) + config.text_len
     rows = load.rows // load.degrees.cfg
-    moments = [(10 + m) * c]
+    moments = [(6 + 2 * m) * c]
     if load.degrees.ulysses > 1:
         moments.append((21 + m) * c)
     if load.degrees.ring > 1:

@@ -119,13 +119,14 @@ def activation_bytes(sizes: Sizes, load: Load) -> int:
 
     For each of a process's n tokens of width D, computing in c bytes, alive at once are
 
-        attention  x 4, modulated c, q c, k c, v c; stacked 3 c, the output c
-        FFN        x 4, the hidden values c F / D (F = ffn_dim), and what goes in or comes out c
-        Ulysses    x 4, modulated, q, k and v 4 c; stacked, sent, received and joined 12 c
-        ring       x 4, modulated, q, k and v 4 c; stacked 3 c, blocks 6 c, one output c; merged,
+        norm of k  x 4, modulated, v, q and k 4 c; its fp32 copy and square 8
+        FFN        x 4, the block's own x 4, modulated c, the hidden values c F / D  (F = ffn_dim)
+        Ulysses    x 4, modulated, v, q and k 4 c; stacked, sent, received and joined 12 c
+        ring       x 4, modulated, v, q and k 4 c; stacked 3 c, blocks 6 c, one output c; merged,
                    two products and a copy in fp32 16
 
-    times D bytes: 4 + 8 c, 4 + c + c F / D, 4 + 16 c and 20 + 14 c.
+    times D bytes: 12 + 4 c, 8 + c + c F / D, 4 + 16 c and 20 + 14 c. Where rms_norm is one kernel,
+    as on a GPU since torch 2.9, the first is smaller: c and the product with the weight, not 8.
     The largest counts, or the three copies of the embedded clip before a process takes its share of
     the N tokens (3 c D N); with the rope factors (8 head_dim a token), the text (T rows of
     12 text_dim), the largest weight in the computing type (c D F), and eight latents of the solver.
@@ -135,7 +136,7 @@ def activation_bytes(sizes: Sizes, load: Load) -> int:
         return 0
     given, c, own = sizes.transformer, load.computing.itemsize, load.tokens
     dim, ffn, every = given["dim"], given["ffn_dim"], prod(load.latent[1:]) // PATCH
-    moments = [4 + 8 * c, 4 + c + c * ffn / dim]
+    moments = [12 + 4 * c, 8 + c + c * ffn / dim]
     if load.degrees.ulysses > 1:
         moments.append(4 + 16 * c)
     if load.degrees.ring > 1:
