@@ -16,7 +16,7 @@ from profiling_core.parallel.ranks import ALONE
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.regrid import on_grid, regrid
-from profiling_core.runtime.memory import Needs, check_room
+from profiling_core.runtime.memory import Needs, check_room, sparing
 
 from .checkpoint import Files
 from .config import HunyuanConfig
@@ -225,10 +225,11 @@ def memory_load(
 
 def check_memory(
     files: Files, config: HunyuanConfig, device: torch.device, offload: bool = False, **clip: Any
-) -> None:
+) -> list[str]:
     """InputError when what a run needs does not fit, on the device or on the host.
 
-    clip: further fields of `Load`; without a latent the weights alone count.
+    clip: further fields of `Load`; without a latent the weights alone count. Returns the options
+    that would lower what the device needs.
     """
     needs, load = memory_load(files, config, device, offload, **clip)
     ways: dict[str, dict[str, Any]] = {}
@@ -244,6 +245,7 @@ def check_memory(
         check_room(partial(_host_needs, needs), load, torch.device("cpu"))
     if (note := check_room(needs, load, device, ways)) is not None:
         logger.warning(note)
+    return [*sparing(needs, load, ways)]
 
 
 def _host_needs(needs: Callable[[Load], Needs], load: Load) -> Needs:

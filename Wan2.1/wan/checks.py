@@ -24,6 +24,7 @@ from profiling_core.runtime.memory import (
     check_room,
     largest,
     sizes_text,
+    sparing,
     with_gaps,
 )
 
@@ -207,22 +208,26 @@ def host_needs(sizes: Sizes, load: Load) -> Needs:
     return {"": parts}
 
 
-def check_memory(sizes: Sizes, load: Load, device: torch.device) -> None:
-    """InputError when what this process needs does not fit, on the device or on the host."""
+def check_memory(sizes: Sizes, load: Load, device: torch.device) -> list[str]:
+    """InputError when what this process needs does not fit, on the device or on the host.
+
+    Returns the options that would lower what the device needs.
+    """
     ways: dict[str, dict[str, Any]] = {}
+    needs = partial(device_needs, sizes)
     if device.type == "cpu":  # everything lies there, and stays
-        needs, load = device_needs, replace(load, t5_cpu=False, offload_model=False)
+        load = replace(load, t5_cpu=False, offload_model=False)
     else:
         keep = {"--offload_model false": {"offload_model": False}}
         check_room(partial(host_needs, sizes), load, torch.device("cpu"), keep)
-        needs, half = device_needs, torch.bfloat16
-        ways = {"--convert_model_dtype": {"dtype": half}, "--t5_cpu": {"t5_cpu": True}}
+        ways = {"--convert_model_dtype": {"dtype": torch.bfloat16}, "--t5_cpu": {"t5_cpu": True}}
         if load.degrees.world == 1:
             ways["--offload_model true"] = {"offload_model": True}
         else:
             ways |= {f"--{name}": {name: True} for name in ("dit_fsdp", "t5_fsdp")}
-    if (note := check_room(partial(needs, sizes), load, device, ways)) is not None:
+    if (note := check_room(needs, load, device, ways)) is not None:
         logger.warning(note)
+    return [*sparing(needs, load, ways)]
 
 
 def offload_by_memory(sizes: Sizes, load: Load, device: torch.device) -> bool:

@@ -96,7 +96,7 @@ class WanT2V:
         sizes = sizes_of(folder, config)
         if offload_model is None:
             load = replace(load, offload_model=offload_by_memory(sizes, load, self.device))
-        check_memory(sizes, load, self.device)
+        self.sparing_options = check_memory(sizes, load, self.device)
         self.offload_model = load.offload_model
         text_len = model_kwargs(folder)["text_len"]
         self.text_encoder = TextEncoder(

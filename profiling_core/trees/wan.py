@@ -102,7 +102,7 @@ class WanModel(TreeModel):
             load = replace(load, t5_cpu=False, offload_model=False)
         return device_needs(sizes, load)
 
-    def memory_checks(self) -> dict[str, Callable[[], None]]:
+    def memory_checks(self) -> dict[str, Callable[[], object]]:
         import torch
 
         from wan.checks import check_memory

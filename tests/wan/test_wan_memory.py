@@ -264,26 +264,27 @@ def test_the_estimate_reads_a_checkpoint_folder(checkpoint: Path) -> None:
     assert sizes.vae_dim == TINY_VAE["base_dim"]
 
 
-def test_memory_that_runs_out_names_gaps_and_options_that_are_left(
-    monkeypatch: pytest.MonkeyPatch,
+def test_memory_that_runs_out_names_gaps_and_options_that_spare_some(
+    free: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    free |= {"cuda": 500.0, "cpu": 500.0}
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70 * 10**9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 62 * 10**9)
-    options = {"--t5_cpu": True, "--convert_model_dtype": False}
 
-    def run_out(device: str) -> str:
-        room = out_of_memory_as_input_error(torch.device(device), "a clip", "take less", options)
+    def run_out(name: str = "cuda", **changes: Any) -> str:
+        options: list[str] = []
+        device = torch.device(name)
+        room = out_of_memory_as_input_error(device, "a clip", "take less", options)
         with pytest.raises(InputError) as caught, room:
-            options["--offload_model true"] = False
+            options += check_memory(WAN_14B, Load(latent=AT_720P, **changes), device)
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return str(caught.value).partition("): ")[2]
 
     ways = "take --convert_model_dtype or --offload_model true, or take less"
-    assert run_out("cuda") == (
+    assert run_out(t5_cpu=True, offload_model=False) == (
         "8.0 GB are reserved and unused, set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to "
         f"use them; {ways}"
     )
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    assert run_out("cuda") == ways
-    assert run_out("cpu") == "take less"
+    assert run_out(t5_cpu=True, offload_model=False) == ways
+    assert run_out(dtype=torch.bfloat16) == run_out("cpu") == "take less"  # --t5_cpu does not help
