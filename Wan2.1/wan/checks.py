@@ -230,21 +230,20 @@ def check_memory(sizes: Sizes, load: Load, device: torch.device) -> list[str]:
     return [*sparing(needs, load, ways)]
 
 
-def offload_by_memory(sizes: Sizes, load: Load, device: torch.device) -> bool:
-    """--offload_model where it is not given: false where everything fits at once, with a log line.
+def offload_by_memory(sizes: Sizes, load: Load, device: torch.device) -> tuple[bool, str]:
+    """--offload_model where it is not given, false where everything fits at once, and why.
 
     Otherwise the transformer crosses the bus twice a clip. On the CPU it has no effect; without a
-    clip that is known it is true.
+    clip that is known it is true. The reason is empty where memory does not decide.
     """
     if device.type == "cpu" or load.degrees.world > 1 or load.latent is None:
-        return load.degrees.world == 1
+        return load.degrees.world == 1, ""
     _, parts, total = largest(device_needs(sizes, replace(load, offload_model=False)))
     free = available_bytes(device)
     offload = free is None or with_gaps(total) > free
     room = "unknown" if free is None else f"{free / GB:.1f} GB"
-    why = "parts that do not work leave the GPU" if offload else "everything stays on the GPU"
-    logger.info(
-        f"offload_model is not given, set to {offload}: {sizes_text(parts)} at most, {room} free, "
-        f"{why}"
+    what = "parts that do not work leave the GPU" if offload else "everything stays on the GPU"
+    return offload, (
+        f"offload_model is not specified, set to {offload}: {sizes_text(parts)} at most, {room} "
+        f"free, {what}"
     )
-    return offload

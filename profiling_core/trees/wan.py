@@ -132,7 +132,8 @@ class WanModel(TreeModel):
         )
         load = replace(load, **changes)
         if args.offload_model is None:
-            load = replace(load, offload_model=offload_by_memory(sizes, load, self.device))
+            offload, _ = offload_by_memory(sizes, load, self.device)
+            load = replace(load, offload_model=offload)
         return sizes, load
 
     def attention_kernel(self) -> str:

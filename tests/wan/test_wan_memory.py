@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan
 from loguru import logger
 
 import wan.attention
+import wan.text2video
 from live_memory import (
     LiveMemory,
     assert_holds,
@@ -214,19 +215,27 @@ def test_what_fits_barely_is_warned_of_until_segments_expand(
     ],
 )
 def test_parts_leave_the_gpu_where_not_everything_fits(
-    free: dict[str, float], lines: list[str], gpu: float, load: Load, offload: bool
+    free: dict[str, float], gpu: float, load: Load, offload: bool
 ) -> None:
     """One line says why, with the sizes; where no clip is known, parts leave as before."""
     free["cuda"] = gpu
-    assert offload_by_memory(WAN_14B, load, CUDA) is offload
-    (line,) = lines
-    assert line.startswith(f"offload_model is not given, set to {offload}: transformer ")
+    found, line = offload_by_memory(WAN_14B, load, CUDA)
+    assert found is offload
+    assert line.startswith(f"offload_model is not specified, set to {offload}: transformer ")
     assert f"{gpu} GB free, " in line
     assert line.endswith("leave the GPU" if offload else "everything stays on the GPU")
-    assert offload_by_memory(WAN_14B, load, torch.device("cpu")) is True
-    assert offload_by_memory(WAN_14B, Load(), CUDA) is True
-    assert offload_by_memory(WAN_14B, replace(load, degrees=Degrees(2)), CUDA) is False
-    assert len(lines) == 1
+    assert offload_by_memory(WAN_14B, load, torch.device("cpu")) == (True, "")
+    assert offload_by_memory(WAN_14B, Load(), CUDA) == (True, "")
+    assert offload_by_memory(WAN_14B, replace(load, degrees=Degrees(2)), CUDA) == (False, "")
+
+
+def test_a_pipeline_logs_why_it_offloads(
+    checkpoint: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone: `profiling-dit check` asks for options that no run has."""
+    monkeypatch.setattr(wan.text2video, "offload_by_memory", lambda *args: (False, "it fits"))
+    pipeline = wan.text2video.WanT2V(WAN_CONFIGS["t2v-mini"], checkpoint, "cpu")
+    assert not pipeline.offload_model and lines.count("it fits") == 1
 
 
 def test_offload_leaves_one_large_part_on_the_gpu_at_a_time() -> None:
