@@ -378,8 +378,8 @@ def run(
     }
     alike = joined(degrees_of(args), device, facts)
     way_out = "take a smaller --video-size, fewer frames or a smaller model"
-    spared: list[str] = []  # known once the pipeline is there
-    with alike as ranks, out_of_memory_as_input_error(device, what, way_out, spared):
+    sparing: list[str] = []  # known once the pipeline is there
+    with alike as ranks, out_of_memory_as_input_error(device, what, way_out, sparing):
         args.seed = from_first(args.seed)
         logger.info(f"loading {args.model_base}")
         pipeline = HunyuanVideo(
@@ -393,7 +393,7 @@ def run(
             plan=plan,
             ranks=ranks,
         )
-        spared += pipeline.sparing_options
+        sparing += pipeline.sparing_options
         still = args.video_length == 1
         for seed in args.seed:
             logger.info(f"generating {'an image' if still else 'a video'}")
