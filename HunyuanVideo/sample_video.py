@@ -378,9 +378,8 @@ def run(
     }
     alike = joined(degrees_of(args), device, facts)
     way_out = "take a smaller --video-size, fewer frames or a smaller model"
-    spared = {"--use-cpu-offload": args.use_cpu_offload or world_size() > 1}
-    spared["--use-fp8 with the official fp8 file"] = args.use_fp8
-    with alike as ranks, out_of_memory_as_input_error(device, what, way_out, spared):
+    sparing: list[str] = []  # known once the pipeline is there
+    with alike as ranks, out_of_memory_as_input_error(device, what, way_out, sparing):
         args.seed = from_first(args.seed)
         logger.info(f"loading {args.model_base}")
         pipeline = HunyuanVideo(
@@ -394,6 +393,7 @@ def run(
             plan=plan,
             ranks=ranks,
         )
+        sparing += pipeline.sparing_options
         still = args.video_length == 1
         for seed in args.seed:
             logger.info(f"generating {'an image' if still else 'a video'}")

@@ -248,8 +248,8 @@ def run(
         "checkpoint": fingerprint(*checkpoint_files(folder, config)),
     }
     way_out = "take a smaller --size, fewer frames or a smaller model"
-    spared = {"--convert_model_dtype": args.convert_model_dtype, "--t5_cpu": args.t5_cpu}
-    room = out_of_memory_as_input_error(device, what, way_out, spared)
+    sparing: list[str] = []  # known once the pipeline is there
+    room = out_of_memory_as_input_error(device, what, way_out, sparing)
     with joined(degrees, device, facts) as ranks, room:
         seed = from_first(args.base_seed)
         logger.info(f"loading {args.ckpt_dir}")
@@ -266,7 +266,7 @@ def run(
             dit_fsdp=args.dit_fsdp,
             t5_fsdp=args.t5_fsdp,
         )
-        spared["--offload_model true"] = pipeline.offload_model or ranks.world > 1
+        sparing += pipeline.sparing_options
         logger.info(f"generating {'an image' if config.still else 'a video'}")
         video = pipeline.generate(
             args.prompt,

@@ -16,7 +16,7 @@ from profiling_core.parallel.ranks import ALONE
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.regrid import on_grid, regrid
-from profiling_core.runtime.memory import Needs, check_room
+from profiling_core.runtime.memory import Needs, check_room, sparing
 
 from .checkpoint import Files
 from .config import HunyuanConfig
@@ -117,12 +117,13 @@ def activation_bytes(config: HunyuanConfig, load: Load) -> int:
     For each of a process's n tokens, text included, of width D and an MLP of m D, computed in c
     bytes, alive at once in a single-stream block are
 
-        attention  x c, linear1 (3 + m) c, q c, k c; stacked 3 c, the output c
-        Ulysses    the first four; stacked, sent, received, joined and with the text 15 c
+        GELU       x c, linear1 (3 + m) c, attended c, both joined (1 + m) c
+        Ulysses    x c, linear1 (3 + m) c, q c, k c; stacked, sent, received, joined and with the
+                   text 15 c
         ring       the first four; stacked 3 c, blocks 6 c, one output c; merged, two products and
                    a copy in fp32 16
 
-    times D bytes: (10 + m) c, (21 + m) c and (16 + m) c + 16. The largest counts,
+    times D bytes: (6 + 2 m) c, (21 + m) c and (16 + m) c + 16. The largest counts,
     or the embedded clip while a process copies its share of the N tokens (c D (N + n)); times the
     samples of a call (both guidance halves are alive at once, unless they have processes of their
     own); with the rope tables (16 head_dim a token), the text (12 a row and width of the encoder),
@@ -136,7 +137,7 @@ def activation_bytes(config: HunyuanConfig, load: Load) -> int:
     every = config.tokens(load.latent)
     own = -(-every // load.degrees.sequence) + config.text_len
     rows = load.rows // load.degrees.cfg
-    moments = [(10 + m) * c]
+    moments = [(6 + 2 * m) * c]
     if load.degrees.ulysses > 1:
         moments.append((21 + m) * c)
     if load.degrees.ring > 1:
@@ -224,10 +225,11 @@ def memory_load(
 
 def check_memory(
     files: Files, config: HunyuanConfig, device: torch.device, offload: bool = False, **clip: Any
-) -> None:
+) -> list[str]:
     """InputError when what a run needs does not fit, on the device or on the host.
 
-    clip: further fields of `Load`; without a latent the weights alone count.
+    clip: further fields of `Load`; without a latent the weights alone count. Returns the options
+    that would lower what the device needs.
     """
     needs, load = memory_load(files, config, device, offload, **clip)
     ways: dict[str, dict[str, Any]] = {}
@@ -243,6 +245,7 @@ def check_memory(
         check_room(partial(_host_needs, needs), load, torch.device("cpu"))
     if (note := check_room(needs, load, device, ways)) is not None:
         logger.warning(note)
+    return [*sparing(needs, load, ways)]
 
 
 def _host_needs(needs: Callable[[Load], Needs], load: Load) -> Needs:

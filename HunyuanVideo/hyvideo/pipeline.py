@@ -96,7 +96,7 @@ class HunyuanVideo:
             logger.info("use-cpu-offload has no effect: everything is on the CPU")
         self.offload = use_cpu_offload and self.device.type != "cpu"
         clip = {"latent": latent_shape, "rows": rows, "plan": plan, "degrees": self.ranks.degrees}
-        check_memory(files, config, self.device, self.offload, **clip)
+        self.sparing_options = check_memory(files, config, self.device, self.offload, **clip)
         self.text_encoder = LanguageModel(files.text_encoder, config, self.device)
         self.text_encoder_2 = PooledClip(files.text_encoder_2, config, self.device)
         self.vae = VideoVAE(

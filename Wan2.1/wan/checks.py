@@ -24,6 +24,7 @@ from profiling_core.runtime.memory import (
     check_room,
     largest,
     sizes_text,
+    sparing,
     with_gaps,
 )
 
@@ -119,13 +120,14 @@ def activation_bytes(sizes: Sizes, load: Load) -> int:
 
     For each of a process's n tokens of width D, computing in c bytes, alive at once are
 
-        attention  x 4, modulated c, q c, k c, v c; stacked 3 c, the output c
-        FFN        x 4, the hidden values c F / D (F = ffn_dim), and what goes in or comes out c
-        Ulysses    x 4, modulated, q, k and v 4 c; stacked, sent, received and joined 12 c
-        ring       x 4, modulated, q, k and v 4 c; stacked 3 c, blocks 6 c, one output c; merged,
+        norm of k  x 4, modulated, v, q and k 4 c; its fp32 copy and square 8
+        FFN        x 4, the block's own x 4, modulated c, the hidden values c F / D  (F = ffn_dim)
+        Ulysses    x 4, modulated, v, q and k 4 c; stacked, sent, received and joined 12 c
+        ring       x 4, modulated, v, q and k 4 c; stacked 3 c, blocks 6 c, one output c; merged,
                    two products and a copy in fp32 16
 
-    times D bytes: 4 + 8 c, 4 + c + c F / D, 4 + 16 c and 20 + 14 c.
+    times D bytes: 12 + 4 c, 8 + c + c F / D, 4 + 16 c and 20 + 14 c. Where rms_norm is one kernel,
+    as on a GPU since torch 2.9, the first is smaller: c and the product with the weight, not 8.
     The largest counts, or the three copies of the embedded clip before a process takes its share of
     the N tokens (3 c D N); with the rope factors (8 head_dim a token), the text (T rows of
     12 text_dim), the largest weight in the computing type (c D F), and eight latents of the solver.
@@ -135,7 +137,7 @@ def activation_bytes(sizes: Sizes, load: Load) -> int:
         return 0
     given, c, own = sizes.transformer, load.computing.itemsize, load.tokens
     dim, ffn, every = given["dim"], given["ffn_dim"], prod(load.latent[1:]) // PATCH
-    moments = [4 + 8 * c, 4 + c + c * ffn / dim]
+    moments = [12 + 4 * c, 8 + c + c * ffn / dim]
     if load.degrees.ulysses > 1:
         moments.append(4 + 16 * c)
     if load.degrees.ring > 1:
@@ -206,39 +208,42 @@ def host_needs(sizes: Sizes, load: Load) -> Needs:
     return {"": parts}
 
 
-def check_memory(sizes: Sizes, load: Load, device: torch.device) -> None:
-    """InputError when what this process needs does not fit, on the device or on the host."""
+def check_memory(sizes: Sizes, load: Load, device: torch.device) -> list[str]:
+    """InputError when what this process needs does not fit, on the device or on the host.
+
+    Returns the options that would lower what the device needs.
+    """
     ways: dict[str, dict[str, Any]] = {}
+    needs = partial(device_needs, sizes)
     if device.type == "cpu":  # everything lies there, and stays
-        needs, load = device_needs, replace(load, t5_cpu=False, offload_model=False)
+        load = replace(load, t5_cpu=False, offload_model=False)
     else:
         keep = {"--offload_model false": {"offload_model": False}}
         check_room(partial(host_needs, sizes), load, torch.device("cpu"), keep)
-        needs, half = device_needs, torch.bfloat16
-        ways = {"--convert_model_dtype": {"dtype": half}, "--t5_cpu": {"t5_cpu": True}}
+        ways = {"--convert_model_dtype": {"dtype": torch.bfloat16}, "--t5_cpu": {"t5_cpu": True}}
         if load.degrees.world == 1:
             ways["--offload_model true"] = {"offload_model": True}
         else:
             ways |= {f"--{name}": {name: True} for name in ("dit_fsdp", "t5_fsdp")}
-    if (note := check_room(partial(needs, sizes), load, device, ways)) is not None:
+    if (note := check_room(needs, load, device, ways)) is not None:
         logger.warning(note)
+    return [*sparing(needs, load, ways)]
 
 
-def offload_by_memory(sizes: Sizes, load: Load, device: torch.device) -> bool:
-    """--offload_model where it is not given: false where everything fits at once, with a log line.
+def offload_by_memory(sizes: Sizes, load: Load, device: torch.device) -> tuple[bool, str]:
+    """--offload_model where it is not given, false where everything fits at once, and why.
 
     Otherwise the transformer crosses the bus twice a clip. On the CPU it has no effect; without a
-    clip that is known it is true.
+    clip that is known it is true. The reason is empty where memory does not decide.
     """
     if device.type == "cpu" or load.degrees.world > 1 or load.latent is None:
-        return load.degrees.world == 1
+        return load.degrees.world == 1, ""
     _, parts, total = largest(device_needs(sizes, replace(load, offload_model=False)))
     free = available_bytes(device)
     offload = free is None or with_gaps(total) > free
     room = "unknown" if free is None else f"{free / GB:.1f} GB"
-    why = "parts that do not work leave the GPU" if offload else "everything stays on the GPU"
-    logger.info(
-        f"offload_model is not given, set to {offload}: {sizes_text(parts)} at most, {room} free, "
-        f"{why}"
+    what = "parts that do not work leave the GPU" if offload else "everything stays on the GPU"
+    return offload, (
+        f"offload_model is not specified, set to {offload}: {sizes_text(parts)} at most, {room} "
+        f"free, {what}"
     )
-    return offload

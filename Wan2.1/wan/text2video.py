@@ -95,8 +95,11 @@ class WanT2V:
         )
         sizes = sizes_of(folder, config)
         if offload_model is None:
-            load = replace(load, offload_model=offload_by_memory(sizes, load, self.device))
-        check_memory(sizes, load, self.device)
+            offload, why = offload_by_memory(sizes, load, self.device)
+            load = replace(load, offload_model=offload)
+            if why:
+                logger.info(why)
+        self.sparing_options = check_memory(sizes, load, self.device)
         self.offload_model = load.offload_model
         text_len = model_kwargs(folder)["text_len"]
         self.text_encoder = TextEncoder(

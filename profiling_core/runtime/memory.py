@@ -1,7 +1,7 @@
 """Checks that memory suffices, before anything large is loaded."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +82,15 @@ def check_room(
     )
 
 
+def sparing(
+    needs: Callable[[Any], Needs], load: Any, ways: Mapping[str, dict[str, Any]]
+) -> dict[str, int]:
+    """The options that lower the largest need of a load, each with what it brings it to."""
+    totals = {way: largest(needs(replace(load, **ways[way])))[2] for way in ways}
+    now = largest(needs(load))[2]
+    return {way: total for way, total in totals.items() if total < now}
+
+
 def _ways_out(
     needs: Callable[[Any], Needs],
     load: Any,
@@ -90,15 +99,11 @@ def _ways_out(
     ways: Mapping[str, dict[str, Any]],
 ) -> str:
     """'--t5_cpu brings it to 60.4 GB, ...; else ', of the options that lower the need."""
-
-    def needed(changes: dict[str, Any]) -> int:
-        return largest(needs(replace(load, **changes)))[2]
-
-    now = needed({})
-    totals = {way: total for way, changes in ways.items() if (total := needed(changes)) < now}
-    every = needed({name: value for way in totals for name, value in ways[way].items()})
-    if totals and every < min(totals.values()):
-        totals["both" if len(totals) == 2 else "all"] = every
+    totals = sparing(needs, load, ways)
+    every = {name: value for way in totals for name, value in ways[way].items()}
+    together = sparing(needs, load, {"both" if len(totals) == 2 else "all": every})
+    if together and min(together.values()) < min(totals.values()):
+        totals |= together
     said = [f"{way} to {total / GB:.1f} GB" for way, total in totals.items()]
     if said:
         said[0] = said[0].replace(" to ", " brings it to ", 1)
@@ -110,11 +115,11 @@ def _ways_out(
 
 @contextmanager
 def out_of_memory_as_input_error(
-    device: torch.device, what: str, way_out: str, options: Mapping[str, bool] | None = None
+    device: torch.device, what: str, way_out: str, options: Sequence[str] = ()
 ) -> Iterator[None]:
     """Turn a failed allocation into one line; torch reports the host's as a RuntimeError.
 
-    options: those that spare memory of a GPU -> in use, read when it has run out.
+    options: those that would spare memory, read when it has run out.
     """
     try:
         yield
@@ -124,8 +129,7 @@ def out_of_memory_as_input_error(
             isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first
         ):
             raise
-        unused = [option for option, used in (options or {}).items() if not used]
-        left = f"take {' or '.join(unused)}, or " if unused and device.type == "cuda" else ""
+        left = f"take {' or '.join(options)}, or " if options else ""
         raise InputError(
             f"not enough memory on {device} for {what} ({first}): {_gaps(device)}{left}{way_out}"
         ) from error

@@ -121,7 +121,7 @@ class HunyuanModel(TreeModel):
         needs, load = memory_load(self._files(), self.config, self.device, offload, **self._clip)
         return needs(load)
 
-    def memory_checks(self) -> dict[str, Callable[[], None]]:
+    def memory_checks(self) -> dict[str, Callable[[], object]]:
         from hyvideo.checks import check_memory
 
         check = partial(check_memory, self._files(), self.config, self.device, **self._clip)

@@ -228,7 +228,7 @@ class TreeModel(ABC):
         """What the device holds by part, at each moment of a run with the largest checked plan."""
 
     @abstractmethod
-    def memory_checks(self) -> dict[str, Callable[[], None]]:
+    def memory_checks(self) -> dict[str, Callable[[], object]]:
         """InputError where memory does not suffice: as asked for, then by options for less."""
 
     @abstractmethod

@@ -102,7 +102,7 @@ class WanModel(TreeModel):
             load = replace(load, t5_cpu=False, offload_model=False)
         return device_needs(sizes, load)
 
-    def memory_checks(self) -> dict[str, Callable[[], None]]:
+    def memory_checks(self) -> dict[str, Callable[[], object]]:
         import torch
 
         from wan.checks import check_memory
@@ -132,7 +132,8 @@ class WanModel(TreeModel):
         )
         load = replace(load, **changes)
         if args.offload_model is None:
-            load = replace(load, offload_model=offload_by_memory(sizes, load, self.device))
+            offload, _ = offload_by_memory(sizes, load, self.device)
+            load = replace(load, offload_model=offload)
         return sizes, load
 
     def attention_kernel(self) -> str:
