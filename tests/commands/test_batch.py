@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from profiling_core.commands.batch.attempts import Sequential
-from profiling_core.commands.batch.clips import Checker
+from profiling_core.commands.batch.clips import Checker, TreeMaker
 from profiling_core.commands.batch.folder import Folder, check_names
 from profiling_core.commands.batch.jobs import Job, read_jobs
 from profiling_core.commands.batch.run import Batch
@@ -348,6 +348,24 @@ def test_the_example_runs_through_the_command_on_a_real_miniature(tmp_path, caps
     assert main([*arguments, "--skip-bad", "--quiet"]) == 0
     output = capsys.readouterr()
     assert output.err == "" and output.out.startswith("wrote ") and output.out.count("\n") == 1
+
+
+def test_a_clip_that_needs_more_room_loads_the_weights_anew(monkeypatch) -> None:
+    """Memory was checked for the clip that they were loaded for; a smaller one takes them over."""
+    maker, clip = TreeMaker(), SimpleNamespace(model="weights")
+
+    def loads(clip_bytes: int, plan: str | None = None) -> bool:
+        plan = None if plan is None else load_preset("wan2.1-t2v-mini", plan)
+        model = SimpleNamespace(clip_bytes=clip_bytes, largest_plan=plan, pipeline=None)
+        size = maker._take_over(clip, model)
+        anew = model.pipeline is None
+        maker._loaded = clip.model, size, model.pipeline or object()
+        return anew
+
+    assert [loads(200), loads(100), loads(200), loads(300)] == [True, False, False, True]
+    assert [loads(100, "paper"), loads(100, "balanced"), loads(100)] == [True, False, False]
+    clip.model = "other weights"
+    assert loads(50)
 
 
 def test_the_committed_example_is_real() -> None:

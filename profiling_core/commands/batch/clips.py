@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
+from operator import le
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.commands.batch.jobs import Job
 from profiling_core.plan import CachePlan
+from profiling_core.plan.cost import held_anchors
 from profiling_core.runtime.options import resolve_plan
 from profiling_core.trees.registry import tree_class
 from profiling_core.trees.tree_model import ModelRequest, TreeModel
@@ -119,7 +121,7 @@ class TreeMaker:
     """Makes clips with the models of the trees, the last one kept loaded; one per process."""
 
     def __init__(self) -> None:
-        self._loaded: tuple[str, Any] | None = None
+        self._loaded: tuple[str, tuple[int, int], Any] | None = None
         self.ranks: Ranks | None = None
 
     def make(self, clip: Clip, write: Callable[[TreeModel, Any], None]) -> Made | None:
@@ -127,10 +129,10 @@ class TreeMaker:
         job = clip.job
         model = tree_class(job.tree)(job.request, job.prompt)
         start = time.perf_counter()
-        self._take_over(clip, model)
         model.plans += [] if clip.plan is None else [clip.plan]
+        size = self._take_over(clip, model)
         with model.loaded(self.ranks):
-            self._loaded = clip.model, model.pipeline
+            self._loaded = clip.model, size, model.pipeline
             latent = model.denoise(model.inputs(job.prompt, job.seed), clip.plan)
             run = model.last_run
             decoding = time.perf_counter()
@@ -150,12 +152,22 @@ class TreeMaker:
             model.describe(),
         )
 
-    def _take_over(self, clip: Clip, model: TreeModel) -> None:
-        """The pipeline of the clip before where its weights are the same."""
-        if self._loaded is not None and self._loaded[0] == clip.model:
-            model.pipeline = self._loaded[1]
-            return
+    def _take_over(self, clip: Clip, model: TreeModel) -> tuple[int, int]:
+        """The pipeline of the clip before where its weights are the same and it had room for this.
+
+        Memory is checked, and what leaves the GPU is decided, for a clip's size when weights are
+        loaded: a larger clip, or a plan with more anchors, loads them anew. Returns the size that
+        the pipeline is for: bytes of the clip, anchors of its plan.
+        """
+        plan = model.largest_plan
+        size = model.clip_bytes, 0 if plan is None else held_anchors(plan).deltas
+        if self._loaded is not None:
+            weights, room, pipeline = self._loaded
+            if weights == clip.model and all(map(le, size, room)):
+                model.pipeline = pipeline
+                return room
         self._loaded = None  # the old weights make room first
+        return size
 
 
 def row_of(clip: Clip, made: Made, **facts: Any) -> dict[str, Any]:
