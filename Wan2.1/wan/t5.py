@@ -58,7 +58,6 @@ def convert_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
         if name == "token_embedding.weight":
-            # both: releases of transformers differ in whether the second is tied to the first
             converted["shared.weight"] = converted["encoder.embed_tokens.weight"] = tensor
         elif name == "norm.weight":
             converted["encoder.final_layer_norm.weight"] = tensor
@@ -110,12 +109,15 @@ def build_umt5(checkpoint: Path) -> UMT5EncoderModel:
     try:
         with torch.device("meta"):
             # eager attention equals the official bf16 results bit by bit, SDPA does not
-            return UMT5EncoderModel._from_config(
+            model = UMT5EncoderModel._from_config(
                 UMT5Config(**{**FIXED, **given}), attn_implementation="eager"
             )
     except Exception as error:  # a value of a wrong type fails in as many ways as there are fields
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{sizes}: {reason}") from None
+    # one module: two that share a weight would have a copy each once they are moved, 2.1 GB of XXL
+    model.encoder.embed_tokens = model.shared
+    return model
 
 
 class TextEncoder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 from benchmarks.lib.schedules import plan_on
 from profiling_core.engine.anchors import tensors_of
 from profiling_core.engine.delta_cache import DeltaCache
+from profiling_core.engine.run_stats import timed_call
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held, kinds, speedup_flops, visit
 from profiling_core.plan.model_specs import MODELS, PlannedModel
@@ -225,23 +225,8 @@ def alternate(
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call: between two events on a GPU, of the host's clock elsewhere."""
-    synchronize(device)
-    if device.type == "cuda":
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        call()
-        ended.record()
-        ended.synchronize()
-        return begun.elapsed_time(ended) / 1000  # from milliseconds
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Seconds of one call."""
+    return timed_call(call, device)[1]
 
 
 def reset_peak(device: torch.device) -> None:

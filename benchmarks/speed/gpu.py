@@ -13,7 +13,6 @@ attention  one attention call on every kernel at hand
 plan       every kind of call that a shipped plan is made of, bytes, peak memory, its loop
 attached   a call with a plan attached that computes everything, beside a bare one
 policy     the same for the policies of the comparison at equal compute, the decision alone
-loop       all calls of a clip in one go
 compile    a call with compiled blocks
 """
 
@@ -37,7 +36,7 @@ from benchmarks.lib.subjects import SEED
 from benchmarks.lib.timing import Subject, timed
 from benchmarks.speed.full_models import MODELS, TOYS, FullModel
 from benchmarks.speed.policies import POLICIES, PRESETS, Attached, Policy, policies, shipped
-from benchmarks.speed.single_calls import AttentionKernels, BareAndReuse, CompiledBlocks, WholeLoop
+from benchmarks.speed.single_calls import AttentionKernels, BareAndReuse, CompiledBlocks
 from profiling_core.files import first_line
 
 NAME = "gpu"  # of the file of rows
@@ -71,17 +70,16 @@ WORTH = (  # part, model and names of rows, the most valuable first
     ("policy", HUNYUAN),
     ("attached", HUNYUAN),
     ("attached", WAN),
-    ("loop", WAN_SMALL),
     ("compile", WAN_SMALL),
     ("attention", WAN_SMALL),
     ("policy", WAN_SMALL),
     ("plan", HUNYUAN_LARGE),
 )
 ORDER = (WAN, HUNYUAN, HUNYUAN_LARGE, WAN_SMALL)  # each model's weights are made once
-PARTS = ("call", "attention", "plan", "attached", "policy", "loop", "compile")
+PARTS = ("call", "attention", "plan", "attached", "policy", "compile")
 ONE_ROW = {"call": BareAndReuse, "attention": AttentionKernels, "compile": CompiledBlocks}
 ONE_ROW["attached"] = Attached
-Measurement = BareAndReuse | AttentionKernels | Policy | WholeLoop | CompiledBlocks
+Measurement = BareAndReuse | AttentionKernels | Policy | CompiledBlocks
 CPU = torch.device("cpu")
 
 
@@ -114,8 +112,6 @@ def measurements(subject: Subject, part: str) -> Iterable[Measurement]:
         return policies(subject)
     if part == "plan":
         return shipped(subject)
-    if part == "loop":
-        return (WholeLoop(subject, name) for name in PRESETS if name in subject.presets)
     return (ONE_ROW[part](subject),)
 
 
@@ -129,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     session = Session(models, wanted(models, args), args.seconds, folder, about, device)
     log(session.timetable())
     if not on_gpu and not args.toy:
-        log("no CUDA device here: this is what it would do on an H200")
+        log(f"torch {torch.__version__} sees no GPU: this is what it would do on an H200")
         return 0
     return session.run()
 
@@ -137,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def wanted(models: dict[str, FullModel], args: argparse.Namespace) -> list[Item]:
     """The rows that the command line asks for, the most valuable first."""
     subjects = {name: models[name].subject(name, torch.device("meta")) for name in args.models}
-    asked = {"plan": args.presets, "loop": args.presets, "policy": args.policies}
+    asked = {"plan": args.presets, "policy": args.policies}
     found: dict[Item, None] = {}
     for part, name, *names in WORTH:
         if part in args.parts and name in subjects:
@@ -167,18 +163,14 @@ class Session:
         self.full_calls: dict[str, float] = {}  # measured seconds
         self.rate = ASSUMED_FLOPS
         self.closed: set[str] = set()
-        self.rows: list[Row] = []
-        done = {self._key(row) for row in load_rows(NAME, folder) if self._is_done(row)}
+        self.rows = [row for row in load_rows(NAME, folder) if self._is_done(row)]
+        done = {(row["part"], row["model"], row["name"]) for row in self.rows}
         self.items = [item for item in items if (item.part, item.model, item.name) not in done]
         self.done = len(items) - len(self.items)
 
     def _is_done(self, row: Row) -> bool:
         same = all(row[name] == self.about[name] for name in ("commit", "device"))
         return same and "error" not in row and row["commit"] != "unknown"
-
-    @staticmethod
-    def _key(row: Row) -> tuple[str, str, str]:
-        return row["part"], row["model"], row["name"]
 
     # -- the timetable
 
@@ -209,6 +201,8 @@ class Session:
 
     def timetable(self) -> str:
         """What would be measured now, in the order of the run, and what is left out."""
+        if not self.items:
+            return f"all {self.done} rows are there already"
         chosen, out = self.fitting()
         chosen.sort(key=lambda pair: ORDER.index(pair[0].model))
         names = dict.fromkeys(item.model for item in self.items)
@@ -371,7 +365,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--results", type=Path, metavar="DIR", help="for gpu.jsonl; benchmarks/results")
     add("--models", nargs="+", choices=ORDER, default=list(ORDER))
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    add("--presets", nargs="+", choices=PRESETS, default=list(PRESETS), help="of plan and loop")
+    add("--presets", nargs="+", choices=PRESETS, default=list(PRESETS), help="of plan")
     add("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     add("--commit", help="of this code, where it is no git checkout")
     add("--toy", action="store_true", help="toy sizes on the CPU; rows go to out/gpu")

@@ -32,7 +32,7 @@ from benchmarks.lib.timing import Subject, all_compute, kinds, peak_memory, rese
 from benchmarks.speed.forced_rules import PROTECTED, Clock, Driven, forced_rule
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import block_share, bytes_held, speedup_flops
+from profiling_core.plan.cost import block_share, bytes_held, every_kind, speedup_flops
 from profiling_core.plan.importers import from_shrinking, from_steps
 from profiling_core.plan.presets import STEPS, build_preset
 from profiling_core.plan.schedule import stepwise
@@ -261,20 +261,10 @@ def kinds_of(plan: CachePlan, branch: str) -> dict[int, str]:
 
 
 def walk(plan: CachePlan) -> tuple[Branch, list[Branch], list[int]]:
-    """The branch to time, others that keep anchors as well, and the steps to visit.
-
-    They show every kind of call but 'run', with all that they build on; the first one, alone, where
-    there is no other kind.
-    """
+    """The branch to time, others that keep anchors as well, and the steps to visit."""
     first, *others = plan.branches
-    kind_of = kinds_of(plan, first)
-    steps = visit(plan, first, set(kinds(plan, first).values()) - {"run"})
-    if not steps:
-        return first, [], [0]
-    if kind_of[steps[-1]] == "reuse" == kind_of.get(steps[-1] + 1):
-        steps.append(steps[-1] + 1)
-    later = [step for step in corrections(plan, first) if step > steps[-1]]
-    return first, others, [*steps, *later[:1]]
+    steps = every_kind(plan, first)
+    return (first, others, steps) if steps else (first, [], [0])
 
 
 def policies(subject: Subject) -> Iterator[Policy]:

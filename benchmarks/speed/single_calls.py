@@ -177,41 +177,6 @@ def longest_kernel(call: Callable[[], object], device: torch.device) -> str:
 
 
 @dataclass(frozen=True)
-class WholeLoop:
-    """All model calls of a clip in one go, without and with a plan."""
-
-    subject: Subject
-    name: str  # of a preset
-    part: ClassVar[str] = "loop"
-
-    def calls(self, rounds: int) -> float:
-        plan = self.subject.plan(self.name)
-        own = [block_share(plan, s, b) for b in plan.branches for s in plan.solver_steps]
-        return len(plan.branches) * plan.steps + sum(own)
-
-    def row(self, rounds: int, device: torch.device) -> Row:
-        subject, plan = self.subject, self.subject.plan(self.name)
-        cache = DeltaCache(plan)
-
-        def full() -> None:
-            for _ in range(plan.steps * len(plan.branches)):
-                subject.call()
-
-        def planned() -> None:
-            with cache.attached(subject.model):
-                for step in plan.solver_steps:
-                    for branch in plan.branches:
-                        cache.begin(step, branch)
-                        subject.call()
-
-        reset_peak(device)
-        full_seconds, seconds = timed(full, device), timed(planned, device)
-        bare = full_seconds / (plan.steps * len(plan.branches))
-        loop = loop_row(subject, bare, seconds, speedup_flops(plan))
-        return {"peak_bytes": peak_memory(device), "loops": [loop]}
-
-
-@dataclass(frozen=True)
 class CompiledBlocks:
     """A bare call with every block compiled as one graph, beside one as it is."""
 

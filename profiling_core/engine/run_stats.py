@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -130,6 +130,20 @@ def timed(device: torch.device) -> Iterator[Seconds]:
         _synchronize(device)  # not after an error, which it could replace by its own
     finally:
         taken.seconds = time.perf_counter() - start
+
+
+def timed_call(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What a call gives, and its seconds: between two events on a GPU, of the host elsewhere."""
+    _synchronize(device)
+    if device.type != "cuda":
+        start = time.perf_counter()
+        return call(), time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    output = call()
+    end.record()
+    end.synchronize()
+    return output, begin.elapsed_time(end) / 1000  # from milliseconds
 
 
 def _synchronize(device: torch.device) -> None:

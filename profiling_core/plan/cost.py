@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from profiling_core.plan.schema import Branch, Expected, PlanDocument
-from profiling_core.plan.site_schedule import anchor_lifetimes, computes, forecasts
+from profiling_core.plan.site_schedule import anchor_lifetimes, computes, corrections, forecasts
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,12 @@ def visit(plan: PlanDocument, branch: Branch, wanted: set[str]) -> list[int]:
             found.add(step)
             open_ += anchors(step)
     return sorted(found)
+
+
+def every_kind(plan: PlanDocument, branch: Branch) -> list[int]:
+    """`visit` for all kinds but the plain call, and a corrected one; empty where no other is."""
+    steps = visit(plan, branch, set(kinds(plan, branch).values()) - {"run"})
+    return [*steps, *[step for step in corrections(plan, branch) if step > steps[-1]][:1]]
 
 
 def held_anchors(plan: PlanDocument) -> HeldAnchors:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LIBRARY_LOG = logging.getLogger("profiling_core")  # its level is that of --quiet, --verbose
 PACKAGE = Path(__file__).resolve().parents[2]  # the folder that holds profiling_core
+OUR_NAMES = {"--model-base": "--ckpt-dir", "--ckpt_dir": "--ckpt-dir", "--task": "--model"}
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,14 @@ class TreeModel(ABC):
 
     @contextmanager
     def as_user_error(self) -> Iterator[None]:
-        """The tree's errors for what a user can put right, as this command's, in one line."""
+        """The tree's errors for what a user can put right, in one line and our options' names."""
         try:
             yield
         except InputError as error:
-            raise CompareError(" ".join(str(error).split())) from error
+            text = " ".join(str(error).split())
+            for theirs, ours in OUR_NAMES.items():
+                text = text.replace(f"{theirs} ", f"{ours} ")
+            raise CompareError(text) from error
 
     @contextmanager
     def loaded(self, ranks: Ranks | None = None) -> Iterator[None]:

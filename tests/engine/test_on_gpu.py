@@ -118,8 +118,8 @@ def test_anchors_in_host_memory_leave_the_device_and_change_no_bit(name, device)
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_ten_minutes_command_measures_rows_of_every_part(device, tmp_path: Path) -> None:
-    """At toy size; compiled blocks have tests of their own, and whole loops no code of theirs."""
-    parts = [part for part in gpu.PARTS if part not in ("compile", "loop")]
+    """At toy size; compiled blocks have tests of their own."""
+    parts = [part for part in gpu.PARTS if part != "compile"]
     options = ["--toy", "--models", gpu.HUNYUAN, gpu.WAN, "--presets", "paper"]
     options += ["--policies", "DiCache", "--parts", *parts]
     items = gpu.wanted(TOYS, gpu.build_parser().parse_args(options))

@@ -1,11 +1,13 @@
 """What a run counts, with a plan and without, and what its progress bar shows."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.engine.full_run import FullRun
-from profiling_core.engine.run_stats import Run, shown_steps, timed
+from profiling_core.engine.run_stats import Run, shown_steps, timed, timed_call
 from toys import both, intervals, prediction, toy_plan
 
 
@@ -58,3 +60,26 @@ def test_seconds_of_a_block_that_fails_are_kept() -> None:
     with pytest.raises(KeyError), timed(torch.device("cpu")) as taken:
         raise KeyError
     assert taken.seconds > 0
+
+
+def test_a_gpus_calls_are_timed_by_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("record")
+
+        def synchronize(self) -> None:
+            order.append("wait")
+
+        def elapsed_time(self, end: Any) -> float:
+            return 2500.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("wait"))
+    taken = timed_call(lambda: order.append("call") or "output", torch.device("cuda"))
+    assert taken == ("output", 2.5)
+    assert order == ["wait", "record", "call", "record", "wait"]

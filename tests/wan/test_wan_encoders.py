@@ -121,10 +121,11 @@ def test_text_encoder_equals_transformers_bit_by_bit(encoder: TextEncoder) -> No
     assert torch.equal(embedding, hidden.last_hidden_state[0, :9])
 
 
-def test_text_encoder_holds_each_weight_once(encoder: TextEncoder) -> None:
-    parts = encoder.model
-    assert parts.shared.weight.data_ptr() == parts.encoder.embed_tokens.weight.data_ptr()
+def test_a_moved_text_encoder_holds_each_weight_once(checkpoint: Path) -> None:
+    parts = TextEncoder(checkpoint / T5_FILE, checkpoint / "google" / "umt5-xxl", 16).model
     assert all(p.dtype == torch.bfloat16 for p in parts.parameters())
+    parts.to(torch.float32)  # a copy, as on the way to a GPU
+    assert parts.shared.weight.data_ptr() == parts.encoder.embed_tokens.weight.data_ptr()
 
 
 def test_long_prompts_are_cut_to_text_len(encoder: TextEncoder) -> None:

@@ -23,8 +23,9 @@ from torch import Tensor
 from profiling_core.commands.check.report import Found
 from profiling_core.engine.anchors import tensors_of
 from profiling_core.engine.delta_cache import DeltaCache
+from profiling_core.engine.run_stats import timed_call
 from profiling_core.plan import CachePlan
-from profiling_core.plan.cost import block_share, kinds, speedup_flops, visit
+from profiling_core.plan.cost import block_share, every_kind, kinds, speedup_flops
 from profiling_core.plan.describe import format_bytes
 from profiling_core.plan.presets import load_preset
 from profiling_core.plan.schema import Branch
@@ -53,7 +54,7 @@ class Subject:
         """What a branch's call gives, and its seconds."""
         self.model.pipeline.model.to(self.model.device)  # where offload took it away
         with torch.no_grad(), self.model.pipeline.autocast():
-            output, seconds = timed(self.calls[branch], self.model.device)
+            output, seconds = timed_call(self.calls[branch], self.model.device)
         return tuple(tensors_of(output)), seconds
 
     def again(self, when: str, found: Found) -> None:
@@ -62,19 +63,6 @@ class Subject:
             got, seconds = self.call(branch)
             self.seconds.append(seconds)
             same_bits(got, wanted, f"a full call {when}, {branch}", found)
-
-
-def timed(call: Call, device: torch.device) -> tuple[Any, float]:
-    """What a call gives and its seconds, by the device's own events where it has them."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        return call(), time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    output = call()
-    end.record()
-    end.synchronize()
-    return output, begin.elapsed_time(end) / 1000
 
 
 def check_model(
@@ -93,7 +81,7 @@ def check_model(
     peak = found["peak_bytes"] = {}
     start = time.perf_counter()
     with model.loaded():
-        inputs, encoding = timed(lambda: model.inputs(prompt, seed=0), model.device)
+        inputs, encoding = timed_call(lambda: model.inputs(prompt, seed=0), model.device)
         found["encode_seconds"] = round(encoding, 3)
         found["load_seconds"] = round(time.perf_counter() - start - encoding, 3)
         say(f"loaded in {found['load_seconds']:.1f} s, prompt encoded in {encoding:.2f} s")
@@ -110,7 +98,7 @@ def check_model(
             peak[name] = peak_of(model.device)
             say(_plan_line(name, found["plans"][name]))
         frames = latent[..., :LATENT_FRAMES, :, :]
-        video, decoding = timed(lambda: model.decode(frames), model.device)
+        video, decoding = timed_call(lambda: model.decode(frames), model.device)
         check_finite(video, "the decoded frames", found)
         found["decoded"] = {"shape": list(video.shape), "seconds": round(decoding, 3)}
         peak["decode"] = peak_of(model.device)
@@ -190,12 +178,8 @@ def one_plan(subject: Subject, plan: CachePlan, found: Found) -> Found:
 
 
 def _steps_of(plan: CachePlan) -> list[int]:
-    """Steps of every kind of call but the plain one, the corrected one among them; else two."""
-    first = plan.branches[0]
-    steps = visit(plan, first, set(kinds(plan, first).values()) - {"run"})
-    if not steps:
-        return list(plan.solver_steps[:2])
-    return [*steps, *[step for step in corrections(plan, first) if step > steps[-1]][:1]]
+    """Steps that show every kind of call; two where all are plain."""
+    return every_kind(plan, plan.branches[0]) or list(plan.solver_steps[:2])
 
 
 def _calls(plan: CachePlan) -> float:

@@ -31,12 +31,13 @@ def files(model: TreeModel, found: Found) -> list[str]:
         model.check_files()
     except UserError as error:  # the first fault, with the way out
         faults.append(str(error))
-    named = " ".join(faults)
-    faults += [_line(*row) for row in rows if "fault" in row[1] and row[1]["name"] not in named]
+    named, there = " ".join(faults), [row for row in rows if "fault" not in row[1]]
+    if there:  # else the first fault says it all: this is another folder
+        faults += [_line(*row) for row in rows if row not in there and row[1]["name"] not in named]
     for name, part in parts.items():
         if all(path.is_file() and stand_in(path) is None for path in part.files):
             _check_part(name, part, found)
-    return [_line(*row) for row in rows]
+    return [_line(*row) for row in there]
 
 
 def _file(path: Path, folder: Path) -> Found:

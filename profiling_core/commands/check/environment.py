@@ -32,6 +32,12 @@ def environment(model: TreeModel, found: Found) -> list[str]:
     found["torch"], found["cuda"] = torch.__version__, torch.version.cuda
     found["cudnn"], found["driver"] = torch.backends.cudnn.version(), driver_version()
     found["device"], found["threads"] = device_name(device), torch.get_num_threads()
+    if device.type == "cpu" and found["driver"] and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        found["faults"].append(
+            f"torch {found['torch']} (CUDA {found['cuda']}) sees no GPU, though the driver "
+            f"{found['driver']} is there: take a newer driver, or a build of torch for an older "
+            "CUDA (docs/gpu.md); CUDA_VISIBLE_DEVICES= in front checks on the CPU"
+        )
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found["capability"] = f"{properties.major}.{properties.minor}"
