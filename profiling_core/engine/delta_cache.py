@@ -41,6 +41,7 @@ from profiling_core.engine.seams import (
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_full, block_share
+from profiling_core.plan.restrict import refuse_solver_weights
 from profiling_core.plan.schema import Branch, IntervalSite
 from profiling_core.plan.site_schedule import SiteSchedule
 
@@ -55,10 +56,15 @@ class DeltaCache:
         cache.detach()
 
     `lists` maps block list names of the plan to attribute paths of the model where they differ.
+    weighted: the loop's solver applies plan.solver_weights; without it a fitted plan is refused.
     Raises PlanError (a ValueError) when plan and model do not fit.
     """
 
-    def __init__(self, plan: CachePlan, *, lists: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, plan: CachePlan, *, lists: dict[str, str] | None = None, weighted: bool = False
+    ) -> None:
+        if not weighted:
+            refuse_solver_weights(plan)
         self.plan = plan
         self.stats = self._new_stats()
         self._lists = dict(lists or {})

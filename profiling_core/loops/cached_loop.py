@@ -33,6 +33,7 @@ from profiling_core.plan.restrict import (
     for_both_branches,
     on_steps,
     on_visited_steps,
+    refuse_solver_weights,
 )
 
 PlanFor = Callable[[Grid], CachePlan]
@@ -99,7 +100,9 @@ class LoopCache:
         """Regrid the plan and attach, once the scheduler's timesteps are set."""
         self._detach()
         grid = grid_of(scheduler, given)
-        plan = regrid(self._plan_for(grid), grid.sigmas, solver=grid.solver, shift=grid.shift)
+        plan = self._plan_for(grid)
+        refuse_solver_weights(plan)
+        plan = regrid(plan, grid.sigmas, solver=grid.solver, shift=grid.shift)
         counts = self.found.steps_of(scheduler)
         plan = also_computed(plan, [sum(counts[:n]) for n, count in enumerate(counts) if count])
         for line in (*plan.notes, *summary_lines(plan)):

@@ -40,14 +40,17 @@ def regrid(
     computed once; step 0 and every level outside the planned range are computed. keep_speed: the
     compute steps are first thinned out, or filled up, to the planned share of the steps (`_spread`)
     and then matched, each with a step of its own. Fitted weights belong to their own levels and are
-    refused on a grid where the steps do not match one to one. A plan that is on the levels already
-    is returned as it is. `notes` of the result name what was kept and what else to know.
+    refused on a grid where the steps do not match one to one; those of a fitted jump are
+    left out, its steps are then plain jumps. A plan that is on the levels already is returned as it
+    is. `notes` of the result name what was kept and what else to know.
     """
     sigmas = tuple(float(sigma) for sigma in sigmas)
     if keep_speed is None:
         keep_speed = "speedup" in plan.provenance.settings
     if on_grid(plan, sigmas, solver=solver):
         return plan
+    dropped = _dropped_weights(plan)
+    plan = _without_solver_weights(plan)
     nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
     one_to_one = nearest == list(range(len(sigmas)))
     outside = _outside(plan.sigmas, sigmas)
@@ -62,7 +65,7 @@ def regrid(
         kept = "everything is computed: a run of few steps has nothing to skip"
     changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
     wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
-    notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} {kept}"]
+    notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} {kept}", *dropped]
     if plan.prediction is not None and not plan.interval_sites and not few:
         notes.append(_search_note(plan, len(sigmas), solver, shift))
     if outside and not one_to_one and not few:
@@ -84,7 +87,9 @@ def regrid(
 def on_grid(plan: CachePlan, sigmas: Sequence[float], *, solver: str) -> bool:
     """Are these the plan's own noise levels, and a solver that its corrections are made for?"""
     site = plan.prediction
-    bound = site is not None and (site.skip == "corrected" or site.given is not None)
+    bound = site is not None and (
+        site.skip == "corrected" or site.given is not None or site.solver_weights is not None
+    )
     if len(sigmas) != plan.steps or (bound and solver != plan.solver):
         return False
     pairs = zip(sigmas, plan.sigmas, strict=True)
@@ -133,6 +138,20 @@ def _refuse_weights(plan: CachePlan) -> None:
             f"plan {plan.name!r} has weights fitted to its own {plan.steps} noise levels; on other "
             "levels take a plan that forecasts 'hold' or 'linear', or search one for this grid"
         )
+
+
+def _dropped_weights(plan: CachePlan) -> list[str]:
+    """A note on a fitted jump."""
+    note = "the weights of its jumps belong to its own noise levels: its steps are plain jumps here"
+    return [note] if plan.solver_weights else []
+
+
+def _without_solver_weights(plan: CachePlan) -> CachePlan:
+    sites = [
+        site.model_copy(update={"solver_weights": None}) if site is plan.prediction else site
+        for site in plan.sites
+    ]
+    return plan.model_copy(update={"sites": tuple(sites)}) if plan.solver_weights else plan
 
 
 def _nearest_sites(

@@ -10,7 +10,7 @@ from diffusers import UniPCMultistepScheduler
 import tiny_pipelines
 from diffusers_plans import RELEASE_LIKE, intervals, made_plan, prediction
 from naive_walk import naive
-from profiling_core import cache_pipeline
+from profiling_core import DeltaCache, cache_pipeline
 from profiling_core.errors import PlanError
 from profiling_core.loops.diffusers_models import loop_models
 from profiling_core.loops.scheduler_grid import when_set
@@ -125,6 +125,21 @@ def test_each_of_two_models_computes_its_first_step_whatever_the_plan(skip, comp
         2 * (1 + sum(c > first for c in computed)),
     ]
     assert f"step {first} is computed as well: another model begins there" in lines
+
+
+def test_a_loop_that_cannot_weight_its_solver_refuses_a_fitted_plan() -> None:
+    tiny = build("wan")
+    site = prediction("jump")[0]
+    plan = made_plan(tiny, [site])
+    weights = {str(step): [0.0, 0.0, 0.0] for step in plan.solver_steps}
+    plan = plan.replace(sites=[site | {"solver_weights": weights}])
+    with (
+        cache_pipeline(tiny.pipe, plan),
+        pytest.raises(PlanError, match="this loop does not apply"),
+    ):
+        tiny.latents()
+    with pytest.raises(PlanError, match="search a plan for this loop with --modes jump"):
+        DeltaCache(plan)
 
 
 def test_a_jump_is_refused_where_the_scheduler_steps_by_number() -> None:
