@@ -96,10 +96,12 @@ def _fits(basis: np.ndarray, missed: np.ndarray, sets: list[list[int]]) -> tuple
     size = (missed**2).sum(-1) + ROUNDING**2
     products = np.einsum("anrd,bnrd->nrab", basis, basis) / size[..., None, None]
     targets = -np.einsum("anrd,nrd->nra", basis, missed) / size[..., None]
-    summed = np.stack([products[:, runs].sum(1) for runs in sets], axis=1)
+    within = np.array([[float(run in runs) for run in range(missed.shape[1])] for runs in sets])
+    shape = (len(missed), len(sets), len(basis), len(basis))
+    summed = (within @ products.reshape(*size.shape, -1)).reshape(shape)
     ridge = RIDGE * np.trace(summed, axis1=2, axis2=3) / len(basis) + np.finfo(float).tiny
     summed = summed + ridge[..., None, None] * np.eye(len(basis))
-    wanted = np.stack([targets[:, runs].sum(1) for runs in sets], axis=1)
+    wanted = within @ targets
     return np.linalg.solve(summed, wanted[..., None])[..., 0], (products, targets)
 
 
