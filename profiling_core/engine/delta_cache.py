@@ -41,7 +41,6 @@ from profiling_core.engine.seams import (
 from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_full, block_share
-from profiling_core.plan.restrict import refuse_solver_weights
 from profiling_core.plan.schema import Branch, IntervalSite
 from profiling_core.plan.site_schedule import SiteSchedule
 
@@ -63,8 +62,11 @@ class DeltaCache:
     def __init__(
         self, plan: CachePlan, *, lists: dict[str, str] | None = None, weighted: bool = False
     ) -> None:
-        if not weighted:
-            refuse_solver_weights(plan)
+        if plan.solver_weights and not weighted:
+            raise PlanError(
+                f"plan {plan.name!r} has weights for the solver's steps, which your loop has to "
+                "apply (weighted=True says so): or search a plan for it with --modes jump"
+            )
         self.plan = plan
         self.stats = self._new_stats()
         self._lists = dict(lists or {})

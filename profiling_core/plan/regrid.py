@@ -49,8 +49,7 @@ def regrid(
         keep_speed = "speedup" in plan.provenance.settings
     if on_grid(plan, sigmas, solver=solver):
         return plan
-    dropped = _dropped_weights(plan)
-    plan = _without_solver_weights(plan)
+    plan = plain_jumps(plan)
     nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
     one_to_one = nearest == list(range(len(sigmas)))
     outside = _outside(plan.sigmas, sigmas)
@@ -65,7 +64,7 @@ def regrid(
         kept = "everything is computed: a run of few steps has nothing to skip"
     changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
     wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
-    notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} {kept}", *dropped]
+    notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} {kept}"]
     if plan.prediction is not None and not plan.interval_sites and not few:
         notes.append(_search_note(plan, len(sigmas), solver, shift))
     if outside and not one_to_one and not few:
@@ -140,18 +139,17 @@ def _refuse_weights(plan: CachePlan) -> None:
         )
 
 
-def _dropped_weights(plan: CachePlan) -> list[str]:
-    """A note on a fitted jump."""
-    note = "the weights of its jumps belong to its own noise levels: its steps are plain jumps here"
-    return [note] if plan.solver_weights else []
-
-
-def _without_solver_weights(plan: CachePlan) -> CachePlan:
-    sites = [
-        site.model_copy(update={"solver_weights": None}) if site is plan.prediction else site
-        for site in plan.sites
-    ]
-    return plan.model_copy(update={"sites": tuple(sites)}) if plan.solver_weights else plan
+def plain_jumps(plan: CachePlan) -> CachePlan:
+    """A fitted plan without the weights of its jumps, with a note; every other plan as it is."""
+    if not plan.solver_weights:
+        return plan
+    note = (
+        f"plan {plan.name!r} has weights for the solver's steps, made for its own noise levels in "
+        "Wan2.1's generate.py: its steps are plain jumps here; --modes jump searches for those"
+    )
+    jump = plan.prediction.model_copy(update={"solver_weights": None})
+    sites = [jump if site is plan.prediction else site for site in plan.sites]
+    return plan.replace(sites=sites, notes=(*plan.notes, note))
 
 
 def _nearest_sites(

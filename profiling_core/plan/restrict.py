@@ -22,15 +22,6 @@ def on_visited_steps(plan: CachePlan) -> CachePlan:
     return _on(plan, plan.solver_steps, sites)
 
 
-def refuse_solver_weights(plan: CachePlan) -> None:
-    """PlanError for a fitted plan, in a loop that does not apply its weights."""
-    if plan.solver_weights:
-        raise PlanError(
-            f"plan {plan.name!r} has weights for the solver's steps, which this loop does not "
-            "apply; Wan2.1's generate.py does: search a plan for this loop with --modes jump"
-        )
-
-
 def also_computed(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     """The plan with `steps` computed as well: the first ones of the models that a loop changes to.
 

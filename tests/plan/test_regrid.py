@@ -11,7 +11,7 @@ from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.importers import from_steps
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset
-from profiling_core.plan.regrid import SPEEDUPS, regrid
+from profiling_core.plan.regrid import SPEEDUPS, plain_jumps, regrid
 from toys import both, prediction, toy_plan
 
 MINI = "wan2.1-t2v-mini"
@@ -226,5 +226,6 @@ def test_a_fitted_plan_runs_as_plain_jumps_on_another_grid_and_says_so():
         others[:3], (plan(), carried(plan(), 30), carried(plan(), 6)), strict=True
     ):
         assert other.sites == like.sites
-    for other in others:
+    assert plain_jumps(one).sites == plan().sites and plain_jumps(plan()) == plan()
+    for other in (*others, plain_jumps(one)):
         assert not other.solver_weights and any("are plain jumps here" in n for n in other.notes)
