@@ -141,14 +141,15 @@ def _refuse_weights(plan: CachePlan) -> None:
 
 def plain_jumps(plan: CachePlan) -> CachePlan:
     """A fitted plan without the weights of its jumps, with a note; every other plan as it is."""
-    if not plan.solver_weights:
+    site = plan.prediction
+    if site is None or site.solver_weights is None:
         return plan
     note = (
         f"plan {plan.name!r} has weights for the solver's steps, made for its own noise levels in "
         "Wan2.1's generate.py: its steps are plain jumps here; --modes jump searches for those"
     )
-    jump = plan.prediction.model_copy(update={"solver_weights": None})
-    sites = [jump if site is plan.prediction else site for site in plan.sites]
+    jump = site.model_copy(update={"solver_weights": None})
+    sites = [jump if one is site else one for one in plan.sites]
     return plan.replace(sites=sites, notes=(*plan.notes, note))
 
 
