@@ -5,6 +5,7 @@ by ours. A run may visit a subset of them. No step waits for the device.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from .sigmas import sigma_grid
 TRAIN_TIMESTEPS = 1000
 
 Scheduler = UniPCMultistepScheduler | DPMSolverMultistepScheduler
+Weights = Sequence[tuple[float, float, float]]  # c, d and p of every visited step
 
 
 class UniPC(UniPCMultistepScheduler):
@@ -29,19 +31,27 @@ class UniPC(UniPCMultistepScheduler):
 
     predicts with p = 1/2, c = 0 and corrects with p, c that solve the two conditions of order 2;
     at order 1 there is no D_1, and c = 1/2.
+
+    weights, of a fitted plan: a corrected latent gets c (m_t - m_0) + d (m_0 - m_1) more, and a
+    predicted one p (m_0 - m_1).
     """
+
+    weights: Weights = ()
 
     def multistep_uni_p_bh_update(
         self, model_output: Tensor, *, sample: Tensor, order: int
     ) -> Tensor:
         start, scale, first = self._parts(sample, self.step_index + 1, order)[:3]
-        return start if first is None else start - scale * (0.5 * first)
+        return _weighted(self, start if first is None else start - scale * (0.5 * first))
 
     def multistep_uni_c_bh_update(
         self, this_model_output: Tensor, *, last_sample: Tensor, this_sample: Tensor, order: int
     ) -> Tensor:
         start, scale, first, r, h = self._parts(last_sample, self.step_index, order)
         now = this_model_output - self.model_outputs[-1]
+        if self.weights:
+            c, d, _ = self.weights[self.step_index]
+            start = start + c * now + d * _last_change(self)
         if first is None:
             return start - scale * (0.5 * now)
         b = torch.expm1(-h)
@@ -67,14 +77,42 @@ class UniPC(UniPCMultistepScheduler):
         return start, scale, first, r, h
 
 
+class DPM(DPMSolverMultistepScheduler):
+    """diffusers' DPM++ 2M; weights as of UniPC, of which it takes p: it does not correct."""
+
+    weights: Weights = ()
+
+    def dpm_solver_first_order_update(self, *given: Any, **named: Any) -> Tensor:
+        return _weighted(self, super().dpm_solver_first_order_update(*given, **named))
+
+    def multistep_dpm_solver_second_order_update(self, *given: Any, **named: Any) -> Tensor:
+        return _weighted(self, super().multistep_dpm_solver_second_order_update(*given, **named))
+
+
+def _weighted(scheduler: UniPC | DPM, latent: Tensor) -> Tensor:
+    """The predicted latent with the step's own share of the last change."""
+    if not scheduler.weights:
+        return latent
+    return latent + scheduler.weights[scheduler.step_index][2] * _last_change(scheduler)
+
+
+def _last_change(scheduler: UniPC | DPM) -> Tensor | float:
+    """Between the last two predictions of x0; 0 where there is one."""
+    older, newest = scheduler.model_outputs
+    return 0.0 if older is None else newest - older
+
+
 def build_scheduler(
     solver: str,
     steps: int,
     shift: float,
     device: torch.device | str = "cpu",
     visit: Sequence[int] | None = None,
+    weights: Weights = (),
 ) -> Scheduler:
     """The solver, set up to visit the steps `visit` of the grid (all of them by default).
+
+    weights: of a fitted plan, for every visited step.
 
     `scheduler.sigmas` holds the visited levels and a final 0 (fp32, on the CPU),
     `scheduler.timesteps` their 1000 * sigma truncated to int64, on `device`.
@@ -85,7 +123,8 @@ def build_scheduler(
     if solver == "unipc":
         scheduler: Scheduler = UniPC(num_train_timesteps=TRAIN_TIMESTEPS, **flow)
     else:
-        scheduler = DPMSolverMultistepScheduler(num_train_timesteps=TRAIN_TIMESTEPS, **flow)
+        scheduler = DPM(num_train_timesteps=TRAIN_TIMESTEPS, **flow)
+    scheduler.weights = tuple(weights)
     scheduler.set_timesteps(len(visited), device=device)
     scheduler.sigmas = torch.from_numpy(np.append(visited, 0.0).astype(np.float32))
     timesteps = torch.from_numpy(visited * TRAIN_TIMESTEPS)

@@ -266,8 +266,9 @@ class WanT2V:
         plan: on this grid of noise levels (`checks.plan_for_run`), else PlanError.
         """
         run = self._run(plan, recorder, sample_solver, sampling_steps, shift, noise)
+        weights = () if plan is None else plan.solver_weights
         scheduler = build_scheduler(
-            sample_solver, sampling_steps, shift, self.device, run.solver_steps
+            sample_solver, sampling_steps, shift, self.device, run.solver_steps, weights
         )
         if not self.sharded:
             self.model.to(self.device)
@@ -313,7 +314,7 @@ class WanT2V:
         check_on_grid(plan, solver, steps, shift)
         plan = plan_of_both(plan) if self.ranks.degrees.cfg > 1 else plan
         self._log_plan(plan, noise)
-        return DeltaCache(plan)
+        return DeltaCache(plan, weighted=True)
 
     def _predictions(
         self,

@@ -170,7 +170,7 @@ def plan_hash(plan: CachePlan) -> str:
     named = ("steps", "sigmas", "solver", "shift", "sites")
     kept = {name: document[name] for name in named if name in document}
     for site in kept["sites"]:  # fitted on one machine or another, weights differ in the last bits
-        for name in {"weights", "given"} & site.keys():
+        for name in {"weights", "given", "solver_weights"} & site.keys():
             site[name] = _rounded(site[name])
     text = json.dumps({**kept, "storage": plan.storage}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -72,7 +72,14 @@ NAME = "prediction"
 SPEEDUPS = (1.5, 2.0, 3.0)  # of the part speed
 SEARCHED, EXCHANGED, HAND, UNIFORM = (1.25, 1.5, 2.0, 3.0, 4.0), (2.0, 3.0), (2.0,), (1.5, 3.0)
 MOST_MOVED = 5  # steps of an exchanged plan
-COLOURS = {"hold": "C7", "linear": "C0", "weights": "C1", "corrected": "C3", "jump": "C2"}
+COLOURS = {
+    "hold": "C7",
+    "linear": "C0",
+    "weights": "C1",
+    "corrected": "C3",
+    "fitted": "C4",
+    "jump": "C2",
+}
 MARKERS = {"searched": "o", "exchanged": "^", "hand": "s", "uniform": "x"}
 TIMED = """
 import json, os, sys, time

@@ -294,8 +294,8 @@ def _add_modes(group: Any) -> None:
     group.add_argument(
         "--modes",
         metavar="LIST",
-        help="what a reuse step may do, of hold,linear,weights,corrected,jump (default: all that "
-        "the solver allows)",
+        help="what a reuse step may do, of hold,linear,weights,corrected,fitted,jump "
+        "(default: all that the solver allows)",
     )
 
 

@@ -55,10 +55,18 @@ class DeltaCache:
         cache.detach()
 
     `lists` maps block list names of the plan to attribute paths of the model where they differ.
+    weighted: the loop's solver applies plan.solver_weights; without it a fitted plan is refused.
     Raises PlanError (a ValueError) when plan and model do not fit.
     """
 
-    def __init__(self, plan: CachePlan, *, lists: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, plan: CachePlan, *, lists: dict[str, str] | None = None, weighted: bool = False
+    ) -> None:
+        if plan.solver_weights and not weighted:
+            raise PlanError(
+                f"plan {plan.name!r} has weights for the solver's steps, which your loop has to "
+                "apply (weighted=True says so): or search a plan for it with --modes jump"
+            )
         self.plan = plan
         self.stats = self._new_stats()
         self._lists = dict(lists or {})

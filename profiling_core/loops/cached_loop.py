@@ -27,7 +27,7 @@ from profiling_core.loops.scheduler_grid import Grid, SteppedLevels, grid_of, vi
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_without, bytes_held
 from profiling_core.plan.describe import format_bytes, storage_words, summary_lines
-from profiling_core.plan.regrid import regrid
+from profiling_core.plan.regrid import plain_jumps, regrid
 from profiling_core.plan.restrict import (
     also_computed,
     for_both_branches,
@@ -99,7 +99,8 @@ class LoopCache:
         """Regrid the plan and attach, once the scheduler's timesteps are set."""
         self._detach()
         grid = grid_of(scheduler, given)
-        plan = regrid(self._plan_for(grid), grid.sigmas, solver=grid.solver, shift=grid.shift)
+        plan = plain_jumps(self._plan_for(grid))
+        plan = regrid(plan, grid.sigmas, solver=grid.solver, shift=grid.shift)
         counts = self.found.steps_of(scheduler)
         plan = also_computed(plan, [sum(counts[:n]) for n, count in enumerate(counts) if count])
         for line in (*plan.notes, *summary_lines(plan)):

@@ -44,6 +44,8 @@ def check_sites(plan: PlanDocument) -> None:
             _check_weights(plan, site, site.weights, place)
         if site.kind == "prediction" and site.given is not None:
             _check_given(plan, site, site.given, place)
+        if site.kind == "prediction" and site.solver_weights is not None:
+            _check_solver_weights(plan, site, site.solver_weights, place)
         if site.skip == "corrected" and plan.solver != "euler":
             raise ValueError(
                 f"{place}.skip: 'corrected' is made for Euler's steps, this plan's solver is "
@@ -100,6 +102,25 @@ def _check_given(plan: PlanDocument, site: PredictionSite, given: Weights, place
                     f"{place}.given.{branch}.{step}: {len(weights)} weights, expected 1 to {most}: "
                     "of the new prediction and of anchors before it, newest first"
                 )
+
+
+def _check_solver_weights(
+    plan: PlanDocument,
+    site: PredictionSite,
+    weights: dict[str, tuple[float, float, float]],
+    place: str,
+) -> None:
+    if site.skip != "jump" or plan.solver == "euler":
+        raise ValueError(
+            f"{place}.solver_weights: go with skip 'jump' and the solvers unipc and dpm++, found "
+            f"{site.skip!r} and {plan.solver}"
+        )
+    wrong = set(weights) ^ {str(step) for step in site.compute_steps["cond"]}
+    if wrong:
+        raise ValueError(
+            f"{place}.solver_weights: expected the compute steps, step {min(wrong)} is missing or "
+            "no compute step"
+        )
 
 
 def check_combination(plan: PlanDocument) -> None:

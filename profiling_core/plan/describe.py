@@ -69,8 +69,12 @@ def site_lines(plan: PlanDocument) -> list[str]:
             what = f"{site.block_list} {runs} ({site.blocks} blocks)"
         else:
             what = "the whole prediction"
+        weighted = (
+            " with the plan's weights" if site is plan.prediction and plan.solver_weights else ""
+        )
         lines.append(
             f"{what}: computed at {computed} of {plan.steps} steps, others {_SKIP[site.skip]}"
+            f"{weighted}"
         )
     return lines or ["every step computes everything"]
 

@@ -40,14 +40,16 @@ def regrid(
     computed once; step 0 and every level outside the planned range are computed. keep_speed: the
     compute steps are first thinned out, or filled up, to the planned share of the steps (`_spread`)
     and then matched, each with a step of its own. Fitted weights belong to their own levels and are
-    refused on a grid where the steps do not match one to one. A plan that is on the levels already
-    is returned as it is. `notes` of the result name what was kept and what else to know.
+    refused on a grid where the steps do not match one to one; those of a fitted jump are
+    left out, its steps are then plain jumps. A plan that is on the levels already is returned as it
+    is. `notes` of the result name what was kept and what else to know.
     """
     sigmas = tuple(float(sigma) for sigma in sigmas)
     if keep_speed is None:
         keep_speed = "speedup" in plan.provenance.settings
     if on_grid(plan, sigmas, solver=solver):
         return plan
+    plan = plain_jumps(plan)
     nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
     one_to_one = nearest == list(range(len(sigmas)))
     outside = _outside(plan.sigmas, sigmas)
@@ -84,7 +86,9 @@ def regrid(
 def on_grid(plan: CachePlan, sigmas: Sequence[float], *, solver: str) -> bool:
     """Are these the plan's own noise levels, and a solver that its corrections are made for?"""
     site = plan.prediction
-    bound = site is not None and (site.skip == "corrected" or site.given is not None)
+    bound = site is not None and (
+        site.skip == "corrected" or site.given is not None or site.solver_weights is not None
+    )
     if len(sigmas) != plan.steps or (bound and solver != plan.solver):
         return False
     pairs = zip(sigmas, plan.sigmas, strict=True)
@@ -133,6 +137,20 @@ def _refuse_weights(plan: CachePlan) -> None:
             f"plan {plan.name!r} has weights fitted to its own {plan.steps} noise levels; on other "
             "levels take a plan that forecasts 'hold' or 'linear', or search one for this grid"
         )
+
+
+def plain_jumps(plan: CachePlan) -> CachePlan:
+    """A fitted plan without the weights of its jumps, with a note; every other plan as it is."""
+    site = plan.prediction
+    if site is None or site.solver_weights is None:
+        return plan
+    note = (
+        f"plan {plan.name!r} has weights for the solver's steps, made for its own noise levels in "
+        "Wan2.1's generate.py: its steps are plain jumps here; --modes jump searches for those"
+    )
+    jump = site.model_copy(update={"solver_weights": None})
+    sites = [jump if one is site else one for one in plan.sites]
+    return plan.replace(sites=sites, notes=(*plan.notes, note))
 
 
 def _nearest_sites(

@@ -87,6 +87,8 @@ class PredictionSite(_SiteSteps):
     skip: Literal["hold", "linear", "weights", "corrected", "jump"]
     # what Euler is given at compute steps: weights of the new prediction, then of anchors before it
     given: dict[Branch, dict[str, tuple[Finite, ...]]] | None = None
+    # of a jump, by compute steps: what the solver adds to its latents, search.fitted_jump
+    solver_weights: dict[str, tuple[Finite, Finite, Finite]] | None = None
 
 
 class IntervalSite(_SiteSteps):
@@ -181,6 +183,14 @@ class PlanDocument(Checked):
         if self.prediction is not None and self.jumps:
             return self.prediction.compute_steps[self.branches[0]]
         return tuple(range(self.steps))
+
+    @property
+    def solver_weights(self) -> tuple[tuple[float, float, float], ...]:
+        """What a fitted jump adds to the solver's latents, by `solver_steps`; () for others."""
+        site = self.prediction
+        if site is None or site.solver_weights is None:
+            return ()
+        return tuple(site.solver_weights[str(step)] for step in self.solver_steps)
 
     @property
     def predicted_error(self) -> float | None:

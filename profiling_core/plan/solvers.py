@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 SOLVERS = ("euler", "unipc", "dpm++")
-SKIPS = ("hold", "linear", "weights", "corrected", "jump")
+SKIPS = ("hold", "linear", "weights", "corrected", "fitted", "jump")
 
 
 def skips_of(solver: str) -> tuple[str, ...]:
     """The reuse modes that differ: Euler's jump is holding, and a jump has its own corrector."""
-    return tuple(s for s in SKIPS if s != ("jump" if solver == "euler" else "corrected"))
+    others = ("fitted", "jump") if solver == "euler" else ("corrected",)
+    return tuple(skip for skip in SKIPS if skip not in others)

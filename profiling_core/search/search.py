@@ -32,6 +32,7 @@ from profiling_core.plan.importers import from_steps
 from profiling_core.plan.schema import Storage, StoragePlace
 from profiling_core.plan.solvers import SKIPS, skips_of
 from profiling_core.profile.profile import Profile
+from profiling_core.search.fitted_jump import LEAST_RUNS, FittedJumps
 from profiling_core.search.segments import Segments
 from profiling_core.search.sensitivity import Sensitivity, sensitivity_of
 from profiling_core.search.step_search import (
@@ -100,10 +101,16 @@ class PlanSearch:
         self.sensitivity: Sensitivity = sensitivity_of(profile, self.trajectories)
         solver = self.trajectories.solver
         possible = skips_of(solver)
+        few = self.trajectories.runs < LEAST_RUNS
         for skip in skips or ():
             if skip not in possible:
                 raise PlanError(f"{skip!r} is no reuse mode with {solver}: {', '.join(possible)}")
-        self.skips = skips or possible
+        if few and "fitted" in (skips or ()):
+            raise PlanError(
+                f"'fitted' needs a profile of at least {LEAST_RUNS} runs, this one has "
+                f"{self.trajectories.runs}: record more, or take jump"
+            )
+        self.skips = skips or tuple(s for s in possible if not (few and s == "fitted"))
         self._point, self._search = cache(self._best_point), cache(self._step_search)
 
     def plan(self, budget: Budget, name: str | None = None) -> CachePlan:
@@ -176,7 +183,8 @@ class PlanSearch:
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
                 f"the profile's {self.steps} steps"
             )
-        return self._search(site.skip, SENSITIVITY_EXPONENT).evaluate(site.compute_steps["cond"])
+        skip = "fitted" if plan.solver_weights else site.skip
+        return self._search(skip, SENSITIVITY_EXPONENT).evaluate(site.compute_steps["cond"])
 
     def _chosen(self, budget: Budget) -> Point:
         """The best point at the budget's speed-up, or the fastest below its error."""
@@ -217,7 +225,8 @@ class PlanSearch:
         return self._point(skip, count, exponent)
 
     def _best_point(self, skip: str, count: int, exponent: float) -> Point:
-        steps = self._search(skip, exponent).best(count).steps
+        more = [self.point_of("jump", count, exponent).steps] if skip == "fitted" else []
+        steps = self._search(skip, exponent).best(count, *more).steps
         error = self._search(skip, SENSITIVITY_EXPONENT).evaluate(steps).error
         return Point(skip, steps, self.steps / count, error)
 
@@ -227,7 +236,12 @@ class PlanSearch:
 
     @cached_property
     def _segments(self) -> dict[str, Segments]:
-        return {skip: Segments(self.trajectories, skip) for skip in SKIPS if skip in self.skips}
+        plain = {skip: Segments(self.trajectories, skip) for skip in SKIPS}
+        return {**plain, "fitted": self._fitted_jumps}
+
+    @cached_property
+    def _fitted_jumps(self) -> FittedJumps:
+        return FittedJumps(self.trajectories, "fitted")
 
     def _within_bytes(self, most: int | None) -> tuple[str, ...]:
         if most is None:
@@ -250,7 +264,10 @@ class PlanSearch:
 
     def _plan(self, point: Point, name: str, settings: dict) -> CachePlan:
         subject = self.profile.recorded
-        (site,) = from_steps(subject.steps, point.steps, subject.branches, point.skip)
+        skip = "jump" if point.skip == "fitted" else point.skip
+        (site,) = from_steps(subject.steps, point.steps, subject.branches, skip)
+        if point.skip == "fitted":
+            site["solver_weights"] = self._fitted_jumps.step_weights(point.steps)
         if point.skip == "weights":
             site["weights"] = dict.fromkeys(subject.branches, self._fitted(point.steps))
         sites = [site] if len(point.steps) < subject.steps else []

@@ -149,8 +149,16 @@ class Segments:
         return flow_solvers.response(self.trajectories.solver, self.trajectories.levels)
 
     def _jumps(self, i: int, j: int) -> np.ndarray:
-        went_on, clean = self._recorded
-        solver, levels = self.trajectories.solver, self.trajectories.levels
+        solver, (went_on, _) = self.trajectories.solver, self.recorded
+        left = self.jump_misses(solver, i, j, went_on)
+        if solver == "unipc":  # its predictor is that of DPM++
+            left[:-1] += SEEN * self.jump_misses("dpm++", i, j, self.trajectories.latents)[:-1]
+        return left
+
+    def jump_misses(self, solver: str, i: int, j: int, wanted: np.ndarray) -> np.ndarray:
+        """The solver's latents of (6) at all n after j, less the wanted ones: (S - j, R, D)."""
+        went_on, clean = self.recorded
+        levels = self.trajectories.levels
         steps = len(levels)
         found = [jump(solver, levels, i, j, steps)]
         if j + 1 < steps:
@@ -159,21 +167,10 @@ class Segments:
         latents = [went_on[j], clean[j], clean[i], np.append(clean[j + 1 :], clean[-1:], axis=0)]
         # the last one is the clean latent at n itself; at the end there is none, its factor is 0
         terms = zip(factors, latents, strict=True)
-        left = sum(f[:, None, None] * x for f, x in terms) - went_on[j + 1 :]
-        if solver == "unipc" and j + 1 < steps:
-            left[:-1] += SEEN * self._seen(i, j)
-        return left
-
-    def _seen(self, i: int, j: int) -> np.ndarray:
-        """e of (6) for UniPC and all n after j but the end: its predictor is that of DPM++."""
-        went_on, clean = self._recorded
-        levels, latents = self.trajectories.levels, self.trajectories.latents
-        factors = jump("dpm++", levels, i, j, np.arange(j + 1, len(levels)))
-        terms = zip(factors[:3], (went_on[j], clean[j], clean[i]), strict=True)
-        return sum(f[:, None, None] * x for f, x in terms) - latents[j + 1 : -1]
+        return sum(f[:, None, None] * x for f, x in terms) - wanted[j + 1 :]
 
     @cached_property
-    def _recorded(self) -> tuple[np.ndarray, np.ndarray]:
+    def recorded(self) -> tuple[np.ndarray, np.ndarray]:
         """The latents that the recorded run went on from (S + 1, R, D), and its clean ones."""
         runs, levels = self.trajectories, self.trajectories.levels
         clean = runs.latents[:-1] - levels.sigma[:-1, None, None] * runs.predictions

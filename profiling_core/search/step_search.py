@@ -53,7 +53,14 @@ POWER = 4.0
 SENSITIVITY_EXPONENT, WORST_QUANTILE = 0.75, 1.0  # docs/research/prediction.md
 ALIGNED = 0.2  # of the run
 # by reuse mode, on the calibration prompts of both miniatures (docs/research/prediction.md)
-CALIBRATION = {"hold": 1.5, "linear": 1.2, "weights": 1.6, "corrected": 0.9, "jump": 1.7}
+CALIBRATION = {
+    "hold": 1.5,
+    "linear": 1.2,
+    "weights": 1.6,
+    "corrected": 0.9,
+    "fitted": 1.7,
+    "jump": 1.7,
+}
 STARTS = (1.0, 0.5)  # powers of the weights in (8)
 MOST_EXCHANGES = 60
 
@@ -96,9 +103,12 @@ class StepSearch:
             for power in STARTS
         ]
 
-    def best(self, count: int) -> Choice:
-        """The best `count` compute steps that were found; step 0 is one of them."""
-        ends = [self._improved(start) for start in self.starts(count)]
+    def best(self, count: int, *more: tuple[int, ...]) -> Choice:
+        """The best `count` compute steps that were found; step 0 is one of them.
+
+        more: starts beside those of (8).
+        """
+        ends = [self._improved(start) for start in {*self.starts(count), *more}]
         return min(ends, key=lambda choice: choice.score)
 
     def starts(self, count: int) -> list[tuple[int, ...]]:

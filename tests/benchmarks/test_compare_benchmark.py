@@ -115,7 +115,7 @@ def test_every_policy_settles_on_the_budget_or_says_why_not(name, ready, capsys,
     found = {policy.name: policy for policy in policies.policies_of(given)}
     left_out = set(policies.ALL) - set(found)
     expected = {"wan": {"search corrected"}, "hunyuan": {"fewer steps dpm++", "search jump"}}
-    assert left_out == expected[name]
+    assert left_out == {*expected[name], "search fitted"}  # which a profile of few runs lacks
     groups = ("fewer", "uniform", "release", "ours")
     plain = [p for p in found if policies.GROUP_OF[p] in groups]
     plain += ["paper background stepwise", "paper split inverse", "paper alternate average"]

@@ -10,7 +10,7 @@ from diffusers import UniPCMultistepScheduler
 import tiny_pipelines
 from diffusers_plans import RELEASE_LIKE, intervals, made_plan, prediction
 from naive_walk import naive
-from profiling_core import cache_pipeline
+from profiling_core import DeltaCache, cache_pipeline
 from profiling_core.errors import PlanError
 from profiling_core.loops.diffusers_models import loop_models
 from profiling_core.loops.scheduler_grid import when_set
@@ -125,6 +125,21 @@ def test_each_of_two_models_computes_its_first_step_whatever_the_plan(skip, comp
         2 * (1 + sum(c > first for c in computed)),
     ]
     assert f"step {first} is computed as well: another model begins there" in lines
+
+
+def test_a_fitted_plan_runs_as_plain_jumps_in_a_foreign_loop_and_says_so() -> None:
+    tiny, lines = build("wan"), []
+    jump = prediction("jump")[0]
+    plan = made_plan(tiny, [jump])
+    weights = {str(step): [0.0, 0.1, 0.2] for step in plan.solver_steps}
+    found = []
+    for each in (plan, plan.replace(sites=[jump | {"solver_weights": weights}])):
+        with cache_pipeline(tiny.pipe, each, log=lines.append) as cache:
+            found.append(tiny.latents())
+        assert not cache.plan.solver_weights
+    assert torch.equal(*found) and sum("are plain jumps here" in line for line in lines) == 1
+    with pytest.raises(PlanError, match=r"your loop has to apply \(weighted=True says so\)"):
+        DeltaCache(each)
 
 
 def test_a_jump_is_refused_where_the_scheduler_steps_by_number() -> None:

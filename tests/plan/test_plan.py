@@ -132,6 +132,29 @@ def test_sites_that_do_not_go_together_are_refused(sites, text):
         toy_plan(sites)
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"skip": "hold"}, "solver_weights: go with skip 'jump' .* found 'hold' and unipc"),
+        ({"compute_steps": both(0, 2)}, "expected the compute steps, step 3 is missing or no"),
+        ({"solver_weights": {"0": [0.0, 0.0]}}, r"sites\[0\]\.solver_weights\.0"),
+        ({"solver_weights": {"0": [0.0, 0.0, float("nan")]}}, r"sites\[0\]\.solver_weights\.0"),
+    ],
+)
+def test_weights_of_the_solver_belong_to_the_compute_steps_of_a_jump(changes, text):
+    weights = {"0": [0.0, 0.0, 0.0], "2": [0.1, 0.0, 0.2], "3": [0.1, 0.3, 0.2]}
+    site = {**prediction(both(0, 2, 3), "jump"), "solver_weights": weights}
+    plain = toy_plan([prediction(both(0, 2, 3), "jump")], steps=5)
+    document = plain.model_dump(mode="json", exclude={"expected"}) | {"solver": "unipc"}
+    plan = CachePlan.from_dict(document | {"sites": [site]})
+    assert plan.solver_weights == ((0.0, 0.0, 0.0), (0.1, 0.0, 0.2), (0.1, 0.3, 0.2))
+    assert CachePlan.loads(plan.dumps()) == plan and not plain.solver_weights
+    with pytest.raises(PlanError, match=text):
+        CachePlan.from_dict(document | {"sites": [site | changes]})
+    with pytest.raises(PlanError, match="found 'jump' and euler"):
+        CachePlan.from_dict(document | {"sites": [site], "solver": "euler"})
+
+
 def test_weights_are_needed_for_every_reuse_step_and_only_there():
     def planned(weights, computed=(0, 1, 2)):
         site = prediction(both(*computed), "weights")

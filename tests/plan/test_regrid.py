@@ -11,7 +11,7 @@ from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.importers import from_steps
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset
-from profiling_core.plan.regrid import SPEEDUPS, regrid
+from profiling_core.plan.regrid import SPEEDUPS, plain_jumps, regrid
 from toys import both, prediction, toy_plan
 
 MINI = "wan2.1-t2v-mini"
@@ -207,3 +207,25 @@ def test_fitted_weights_are_not_put_on_other_levels():
     assert regrid(own, close, solver="euler", shift=1.0).sites == own.sites
     with pytest.raises(PlanError, match="weights fitted to its own 6 noise levels"):
         regrid(own, grid(9, 1.0), solver="euler", shift=1.0)
+
+
+def test_a_fitted_plan_runs_as_plain_jumps_on_another_grid_and_says_so():
+    document = plan().model_dump(mode="json", exclude={"expected"}, exclude_none=True)
+    weights = {str(step): [0.1, 0.2, 0.3] for step in DENSE_ENDS}
+    document["sites"][0]["solver_weights"] = weights
+    one = CachePlan.from_dict(document)
+    assert regrid(one, one.sigmas, **WAN) is one and len(one.solver_weights) == len(DENSE_ENDS)
+    near = regrid(one, tuple(s * 0.999 for s in one.sigmas), **WAN)
+    others = [
+        near,
+        carried(one, 30),
+        carried(one, 6),
+        regrid(one, one.sigmas, solver="dpm++", shift=5.0),
+    ]
+    for other, like in zip(
+        others[:3], (plan(), carried(plan(), 30), carried(plan(), 6)), strict=True
+    ):
+        assert other.sites == like.sites
+    assert plain_jumps(one).sites == plan().sites and plain_jumps(plan()) == plan()
+    for other in (*others, plain_jumps(one)):
+        assert not other.solver_weights and any("are plain jumps here" in n for n in other.notes)
