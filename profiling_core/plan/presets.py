@@ -1,6 +1,6 @@
 """The plans that are shipped, and the recipes of the published ones.
 
-`profiling-dit presets` writes all of them to plans/ (`searched_presets.make_preset`).
+`profiling-dit presets` writes all of them to plans/ (`search.preset_search.make_preset`).
 Each preset of each model is a file `<model>.<preset>.json`:
 
 release     what the options of the released code say. Wan: 6 warm-up steps, then every 6th, 28 of
@@ -17,7 +17,7 @@ quality, balanced, fast
             that a search finds. The others are stepped over by Wan's multistep solver; for
             HunyuanVideo's Euler solver they are forecast linearly in sigma and corrected at the
             next computed step. The miniatures' are searched on their own profiles, the official
-            models' on published figures; their provenance names them.
+            models' are good in several worlds, laws fitted to public lists among them.
 """
 
 from __future__ import annotations

@@ -32,7 +32,6 @@ with the largest stretch alone where POWER is infinite.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -115,10 +114,10 @@ class LawSearch:
             steps.append(int(layer[steps[-1]]))
         return tuple(reversed(steps[1:]))
 
-    def error(self, steps: Sequence[int]) -> float:
-        """E of (5), in the law's own unit: it compares lists on one grid and says no more."""
-        ends = (*steps[1:], len(self._errors))
-        return float(np.linalg.norm(self._errors[list(steps), list(ends)], ord=self.power))
+    def errors(self, lists: np.ndarray) -> np.ndarray:
+        """E of (5) of many lists (N, K), in the law's own unit: it compares lists, no more."""
+        ends = np.pad(lists[:, 1:], ((0, 0), (0, 1)), constant_values=len(self._errors))
+        return np.linalg.norm(self._errors[lists, ends], ord=self.power, axis=-1)
 
 
 @cache

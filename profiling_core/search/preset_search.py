@@ -1,35 +1,46 @@
 """The search behind the shipped presets `quality`, `balanced` and `fast`.
 
 The miniatures' are searched on the profiles beside their weights. A profile's presets are the plans
-that `plan --speedup` finds on it in the solver's own reuse mode. The official models' files were
-searched on magnitude ratios that are no longer here (commit 3d21302); `law_preset` makes theirs
-from a law of `law.worlds`.
+that `plan --speedup` finds on it in the solver's own reuse mode. The official models were never
+profiled here; `RobustSearch` takes the steps that are good in all worlds that they may be like.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
+from itertools import combinations_with_replacement
 from pathlib import Path
+
+import numpy as np
 
 from profiling_core.plan import CachePlan
 from profiling_core.plan.importers import from_steps
-from profiling_core.plan.model_specs import PlannedModel
+from profiling_core.plan.model_specs import MODELS, PlannedModel
 from profiling_core.plan.presets import STEPS, build_preset
 from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.plan.solvers import skips_of
 from profiling_core.profile.profile import Profile
 from profiling_core.search.flow_solvers import Levels
-from profiling_core.search.law import Law, LawSearch
+from profiling_core.search.law import LawSearch, worlds
+from profiling_core.search.resample import SigmaGrid, moved_to
 from profiling_core.search.search import Budget, PlanSearch, count_of
+from profiling_core.search.segments import Segments
+from profiling_core.search.step_search import StepSearch
 
 PROFILES = {  # of the models that were profiled, in a clone of the repository
     "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
     "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
 }
-LABEL = "from published figures, profile your model for a better one"
-SHIPPED_BY = "profiling-dit 0.1.0"  # that searched the shipped files; the same when made again
+LABEL = (
+    "fitted to public step lists of full-size models (LeMiCa's, the Golden Path study's), "
+    "not measured on the real model: profile your model for a better one"
+)
+MINIATURE = {"quality": 0.4, "balanced": 0.4, "fast": 0.75}  # of a miniature's regret counts
+SMALLEST_GAIN = 1e-6  # dB
+SHIPPED_BY, ROBUST_BY = "profiling-dit 0.1.0", "profiling-dit 0.2.0"  # the same when made again
 
 
 def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
@@ -41,7 +52,7 @@ def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
         plan = _profiled(name).plan(preset)
         made = plan.provenance.model_copy(update={"made_by": SHIPPED_BY})
         return plan.model_copy(update={"provenance": made})
-    return build_preset(planned, preset)
+    return robust_search(planned.fingerprint.family).plan(planned, preset)
 
 
 def presets_from(profile: Profile) -> list[CachePlan]:
@@ -69,28 +80,111 @@ class ProfiledPresets:
         return self.search.plan_of(point, Budget(speedup=SPEEDUPS[preset]), preset)
 
 
-def law_preset(planned: PlannedModel, preset: str, law: Law, world: str) -> CachePlan:
-    """The preset of a model that was not profiled, by one of the laws of `worlds`.
+class RobustSearch:
+    """Steps for models that nobody profiled: the least worst regret over several worlds.
 
-    It has no predicted error: public lists say which steps are better, not by how much.
+    A world is a model as it might be: a fitted law of `law.worlds`, or a miniature's profile on
+    the models' grid. The regret of a list is how much more error, in dB, the world predicts for it
+    than for the best list of that length that was found there. A miniature is another model, so of
+    its regret a share counts (docs/research/presets.md).
     """
-    family, skip = planned.family, _skip_of(planned.family.solver)
-    search = LawSearch(law, Levels(planned.sigmas(STEPS)), family.solver)
-    steps = search.best(count_of(STEPS, SPEEDUPS[preset]))
-    return CachePlan.build(
-        name=preset,
-        model=planned.fingerprint,
-        steps=STEPS,
-        sigmas=[round(sigma, 6) for sigma in planned.sigmas(STEPS)],
-        solver=family.solver,
-        shift=family.shift,
-        sites=from_steps(STEPS, steps, family.branches, skip),
-        provenance={
-            "made_by": SHIPPED_BY,
-            "source": f"{LABEL}: a law fitted to public lists of steps (docs/research/law.md)",
-            "settings": {"speedup": SPEEDUPS[preset], "world": world},
-        },
-    )
+
+    def __init__(self, planned: PlannedModel) -> None:
+        family, levels = planned.family, planned.sigmas(STEPS)
+        self.skip = _skip_of(family.solver)
+        grid = SigmaGrid(family.solver, family.shift, tuple(levels))
+        self.laws = {
+            name: LawSearch(law, Levels(levels), family.solver) for name, law in worlds().items()
+        }
+        self.miniatures = {name: self._step_search(name, grid) for name in PROFILES}
+        self.own, self.best = cache(self._own), cache(self._best)
+
+    def plan(self, planned: PlannedModel, preset: str) -> CachePlan:
+        """The preset of any model of the family. It states no error: laws have no unit."""
+        family = planned.family
+        steps = self.best(count_of(STEPS, SPEEDUPS[preset]), MINIATURE[preset])
+        return CachePlan.build(
+            name=preset,
+            model=planned.fingerprint,
+            steps=STEPS,
+            sigmas=[round(sigma, 6) for sigma in planned.sigmas(STEPS)],
+            solver=family.solver,
+            shift=family.shift,
+            sites=from_steps(STEPS, steps, family.branches, self.skip),
+            provenance={
+                "made_by": ROBUST_BY,
+                "source": LABEL,
+                "settings": {"speedup": SPEEDUPS[preset]},
+            },
+        )
+
+    def worst(self, steps: Sequence[int], share: float) -> float:
+        """The largest regret, of a miniature's the share."""
+        found = self.regrets(steps)
+        return max(dB * (1 if name in self.laws else share) for name, dB in found.items())
+
+    def regrets(self, steps: Sequence[int]) -> dict[str, float]:
+        """By world, dB; below 0 where the list is better than the one that was found there."""
+        by_law = {name: values[0] for name, values in self._by_law(np.array([steps])).items()}
+        return {**by_law, **{name: self._by_miniature(name, steps) for name in self.miniatures}}
+
+    def exchanged(self, steps: tuple[int, ...], share: float) -> tuple[int, ...] | None:
+        """The best of all lists in which one step has moved; None where none is better."""
+        free = np.setdiff1d(np.arange(1, STEPS), steps)
+        lists = np.array(
+            [sorted((*steps[:k], *steps[k + 1 :], b)) for k in range(1, len(steps)) for b in free]
+        )
+        by_law = np.max(list(self._by_law(lists).values()), axis=0)
+        best, least = None, self.worst(steps, share) - SMALLEST_GAIN
+        for n in np.argsort(by_law, kind="stable"):
+            if by_law[n] >= least:
+                break
+            moved = tuple(lists[n].tolist())
+            if (worst := self.worst(moved, share)) < least:
+                best, least = moved, worst
+        return best
+
+    def _best(self, count: int, share: float) -> tuple[int, ...]:
+        """Single steps are moved as long as that lowers the worst regret.
+
+        It starts from every world's own list and from the means of two; the best end is taken.
+        """
+        pairs = combinations_with_replacement(self.own(count).values(), 2)
+        starts = sorted({tuple((np.add(a, b) // 2).tolist()) for a, b in pairs})
+        ends = [self._improved(start, share) for start in starts]
+        return min(ends, key=lambda steps: (self.worst(steps, share), steps))
+
+    def _improved(self, steps: tuple[int, ...], share: float) -> tuple[int, ...]:
+        while (moved := self.exchanged(steps, share)) is not None:
+            steps = moved
+        return steps
+
+    def _by_law(self, lists: np.ndarray) -> dict[str, np.ndarray]:
+        own = self.own(lists.shape[1])
+        errors = {
+            name: law.errors(np.array([own[name], *lists])) for name, law in self.laws.items()
+        }
+        return {name: 20 * np.log10(found[1:] / found[0]) for name, found in errors.items()}
+
+    def _by_miniature(self, name: str, steps: Sequence[int]) -> float:
+        search, own = self.miniatures[name], self.own(len(steps))[name]
+        return float(20 * np.log10(search.evaluate(steps).error / search.evaluate(own).error))
+
+    def _own(self, count: int) -> dict[str, tuple[int, ...]]:
+        """Every world's own best list."""
+        by_law = {name: law.best(count) for name, law in self.laws.items()}
+        return {**by_law, **{name: m.best(count).steps for name, m in self.miniatures.items()}}
+
+    def _step_search(self, name: str, grid: SigmaGrid) -> StepSearch:
+        search = PlanSearch(moved_to(Profile.load(_repository() / PROFILES[name]), grid))
+        table = Segments(search.trajectories, self.skip).table
+        return StepSearch(table, search.sensitivity.values)
+
+
+@cache
+def robust_search(family: str) -> RobustSearch:
+    """Of the models of a family: they have one grid."""
+    return RobustSearch(next(m for m in MODELS.values() if m.fingerprint.family == family))
 
 
 @cache

@@ -75,7 +75,11 @@ def on_grid(
     ProfileError for a grid that the model's solver does not have, or a profile whose levels are no
     shifted line.
     """
-    grid = grid_like(profile.recorded, steps, shift, solver)
+    return moved_to(profile, grid_like(profile.recorded, steps, shift, solver))
+
+
+def moved_to(profile: Profile, grid: SigmaGrid) -> Profile:
+    """The profile on a grid that its family need not have: as another family's model would run."""
     if grid == recorded_grid(profile):
         return profile
     own, near = profile.recorded, _nearest(profile.recorded, grid)
