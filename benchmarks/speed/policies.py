@@ -11,6 +11,7 @@ comparison are left out, so that torch, NumPy and pydantic are enough.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(ABC):
     """A row: seconds of its calls, and of the loops that its schedules make of them."""
 
     subject: Subject
@@ -92,17 +93,17 @@ class Policy:
         about = {"budget": budget, "calls": counts}
         return about | loop_row(self.subject, costs.seconds["run"], seconds, ideal)
 
+    @abstractmethod
     def schedule(self, budget: float) -> tuple[CallCounts, float]:
         """Calls at the budget, or as near to it as it comes, and their ideal speed-up by FLOPs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def calls(self, rounds: int) -> float:
         """What `costs` takes, in full calls of the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def costs(self, rounds: int, device: torch.device) -> Costs:
         """Measured in rounds, a bare call in each."""
-        raise NotImplementedError
 
 
 class FewerSteps(Policy):
