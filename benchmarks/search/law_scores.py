@@ -57,10 +57,15 @@ def judged(law: Law, i2v: bool = True) -> Figures:
 
 def held(law: Law, model: str, shift: float | None = None) -> np.ndarray:
     """The law's table of held stretches on a model's grid, or on the same with another shift."""
+    return law.held(*grid_of(model, shift))
+
+
+def grid_of(model: str, shift: float | None = None, steps: int | None = None) -> tuple[Levels, str]:
+    """Levels and solver that the lists of a model are for, or with another shift or step count."""
     grid = public_document()["grids"][model]
-    level = np.linspace(grid["first_level"], 0, grid["steps"] + 1)[:-1]
+    level = np.linspace(grid["first_level"], 0, (steps or grid["steps"]) + 1)[:-1]
     shift = shift or grid["shift"]
-    return law.held(Levels(shift * level / (1 + (shift - 1) * level)), grid["solver"])
+    return Levels(shift * level / (1 + (shift - 1) * level)), grid["solver"]
 
 
 def displacements(table: np.ndarray, named: Mapping[str, Lists]) -> Figures:
@@ -113,7 +118,11 @@ def correlation(table: np.ndarray, lists: Lists, power: float) -> float:
     """Spearman's of predicted errors and classes, for lists of one length."""
     steps = np.array(list(lists.values()))
     ends = np.pad(steps[:, 1:], ((0, 0), (0, 1)), constant_values=len(table))
-    errors = np.linalg.norm(table[steps, ends], ord=power, axis=-1)
+    return by_class(np.linalg.norm(table[steps, ends], ord=power, axis=-1), lists)
+
+
+def by_class(errors: np.ndarray, lists: Collection[str]) -> float:
+    """Spearman's of the errors of named lists and their classes."""
     kinds = [next(n for n, names in enumerate(CLASSES) if name in names) for name in lists]
     return spearman(errors, np.array(kinds))
 

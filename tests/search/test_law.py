@@ -8,10 +8,13 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
+from benchmarks.lib.rows import load_rows
 from benchmarks.search import law as fitting
+from benchmarks.search import spectral_world
 from benchmarks.search.law_scores import displacements, flux, held, judged, minimax
 from profiling_core.plan.importers import public_document
 from profiling_core.plan.model_specs import MODELS
+from profiling_core.search import flow_solvers
 from profiling_core.search.flow_solvers import Levels
 from profiling_core.search.law import NORM, Law, LawSearch, gram, trajectory_of, worlds
 from profiling_core.search.segments import Segments
@@ -141,3 +144,40 @@ def test_a_loss_counts_only_what_the_case_has_seen():
     assert alone["without FLUX"] == pytest.approx(
         (alone["LeMiCa alone"] + alone["Golden Path alone"]) / 2
     )
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+def test_the_spectral_world_errs_as_the_exact_denoiser_of_a_gaussian_from_random_noise(solver):
+    rng, steps = np.random.default_rng(0), (0, 1, 4, 9, 15)
+    axes, noise = np.linalg.qr(rng.normal(size=(3, 3)))[0], rng.normal(size=(3, 100_000))
+    variances = np.array([30.0, 4.0, 0.2])
+    covariance = axes * variances @ axes.T
+
+    def final(computed):
+        held = None
+
+        def predict(step, x):
+            nonlocal held
+            if step in computed:
+                sigma, alpha = LEVELS.sigma[step], LEVELS.alpha[step]
+                seen = alpha**2 * covariance + sigma**2 * np.eye(3)
+                held = (x - alpha * covariance @ np.linalg.solve(seen, x)) / sigma
+            return held
+
+        return flow_solvers.run(solver, LEVELS, LEVELS.sigma[0] * noise, predict)[-1]
+
+    full, world = final(range(20)), spectral_world.SpectralWorld(variances, LEVELS, solver)
+    error = np.linalg.norm(final(steps) - full) / np.linalg.norm(full)
+    assert world.decibels(world.final(steps)) == pytest.approx(-20 * np.log10(error), abs=0.1)
+
+
+def test_the_spectral_world_ranks_public_lists_only_at_the_size_of_the_real_models():
+    row = load_rows(spectral_world.NAME)[0]
+    cells = [(tree, count) for tree in spectral_world.MODELS for count in (21, 13)]
+
+    def mean_rank(numbers=None):
+        worlds = {tree: spectral_world.world_of(row, tree, numbers) for tree, _ in cells}
+        return np.mean([spectral_world.rank(worlds[tree], tree, count) for tree, count in cells])
+
+    assert mean_rank() >= 0.6
+    assert mean_rank(row["numbers"]) < 0.2
