@@ -169,7 +169,10 @@ def plan_hash(plan: CachePlan) -> str:
     document = plan.model_dump(mode="json", exclude_none=True)
     named = ("steps", "sigmas", "solver", "shift", "sites")
     kept = {name: document[name] for name in named if name in document}
-    for site in kept["sites"]:  # fitted on one machine or another, weights differ in the last bits
+    for site in kept["sites"]:
+        if site["skip"] in ("linear", "corrected"):
+            site["lines"] = "log-SNR"  # those of older rows lay in sigma
+        # fitted on one machine or another, weights differ in the last bits
         for name in {"weights", "given", "solver_weights"} & site.keys():
             site[name] = _rounded(site[name])
     text = json.dumps({**kept, "storage": plan.storage}, sort_keys=True)

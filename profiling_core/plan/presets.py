@@ -15,7 +15,7 @@ foreground, split, alternate
 quality, balanced, fast
             ours, at 1.5, 2 and 3 times the speed: the whole prediction is computed at the steps
             that a search finds. The others are stepped over by Wan's multistep solver; for
-            HunyuanVideo's Euler solver they are forecast linearly in sigma and corrected at the
+            HunyuanVideo's Euler solver they are forecast by a line in log-SNR and corrected at the
             next computed step. The miniatures' are searched on their own profiles, the official
             models' are good in several worlds, laws fitted to public lists among them.
 """

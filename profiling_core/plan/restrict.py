@@ -52,7 +52,7 @@ def on_steps(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     """The plan on some of its steps, for a model that is called at these alone.
 
     Nothing is reused across its first step, which is computed. Fitted weights of anchors that lie
-    before it give way to the line in sigma.
+    before it give way to the line.
     """
     if list(steps) == list(range(plan.steps)):
         return plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import log
 
 from profiling_core.plan.schema import Branch, Forecast, PlanDocument, PredictionSite, Site
 
@@ -63,11 +64,16 @@ def _forecast(
 
 
 def line(plan: PlanDocument, step: int, anchors: Sequence[int]) -> Forecast:
-    """The line in sigma through the last two anchors, at `step`; one alone is held."""
-    if len(anchors) == 1:
+    """The line in log-SNR through the last two anchors, at `step`; one alone is held.
+
+    At sigma = 1 log-SNR is minus infinity. A line from there is flat: it holds its newer end.
+    """
+    if len(anchors) == 1 or plan.sigmas[anchors[-2]] == 1:
         return ((anchors[-1], 1.0),)
     older, newest = anchors[-2:]
-    slope = (plan.sigmas[step] - plan.sigmas[newest]) / (plan.sigmas[newest] - plan.sigmas[older])
+    sigmas = (plan.sigmas[number] for number in (step, newest, older))
+    here, near, far = (log((1 - sigma) / sigma) for sigma in sigmas)  # lambda
+    slope = (here - near) / (near - far)
     return ((newest, 1.0 + slope), (older, -slope))
 
 
@@ -75,11 +81,14 @@ def corrections(plan: PlanDocument, branch: Branch) -> dict[int, Forecast]:
     """Where skip is "corrected": what the solver is given at a compute step n after a skip.
 
     A site with `given` holds its own weights. For all others: the forecasts f_s of the skipped
-    steps were drawn from the anchors before; now that v_n is known, the line from v_j to v_n is the
-    better estimate of them. The difference, c = sum of (sigma_s+1 - sigma_s) (line_s - f_s), is put
-    into the prediction, v_n + c / (sigma_n+1 - sigma_n), so that Euler's own step adds it to the
-    latent: a trapezium where there was an extrapolation. The step itself comes first, then its
-    anchors with their weights.
+    steps were drawn from the anchors before; now that v_n is known, the line from v_j to v_n in
+    lambda is the better estimate of them,
+
+        line_s = v_j + (lambda_s - lambda_j) / (lambda_n - lambda_j) (v_n - v_j).
+
+    It is summed over the same small steps of sigma: c = sum of (sigma_s+1 - sigma_s) (line_s - f_s)
+    is put into the prediction, v_n + c / (sigma_n+1 - sigma_n), so that Euler's own step adds it to
+    the latent. The step itself comes first, then its anchors with their weights.
     """
     site = plan.prediction
     if site is not None and site.given is not None:
@@ -94,9 +103,8 @@ def corrections(plan: PlanDocument, branch: Branch) -> dict[int, Forecast]:
         weights = {n: 0.0, j: 0.0}
         for s in range(j + 1, n):
             step = levels[s + 1] - levels[s]
-            there = (levels[s] - levels[j]) / (levels[n] - levels[j])
-            weights[n] += step * there
-            weights[j] += step * (1.0 - there)
+            for anchor, weight in line(plan, s, (j, n)):
+                weights[anchor] += step * weight
             for anchor, weight in drawn[s]:
                 weights[anchor] = weights.get(anchor, 0.0) - step * weight
         own = levels[n + 1] - levels[n]

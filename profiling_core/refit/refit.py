@@ -23,11 +23,11 @@ only the sum over a stretch matters and d may be alike at its steps. A multistep
 remembers single steps, and these keep the line's shape.
 
 (2) reaches only what the anchors before n span. For Euler the model then runs at n, and v_n is used
-as in `corrected` (plan.corrections): the latent that goes on from n is fitted too,
+as in `corrected` (site_schedule.corrections): the latent that goes on from n is fitted too,
 
     (3)  y_n(c) = x_n + sum over n and the anchors a of c_a v_a,  nearest to X_n as in (2)
 
-with a ridge towards the trapezium, and the solver is given v_n + sum of c_a v_a / (sigma_n+1 -
+with a ridge towards its line, and the solver is given v_n + sum of c_a v_a / (sigma_n+1 -
 sigma_n): weights of predictions once more, `given` in the plan.
 
 A pass costs one cached run of every prompt. It keeps the predictions at compute steps on the host;
@@ -221,13 +221,13 @@ class _Pass:
         branch = form.plan.branches[0]
         self.computed = form.site.compute_steps[branch]
         self.lines = forecasts(form.plan, form.site, branch)
-        self.trapezia = _trapezia(form.plan) if form.corrects else {}
+        self.corrections = _corrections(form.plan) if form.corrects else {}
 
     def fitted(self) -> Weights:
         for j, n in pairwise((*self.computed, self.plan.steps)):
             if n > j + 1:
                 reached, moves = self._forecast(j, n)
-                if n in self.trapezia:
+                if n in self.corrections:
                     self._correct(n, reached, moves)
         return self.weights
 
@@ -253,7 +253,7 @@ class _Pass:
         after = None if n + 1 == self.plan.steps else n + 1
         for rollout in self.rollouts:
             rollout.run(self.weights, after)  # the model runs at n
-        change = {step: self.trapezia[n].get(step, 0.0) for step in (n, *moves)}
+        change = {step: self.corrections[n].get(step, 0.0) for step in (n, *moves)}
         change = {step: known - moves.get(step, 0.0) for step, known in change.items()}
         pairs = zip(self.rollouts, reached, strict=True)
         latents = [latent + _sum(rollout, change) for rollout, latent in pairs]
@@ -286,8 +286,8 @@ def _prediction(plan: CachePlan) -> PredictionSite:
     return plan.prediction
 
 
-def _trapezia(plan: CachePlan) -> dict[int, Terms]:
-    """plan.corrections of the line at every compute step after a skip, as changes of the latent.
+def _corrections(plan: CachePlan) -> dict[int, Terms]:
+    """The corrections by a line at every compute step after a skip, as changes of the latent.
 
     Only Euler has them.
     """
@@ -342,6 +342,6 @@ def _bytes(profile: Profile, form: Form) -> int:
 
     weights = Weights(
         forecasts={s: ones(s) for s in forecasts(plan, form.site, branch)},
-        corrected={n: ((n, 1.0), *ones(n)) for n in _trapezia(plan)},
+        corrected={n: ((n, 1.0), *ones(n)) for n in _corrections(plan)},
     )
     return anchor_bytes(with_weights(plan, weights), profile)

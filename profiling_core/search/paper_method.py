@@ -76,7 +76,7 @@ def paper_plan(
 
     tau or share (of background blocks) split the blocks, by default Otsu's threshold; lists: the
     block lists to reuse; steps: the compute steps themselves, instead of pattern, tmax, tmin and
-    warmup; order: "hold" as published, or "linear" in sigma; storage, storage_place: of the
+    warmup; order: "hold" as published, or "linear" in log-SNR; storage, storage_place: of the
     deltas, see `anchors`.
     """
     _check_choice("blocks", blocks, BLOCKS)

@@ -14,13 +14,18 @@ is sigma_s+1 - sigma_s, so (1) is the summed step x forecast error: the vectors 
 norm is taken, since errors within a segment line up.
 
     (2)  hold     f_s = v_j
-    (3)  linear   f_s = v_j + (sigma_s - sigma_j) / (sigma_j - sigma_i) (v_j - v_i)
+    (3)  linear   f_s = v_j + (lambda_s - lambda_j) / (lambda_j - lambda_i) (v_j - v_i)
     (4)  weights  f_s = a_s v_j + b_s v_i, the least squares fit over all runs with a ridge
 
-Forecast and correction (corrected), for Euler. Once v_n is known, the line from v_j to v_n
-replaces the forecasts (3) of the stretch. The difference is added to the prediction that the solver
-is given at n, so no solver has to know of it (plan.corrections):
+with lambda = ln((1 - sigma) / sigma), log-SNR. At sigma = 1 it is minus infinity, and a line from
+there is flat: it holds its newer end.
 
+Forecast and correction (corrected), for Euler. Once v_n is known, the line in lambda from v_j to
+v_n replaces the forecasts (3) of the stretch, summed over the same small steps of sigma. The
+difference is added to the prediction that the solver is given at n, so no solver has to know of it
+(site_schedule.corrections):
+
+         line_s = v_n + (lambda_s - lambda_n) / (lambda_n - lambda_j) (v_n - v_j)
     (5)  e = (1) with the forecasts (3)                              what the model sees at n
          d = sum over s of (sigma_s+1 - sigma_s) (line_s - v_s)      what is left once corrected
 
@@ -114,12 +119,12 @@ class Segments:
         return np.stack([d * first - b * second, a * second - b * first], 1) / (a * d - b * b)
 
     def _forecasts(self, i: int, j: int) -> np.ndarray:
-        v, sigma = self.trajectories.predictions, self.trajectories.levels.sigma
+        v, log_snr = self.trajectories.predictions, self.trajectories.levels.log_snr
         later = np.arange(j + 1, len(v))
         if self.skip == "hold" or i == j:
             forecast = np.broadcast_to(v[j], (later.size, *v[j].shape))
         elif self.skip in ("linear", "corrected"):
-            slope = (sigma[later] - sigma[j]) / (sigma[j] - sigma[i])
+            slope = (log_snr[later] - log_snr[j]) / (log_snr[j] - log_snr[i])
             forecast = v[j] + slope[:, None, None] * (v[j] - v[i])
         else:
             pair = self._pair_weights(i, j, later)[..., None, None]
@@ -130,15 +135,15 @@ class Segments:
         return (factors @ error.reshape(later.size, v[j].size)).reshape(-1, *v[j].shape)
 
     def _corrected(self, i: int, j: int) -> np.ndarray:
-        v, sigma = self.trajectories.predictions, self.trajectories.levels.sigma
+        v, levels = self.trajectories.predictions, self.trajectories.levels
         seen, n = self._forecasts(i, j), np.arange(j + 1, len(v))
-        steps = np.diff(sigma)[n]
-        share = steps * (sigma[n] - sigma[j])
-        # sums over the steps before n: of the steps, and of the steps times the line's rise
-        width = (np.cumsum(steps) - steps)[:, None, None]
-        rise = ((np.cumsum(share) - share) / (sigma[n] - sigma[j]))[:, None, None]
+        steps, log_snr = np.diff(levels.sigma)[n], levels.log_snr
+        share = steps * log_snr[n]
+        # sums over the steps before n: of the steps, and of the steps times the line's slope
+        width = np.cumsum(steps) - steps
+        slope = (np.cumsum(share) - share - width * log_snr[n]) / (log_snr[n] - log_snr[j])
         moved = steps[:, None, None] * v[n]
-        line = width * v[j] + rise * (v[n] - v[j])
+        line = width[:, None, None] * v[n] + slope[:, None, None] * (v[n] - v[j])
         left = line - (np.cumsum(moved, axis=0) - moved)
         # the end has no prediction to correct by
         return np.concatenate([left + SEEN * seen[:-1], seen[-1:]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def corrected_plan() -> CachePlan:
     return toy_plan([prediction({"cond": list(COMPUTED)}, "corrected")])
 
 
-def test_the_latent_moves_along_a_trapezium_once_the_next_prediction_is_known() -> None:
+def test_the_latent_moves_along_a_line_in_log_snr_once_the_next_prediction_is_known() -> None:
     """Euler with the cache, against Euler whose latent is corrected by hand."""
     torch.manual_seed(1)
     plan, model = corrected_plan(), ToyWan()
@@ -62,9 +64,15 @@ def by_hand(model: ToyWan, x: torch.Tensor, levels: list[float]) -> torch.Tensor
 def line(
     known: dict[int, torch.Tensor], levels: list[float], step: int, through: list[int]
 ) -> torch.Tensor:
-    """The value at a level of the line through two known predictions."""
+    """The value at a level of the line in log-SNR through two known predictions.
+
+    The first level is 1, and a line from it holds its end.
+    """
     a, b = through
-    share = (levels[step] - levels[a]) / (levels[b] - levels[a])
+    if a == 0:
+        return known[b]
+    here, start, end = (math.log(1 / levels[number] - 1) for number in (step, a, b))
+    share = (here - start) / (end - start)
     return known[a] + share * (known[b] - known[a])
 
 
@@ -84,7 +92,7 @@ def test_the_first_gap_has_one_anchor() -> None:
     plan = toy_plan([prediction({"cond": [0, 3, 11]}, "corrected")])
     found = corrections(plan, "cond")
     assert [step for step, _ in found[3]] == [3, 0]
-    assert [step for step, _ in found[11]] == [11, 3, 0]
+    assert [step for step, _ in found[11]] == [11, 3]  # at 0 all is noise, and 3 was held
     for terms in found.values():  # what does not change is not changed
         assert sum(weight for _, weight in terms) == pytest.approx(1.0)
 

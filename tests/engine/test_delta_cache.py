@@ -348,7 +348,7 @@ def test_double_and_single_blocks_equal_the_naive_walk():
 
 def test_dict_prediction_is_forecast_in_its_own_structure():
     model = ToyHunyuan()
-    plan = toy_plan([prediction({"cond": [0, 1, 5]}, "linear")], lists=HUNYUAN)
+    plan = toy_plan([prediction({"cond": [0, 1, 2, 5]}, "linear")], lists=HUNYUAN)
     cache = DeltaCache(plan).attach(model)
 
     def positioned(step, *args):
@@ -357,8 +357,8 @@ def test_dict_prediction_is_forecast_in_its_own_structure():
 
     outputs = run_hunyuan(model, plan, positioned)
     newest, older = forecasts(plan, plan.prediction, "cond")[3]
-    assert (newest[0], older[0]) == (1, 0)
-    assert torch.equal(outputs[3], (outputs[1] * newest[1]).add(outputs[0], alpha=older[1]))
+    assert (newest[0], older[0]) == (2, 1)
+    assert torch.equal(outputs[3], (outputs[2] * newest[1]).add(outputs[1], alpha=older[1]))
 
 
 def test_caller_may_change_a_prediction_in_place(model):

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from math import log
 
 import pytest
 from hypothesis import given
@@ -29,13 +30,17 @@ def test_linear_prediction_holds_two_latents_per_branch():
     assert (held_anchors(plan).deltas, held_anchors(plan).predictions) == (0, 4)
 
 
-def test_linear_weights_extrapolate_a_straight_line_in_sigma():
+def test_linear_weights_extrapolate_a_straight_line_in_log_snr():
     plan = toy_plan([prediction(both(0, 2, 5), "linear")])
+    assert plan.sigmas[0] == 1  # where log-SNR is minus infinity: a line from there is flat
     for step, forecast in forecasts(plan, plan.prediction, "cond").items():
         assert sum(w for _, w in forecast) == pytest.approx(1)
-        if len(forecast) == 2:
-            value = sum(w * (3 * plan.sigmas[a] + 1) for a, w in forecast)
-            assert value == pytest.approx(3 * plan.sigmas[step] + 1)
+        if step < 5:
+            assert forecast == ((0 if step < 2 else 2, 1.0),)
+        else:
+            there = {n: log(1 / plan.sigmas[n] - 1) for n in (2, 5, step)}
+            value = sum(w * (3 * there[a] + 1) for a, w in forecast)
+            assert value == pytest.approx(3 * there[step] + 1)
 
 
 def test_interval_reuse_counts_only_where_the_prediction_is_computed():

@@ -23,12 +23,12 @@ from wan.scheduler import build_scheduler
 STEPS = 12
 
 
-def made_trajectories(solver: str = "unipc") -> Trajectories:
-    """Smooth predictions of three runs and what the solver makes of them."""
+def made_trajectories(solver: str = "unipc", first: float = 0.9998) -> Trajectories:
+    """Smooth predictions of three runs and what the solver makes of them; first: its sigma."""
     rng = np.random.default_rng(3)
     turns = np.cumsum(rng.normal(size=(STEPS, 3, 5)), axis=0) * 0.1
     predictions = rng.normal(size=(3, 5)) + turns
-    grid = np.linspace(0.999, 0.0, STEPS + 1)[:-1]
+    grid = np.linspace(first / (5 - 4 * first), 0.0, STEPS + 1)[:-1]
     levels = Levels((5 * grid / (1 + 4 * grid)).tolist())
     start = rng.normal(size=(3, 5))
     latents = flow_solvers.run(solver, levels, start, lambda k, _: predictions[k])
@@ -87,14 +87,15 @@ def test_nothing_skipped_is_no_error(solver: str) -> None:
 def test_forecasts_are_fed_to_the_solver(solver: str, skip: str) -> None:
     trajectories = made_trajectories(solver)
     segments = Segments(trajectories, skip)
-    sigma, v = trajectories.levels.sigma, trajectories.predictions
+    log_snr, v = trajectories.levels.log_snr, trajectories.predictions
     i, j, n = 3, 5, 9
     forecast = v.copy()
     for s in range(j + 1, n):
         if skip == "hold":
             forecast[s] = v[j]
         elif skip == "linear":
-            forecast[s] = v[j] + (sigma[s] - sigma[j]) / (sigma[j] - sigma[i]) * (v[j] - v[i])
+            share = (log_snr[s] - log_snr[j]) / (log_snr[j] - log_snr[i])
+            forecast[s] = v[j] + share * (v[j] - v[i])
         else:
             newest, older = segments.weights([j, i], s)
             forecast[s] = newest * v[j] + older * v[i]
@@ -109,8 +110,8 @@ def test_fitted_weights_leave_less_than_a_line() -> None:
     fitted = Segments(trajectories, "weights")
     v, (i, j, s) = trajectories.predictions, (3, 5, 7)
     newest, older = fitted.weights([j, i], s)
-    sigma = trajectories.levels.sigma
-    slope = (sigma[s] - sigma[j]) / (sigma[j] - sigma[i])
+    log_snr = trajectories.levels.log_snr
+    slope = (log_snr[s] - log_snr[j]) / (log_snr[j] - log_snr[i])
     by_fit = np.linalg.norm(newest * v[j] + older * v[i] - v[s])
     assert by_fit < np.linalg.norm(v[j] + slope * (v[j] - v[i]) - v[s])
 
@@ -124,9 +125,12 @@ def test_segments_out_of_order_have_no_row() -> None:
 
 
 @pytest.mark.parametrize(("i", "j", "n"), [(3, 5, 9), (0, 0, 4), (0, 1, 10), (4, 5, 7)])
-def test_a_correction_replaces_the_forecasts_in_the_latent(i: int, j: int, n: int) -> None:
+@pytest.mark.parametrize("first", [0.9998, 1.0])
+def test_a_correction_replaces_the_forecasts_in_the_latent(
+    i: int, j: int, n: int, first: float
+) -> None:
     """Euler, given the corrected prediction at n, ends its step on the line from v_j to v_n."""
-    trajectories = made_trajectories("euler")
+    trajectories = made_trajectories("euler", first)
     plan = CachePlan.build(
         name="corrected",
         model=MODELS["hunyuan-video-t2v-mini"].fingerprint,

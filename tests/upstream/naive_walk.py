@@ -6,6 +6,7 @@ Calls are counted to know the step. Sums are in the order that the engine promis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,9 +47,15 @@ class Calls:
             return list(site.weights[self.name(site)][str(step)])
         if site.skip == "hold" or len(kept) < 2:
             return [1.0]
-        levels, (newest, older) = self.plan.sigmas, (kept[-1][0], kept[-2][0])
-        slope = (levels[step] - levels[newest]) / (levels[newest] - levels[older])
-        return [1.0 + slope, -slope]
+        share = self.share(step, kept[-2][0], kept[-1][0])
+        return [share, 1.0 - share]
+
+    def share(self, step: int, first: int, last: int) -> float:
+        """How far `step` lies from `first` to `last` in log-SNR; all the way from sigma = 1."""
+        if self.plan.sigmas[first] == 1:
+            return 1.0
+        here, a, b = (math.log(1 / self.plan.sigmas[number] - 1) for number in (step, first, last))
+        return (here - a) / (b - a)
 
     def corrected(self, site: Site, kept: Kept) -> torch.Tensor:
         """The newest prediction and what the forecasts before it missed, over its own step."""
@@ -56,7 +63,7 @@ class Calls:
         factors = [0.0] * min(3, len(kept))  # of the predictions at n, j and the one before
         for s in range(j + 1, n):
             width = levels[s + 1] - levels[s]
-            rise = (levels[s] - levels[j]) / (levels[n] - levels[j])
+            rise = self.share(s, j, n)
             factors[0] += width * rise
             factors[1] += width * (1.0 - rise)
             for place, weight in enumerate(self.weights(site, kept[:-1], s), start=1):
