@@ -178,10 +178,10 @@ class PlanSearch:
 
     def _evaluated(self, plan: CachePlan) -> Choice:
         site = plan.prediction
-        if site is None or plan.interval_sites or plan.steps != self.steps:
+        if site is None or site.weights or plan.interval_sites or plan.steps != self.steps:
             raise PlanError(
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
-                f"the profile's {self.steps} steps"
+                f"the profile's {self.steps} steps, without forecast weights of their own"
             )
         skip = "fitted" if plan.solver_weights else site.skip
         return self._search(skip, SENSITIVITY_EXPONENT).evaluate(site.compute_steps["cond"])
@@ -268,8 +268,6 @@ class PlanSearch:
         (site,) = from_steps(subject.steps, point.steps, subject.branches, skip)
         if point.skip == "fitted":
             site["solver_weights"] = self._fitted_jumps.step_weights(point.steps)
-        if point.skip == "weights":
-            site["weights"] = dict.fromkeys(subject.branches, self._fitted(point.steps))
         sites = [site] if len(point.steps) < subject.steps else []
         return CachePlan.build(
             name=name,
@@ -288,14 +286,6 @@ class PlanSearch:
     @cached_property
     def _profile_sha256(self) -> str:
         return self.profile.sha256()
-
-    def _fitted(self, computed: tuple[int, ...]) -> dict[int, list[float]]:
-        """Weights of the last two anchors for every reuse step, newest first."""
-        found, fit = {}, self._segments["weights"].weights
-        for step in sorted(set(range(self.steps)) - set(computed)):
-            anchors = [c for c in computed if c < step][-2:][::-1]
-            found[step] = [1.0] if len(anchors) == 1 else fit(anchors, step).tolist()
-        return found
 
 
 def undominated(points: list[Point]) -> list[Point]:
