@@ -46,6 +46,9 @@ from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
 EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
+FITTED_BELOW = (
+    3.5  # times as fast: fitted jumps won at 3x and not at 4x (docs/research/prediction.md)
+)
 GIVE_UP = 2.0  # times the least error, from which on no faster plan is looked for
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
@@ -159,12 +162,12 @@ class PlanSearch:
 
         A point is left out where a faster one has no larger error.
         """
+        counts = [count_of(self.steps, speedup) for speedup in speedups if speedup <= self.steps]
         return undominated(
             [
-                self.point_of(skip, count_of(self.steps, speedup))
-                for speedup in speedups
-                if speedup <= self.steps
-                for skip in self.skips
+                self.point_of(skip, count)
+                for count in counts
+                for skip in self.skips_at(count, self.skips)
             ]
         )
 
@@ -213,8 +216,13 @@ class PlanSearch:
 
     def exactly(self, count: int, skips: tuple[str, ...] | None = None) -> Point:
         """The best point of so many compute steps, also where a faster one has less error."""
-        points = (self.point_of(skip, count) for skip in skips or self.skips)
+        points = (self.point_of(skip, count) for skip in self.skips_at(count, skips or self.skips))
         return min(points, key=lambda point: point.error)
+
+    def skips_at(self, count: int, skips: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of `skips` that pay at so many compute steps; the only one stays."""
+        slow = self.steps < FITTED_BELOW * count
+        return tuple(skip for skip in skips if slow or skip != "fitted") or skips
 
     def point_of(self, skip: str, count: int, exponent: float = SENSITIVITY_EXPONENT) -> Point:
         """The best `count` compute steps in one reuse mode.

@@ -127,6 +127,16 @@ def test_a_searched_plan_carries_the_weights_of_its_compute_steps_and_holds_noth
     assert bytes_held(plan, **sizes) == 0
 
 
+def test_a_fitted_jump_is_left_where_it_did_not_win() -> None:
+    search = PlanSearch(made_profile(model=WAN, runs=5, steps=20), ("jump", "fitted"))
+    for count, taken in ((10, True), (6, True), (5, False)):
+        points = [search.point_of(skip, count) for skip in ("jump", "fitted")]
+        assert points[1].error < points[0].error  # as predicted
+        assert search.exactly(count) == points[taken]
+    assert {point.skip for point in search.frontier((4.0, 5.0))} == {"jump"}
+    assert search.exactly(5, ("fitted",)).skip == "fitted"  # where it is asked for
+
+
 def test_a_profile_of_few_runs_is_searched_without_fitted_jumps() -> None:
     few = made_profile(model=WAN, runs=3, steps=20)
     assert "fitted" not in PlanSearch(few).skips and "jump" in PlanSearch(few).skips
