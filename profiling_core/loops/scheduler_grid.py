@@ -44,8 +44,8 @@ _SOLVERS = {
 }
 # what a solver is set to where the weights of a fitted plan are for its steps
 _WEIGHED = {
-    "unipc": {"solver_type": "bh2", "predict_x0": True, "disable_corrector": []},
-    "dpm++": {"solver_type": "midpoint", "algorithm_type": "dpmsolver++"},
+    "unipc": dict(solver_order=2, solver_type="bh2", predict_x0=True, disable_corrector=[]),
+    "dpm++": dict(solver_order=2, solver_type="midpoint", algorithm_type="dpmsolver++"),
 }
 See = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # prediction, latent, the next
 _PART = (
@@ -129,8 +129,7 @@ def takes_weights(scheduler: Any) -> bool:
     wanted = _WEIGHED.get(_solver(scheduler))
     config = getattr(scheduler, "config", None)
     return wanted is not None and all(
-        getattr(config, name, None) == value
-        for name, value in {"solver_order": 2, **wanted}.items()
+        getattr(config, name, None) == value for name, value in wanted.items()
     )
 
 
@@ -161,23 +160,25 @@ def _weighted_class(plain: type) -> type:
 
 
 class _Weighted:
-    """The updates of UniPC and DPM++ that a step calls; each is called with the plain one's own."""
+    """The updates that a step of UniPC or DPM++ calls, with the weights of the visited step."""
 
-    def multistep_uni_c_bh_update(
-        self: Any, this_model_output: Any, *given: Any, **named: Any
-    ) -> Any:
-        plain = super().multistep_uni_c_bh_update(this_model_output, *given, **named)
+    def multistep_uni_c_bh_update(self: Any, this_model_output: Any, **named: Any) -> Any:
+        above: Any = super()
+        plain = above.multistep_uni_c_bh_update(this_model_output, **named)
         c, d, _ = self._delta_weights[self.step_index]
         return plain + c * (this_model_output - self.model_outputs[-1]) + d * _last_change(self)
 
     def multistep_uni_p_bh_update(self: Any, *given: Any, **named: Any) -> Any:
-        return _predicted(self, super().multistep_uni_p_bh_update(*given, **named))
+        above: Any = super()
+        return _predicted(self, above.multistep_uni_p_bh_update(*given, **named))
 
     def dpm_solver_first_order_update(self: Any, *given: Any, **named: Any) -> Any:
-        return _predicted(self, super().dpm_solver_first_order_update(*given, **named))
+        above: Any = super()
+        return _predicted(self, above.dpm_solver_first_order_update(*given, **named))
 
     def multistep_dpm_solver_second_order_update(self: Any, *given: Any, **named: Any) -> Any:
-        return _predicted(self, super().multistep_dpm_solver_second_order_update(*given, **named))
+        above: Any = super()
+        return _predicted(self, above.multistep_dpm_solver_second_order_update(*given, **named))
 
 
 def _predicted(scheduler: Any, latent: torch.Tensor) -> torch.Tensor:
