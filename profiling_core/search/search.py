@@ -46,9 +46,8 @@ from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
 EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
-FITTED_BELOW = (
-    3.5  # times as fast: fitted jumps won at 3x and not at 4x (docs/research/prediction.md)
-)
+# fitted jumps are taken with UniPC alone and below this speed-up: docs/research/prediction.md
+FITTED_BELOW = 3.5
 GIVE_UP = 2.0  # times the least error, from which on no faster plan is looked for
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
@@ -221,8 +220,8 @@ class PlanSearch:
 
     def skips_at(self, count: int, skips: tuple[str, ...]) -> tuple[str, ...]:
         """Those of `skips` that pay at so many compute steps; the only one stays."""
-        slow = self.steps < FITTED_BELOW * count
-        return tuple(skip for skip in skips if slow or skip != "fitted") or skips
+        fitted = self.trajectories.solver == "unipc" and self.steps < FITTED_BELOW * count
+        return tuple(skip for skip in skips if fitted or skip != "fitted") or skips
 
     def point_of(self, skip: str, count: int, exponent: float = SENSITIVITY_EXPONENT) -> Point:
         """The best `count` compute steps in one reuse mode.

@@ -14,6 +14,7 @@ from profiling_core.plan.cost import bytes_held, speedup_flops
 from profiling_core.search import flow_solvers
 from profiling_core.search.fitted_jump import FittedJumps
 from profiling_core.search.flow_solvers import Levels
+from profiling_core.search.resample import on_grid
 from profiling_core.search.search import Budget, PlanSearch
 from profiling_core.search.segments import SEEN, Segments
 from profiling_core.search.trajectories import Trajectories
@@ -134,7 +135,10 @@ def test_a_fitted_jump_is_left_where_it_did_not_win() -> None:
         assert points[1].error < points[0].error  # as predicted
         assert search.exactly(count) == points[taken]
     assert {point.skip for point in search.frontier((4.0, 5.0))} == {"jump"}
-    assert search.exactly(5, ("fitted",)).skip == "fitted"  # where it is asked for
+    other = PlanSearch(on_grid(search.profile, solver="dpm++"), ("jump", "fitted"))
+    assert other.skips_at(10, other.skips) == ("jump",)
+    for asked, count in ((search, 5), (other, 10)):
+        assert asked.exactly(count, ("fitted",)).skip == "fitted"
 
 
 def test_a_profile_of_few_runs_is_searched_without_fitted_jumps() -> None:
