@@ -73,10 +73,11 @@ class Difference:
 def latest(rows: Sequence[Row]) -> list[Row]:
     """The rows of the newest settings of every tree, policy and budget, each prompt once.
 
-    rows: oldest first. Weights are settings: those of the tree's newest row.
+    rows: oldest first. Weights are settings: those of the tree's newest row. Policies that are no
+    more have rows, and none here.
     """
     weights = {row["tree"]: row["weights"] for row in rows}
-    rows = [row for row in rows if row["weights"] == weights[row["tree"]]]
+    rows = [r for r in rows if r["weights"] == weights[r["tree"]] and r["policy"] in ALL]
     settings = {_place(row): _settings(row) for row in rows}
     kept = {
         (*_place(row), row["prompt"], row["seed"]): row

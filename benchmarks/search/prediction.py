@@ -1,7 +1,7 @@
 """Does a plan do what was predicted: error, speed-up, and the seconds that its search takes?
 
-errors  40 plans a tree on calibration and held-out prompts: relative error of the final latent
-        beside the predicted one, rank correlations, a figure. Every plan reuses the whole
+errors  10 plans a reuse mode on calibration and held-out prompts: relative error of the final
+        latent beside the predicted one, rank correlations, a figure. Every plan reuses the whole
         prediction: "searched", the best of every reuse mode and speed-up; "exchanged", the same
         with a few steps moved at random; "hand", a protected start and end; "uniform", even steps.
         Runs that have a row already are not made again.
@@ -75,7 +75,6 @@ MOST_MOVED = 5  # steps of an exchanged plan
 COLOURS = {
     "hold": "C7",
     "linear": "C0",
-    "weights": "C1",
     "corrected": "C3",
     "fitted": "C4",
     "jump": "C2",
@@ -123,7 +122,7 @@ class Kind:
 
 
 def plans_of(search: PlanSearch) -> dict[Kind, CachePlan]:
-    """All plans of a profile: 40 where the solver has four reuse modes."""
+    """All plans of a profile: 10 of every reuse mode."""
     plans, total = {}, search.trajectories.steps
     for kind, steps in _all(search):
         point = Point(kind.skip, steps, total / len(steps), 0.0)

@@ -1,10 +1,10 @@
 """What a closed-loop refit of forecast weights is worth, on held-out prompts of the miniatures.
 
 At every budget: the search's choice, the reuse mode that its solver has alone (`corrected` for
-Euler, `jump` for UniPC), its forecasts `linear` and `weights` (fitted on full runs), and refits of
-2 and 3 anchors along the cached runs of the six calibration prompts, one pass each; with Euler also
-a refit whose correction is left out. Every plan runs on the held-out prompts, in fp32. Plans go to
-out/refit, rows to results/refit.jsonl; what is there is not made again:
+Euler, `jump` for UniPC), its forecast `linear`, and refits of 2 and 3 anchors along the cached runs
+of the six calibration prompts, one pass each; with Euler also a refit whose correction is left out.
+Every plan runs on the held-out prompts, in fp32. Plans go to out/refit, rows to
+results/refit.jsonl; what is there is not made again:
 
     python -m benchmarks.search.refit --threads 1 --prompts 8
     python -m benchmarks.search.refit --table --prompts 8
@@ -57,7 +57,6 @@ POLICIES = (
     "corrected",
     "jump",
     "linear",
-    "weights, open loop",
     "refit, 2 anchors",
     "refit, 3 anchors",
     "refit, 3 anchors, no correction",
@@ -82,10 +81,9 @@ class Refits:
         asked = Budget(speedup=self.tree.steps / count)
         best = search.exactly(count)
         yield "search", search.plan_of(best, asked)
-        for skip in ("corrected", "jump", "linear", "weights"):
+        for skip in ("corrected", "jump", "linear"):
             if skip in search.skips:
-                name = "weights, open loop" if skip == "weights" else skip
-                yield name, search.plan_of(search.point_of(skip, count), asked)
+                yield skip, search.plan_of(search.point_of(skip, count), asked)
         for name, form in self.forms(best, asked).items():
             yield name, self.refitted(name, form, count)
 

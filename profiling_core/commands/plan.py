@@ -294,7 +294,7 @@ def _add_modes(group: Any) -> None:
     group.add_argument(
         "--modes",
         metavar="LIST",
-        help="what a reuse step may do, of hold,linear,weights,corrected,fitted,jump "
+        help="what a reuse step may do, of hold,linear,corrected,fitted,jump "
         "(default: all that the solver allows)",
     )
 

@@ -5,9 +5,10 @@
         pipeline(...)
 
 When the loop sets its scheduler's timesteps, the plan is regridded to those levels, a plan that
-jumps shortens them, and a DeltaCache is put on every model. At the end of the run, exceptions
-included, models and scheduler are as they were. Where the loop changes from one model to another
-(Wan2.2), every model gets the plan's steps on its own side; nothing is reused across the change.
+jumps shortens them and may weight the solver's steps, and a DeltaCache is put on every model. At
+the end of the run, exceptions included, models and scheduler are as they were. Where the loop
+changes from one model to another (Wan2.2), every model gets the plan's steps on its own side;
+nothing is reused across the change.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from profiling_core.engine.anchors import Anchor
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.engine.run_stats import RunStats
 from profiling_core.errors import PlanError
-from profiling_core.loops.scheduler_grid import Grid, SteppedLevels, grid_of, visit_only, when_set
+from profiling_core.loops.scheduler_grid import (
+    Grid,
+    SteppedLevels,
+    grid_of,
+    takes_weights,
+    visit_only,
+    weighted,
+    when_set,
+)
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import block_runs_without, bytes_held
 from profiling_core.plan.describe import format_bytes, storage_words, summary_lines
@@ -67,7 +76,7 @@ class LoopCache:
         self.found = found  # of the next run
         self._plan_for, self._log = plan_for, log
         self._caches: list[DeltaCache] = []
-        self._steps = SteppedLevels()
+        self._steps, self._solver = SteppedLevels(), ExitStack()
         self.plan: CachePlan | None = None
         self.stats = RunStats()
 
@@ -99,7 +108,8 @@ class LoopCache:
         """Regrid the plan and attach, once the scheduler's timesteps are set."""
         self._detach()
         grid = grid_of(scheduler, given)
-        plan = plain_jumps(self._plan_for(grid))
+        plan = self._plan_for(grid)
+        plan = plan if takes_weights(scheduler) else plain_jumps(plan)
         plan = regrid(plan, grid.sigmas, solver=grid.solver, shift=grid.shift)
         counts = self.found.steps_of(scheduler)
         plan = also_computed(plan, [sum(counts[:n]) for n, count in enumerate(counts) if count])
@@ -108,6 +118,7 @@ class LoopCache:
         self.plan, visited = plan, on_visited_steps(for_both_branches(plan))
         if plan.jumps:
             visit_only(scheduler, plan.solver_steps)
+            self._solver.enter_context(weighted(scheduler, plan.solver_weights))
         self._steps.start(scheduler)
         first, counts = 0, self.found.steps_of(scheduler)
         for model, count in zip(self.found.models, counts, strict=True):
@@ -140,6 +151,7 @@ class LoopCache:
             self._log(line)
 
     def _detach(self) -> None:
+        self._solver.close()
         while self._caches:
             self._caches.pop().detach()
 

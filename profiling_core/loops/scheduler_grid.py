@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +41,11 @@ _SOLVERS = {
     "FlowUniPCMultistepScheduler": "unipc",
     "DPMSolverMultistepScheduler": "dpm++",
     "FlowDPMSolverMultistepScheduler": "dpm++",
+}
+# what a solver is set to where the weights of a fitted plan are for its steps
+_WEIGHED = {
+    "unipc": dict(solver_order=2, solver_type="bh2", predict_x0=True, disable_corrector=[]),
+    "dpm++": dict(solver_order=2, solver_type="midpoint", algorithm_type="dpmsolver++"),
 }
 See = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # prediction, latent, the next
 _PART = (
@@ -117,6 +122,73 @@ def visit_only(scheduler: Any, steps: Sequence[int]) -> None:
     scheduler.sigmas = torch.cat([scheduler.sigmas[kept], scheduler.sigmas[count:]])
     scheduler.timesteps = scheduler.timesteps[kept]
     scheduler.num_inference_steps = len(kept)
+
+
+def takes_weights(scheduler: Any) -> bool:
+    """Are the weights of a fitted plan for the steps of this scheduler?"""
+    wanted = _WEIGHED.get(_solver(scheduler))
+    config = getattr(scheduler, "config", None)
+    return wanted is not None and all(
+        getattr(config, name, None) == value for name, value in wanted.items()
+    )
+
+
+@contextmanager
+def weighted(scheduler: Any, weights: Sequence[tuple[float, float, float]]) -> Iterator[None]:
+    """Inside the with block its steps add the weights c, d, p of a fitted plan, by visited steps.
+
+    With its predictions m_t, m_0, m_1 of the clean latent, the newest first, a corrected latent
+    gets c (m_t - m_0) + d (m_0 - m_1) more, and a predicted one p (m_t - m_0).
+    """
+    plain: type = type(scheduler)
+    if weights:
+        scheduler._delta_weights = tuple(weights)
+        scheduler.__class__ = _weighted_class(plain)
+    try:
+        yield
+    finally:
+        if weights:
+            scheduler.__class__ = plain
+            del scheduler._delta_weights
+
+
+@cache
+def _weighted_class(plain: type) -> type:
+    """`plain` with weights of its own; a class, so that a copy of a scheduler steps by itself."""
+    named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+    return type(plain)(plain.__name__, (_Weighted, plain), named)
+
+
+class _Weighted:
+    """The updates that a step of UniPC or DPM++ calls, with the weights of the visited step."""
+
+    def multistep_uni_c_bh_update(self: Any, this_model_output: Any, **named: Any) -> Any:
+        above: Any = super()
+        plain = above.multistep_uni_c_bh_update(this_model_output, **named)
+        c, d, _ = self._delta_weights[self.step_index]
+        return plain + c * (this_model_output - self.model_outputs[-1]) + d * _last_change(self)
+
+    def multistep_uni_p_bh_update(self: Any, *given: Any, **named: Any) -> Any:
+        above: Any = super()
+        return _predicted(self, above.multistep_uni_p_bh_update(*given, **named))
+
+    def dpm_solver_first_order_update(self: Any, *given: Any, **named: Any) -> Any:
+        above: Any = super()
+        return _predicted(self, above.dpm_solver_first_order_update(*given, **named))
+
+    def multistep_dpm_solver_second_order_update(self: Any, *given: Any, **named: Any) -> Any:
+        above: Any = super()
+        return _predicted(self, above.multistep_dpm_solver_second_order_update(*given, **named))
+
+
+def _predicted(scheduler: Any, latent: torch.Tensor) -> torch.Tensor:
+    return latent + scheduler._delta_weights[scheduler.step_index][2] * _last_change(scheduler)
+
+
+def _last_change(scheduler: Any) -> torch.Tensor | float:
+    """Between the last two predictions of the clean latent; 0 where there is one."""
+    older, newest = scheduler.model_outputs
+    return 0.0 if older is None else newest - older
 
 
 class SteppedLevels:

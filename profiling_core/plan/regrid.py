@@ -145,8 +145,8 @@ def plain_jumps(plan: CachePlan) -> CachePlan:
     if site is None or site.solver_weights is None:
         return plan
     note = (
-        f"plan {plan.name!r} has weights for the solver's steps, made for its own noise levels in "
-        "Wan2.1's generate.py: its steps are plain jumps here; --modes jump searches for those"
+        f"plan {plan.name!r} has weights for steps of {plan.solver} between its own noise levels; "
+        "this run has other levels, another scheduler or two models: its steps are plain jumps here"
     )
     jump = site.model_copy(update={"solver_weights": None})
     sites = [jump if one is site else one for one in plan.sites]

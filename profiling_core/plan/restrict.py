@@ -7,6 +7,7 @@ from typing import Any
 
 from profiling_core.errors import PlanError
 from profiling_core.plan.plan import CachePlan
+from profiling_core.plan.regrid import plain_jumps
 from profiling_core.plan.schema import BRANCHES, Branch, Site
 from profiling_core.plan.site_schedule import computes, line
 
@@ -25,7 +26,8 @@ def on_visited_steps(plan: CachePlan) -> CachePlan:
 def also_computed(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     """The plan with `steps` computed as well: the first ones of the models that a loop changes to.
 
-    Fitted weights are of the plan's own compute steps: their sites, and what depends on them, stay.
+    Forecast weights are of the plan's own compute steps: their sites, and what depends on them,
+    stay. A fitted jump becomes a plain one.
     """
     fitted = plan.prediction is not None and plan.prediction.weights is not None
     sites = [
@@ -43,6 +45,8 @@ def also_computed(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     ]
     if sites == list(plan.sites):
         return plan
+    if plan.solver_weights:
+        return also_computed(plain_jumps(plan), steps)
     numbers = ", ".join(str(step) for step in steps if step)
     note = f"step {numbers} is computed as well: another model begins there"
     return plan.replace(sites=sites, notes=(*plan.notes, note))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SOLVERS = ("euler", "unipc", "dpm++")
-SKIPS = ("hold", "linear", "weights", "corrected", "fitted", "jump")
+SKIPS = ("hold", "linear", "corrected", "fitted", "jump")
 
 
 def skips_of(solver: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Refit: forecast weights fitted along the cached trajectory, so that it ends on the recorded one.
 
-The weights of a search are fitted on full runs (open loop). With a plan the model sees other
+Weights that are fitted on full runs (open loop) do not last. With a plan the model sees other
 latents: the errors of early forecasts are still there, and the model's predictions change with
 them. A refit runs the plan on all the profile's prompts, one stretch at a time. A stretch from the
 compute step j to the next one, n, skips the steps between. At its turn every prompt has reached j
@@ -65,7 +65,7 @@ from profiling_core.search.step_search import QUANTILE, scores
 ANCHORS = (3, 2)
 RIDGE = 1e-6  # of the mean squared prediction
 ROUNDING = 1e-4  # of the final latent's norm: distances below it all count alike
-STEPS_FROM = ("corrected", "linear", "weights")  # reuse modes whose steps are tried
+STEPS_FROM = ("corrected", "linear")  # reuse modes whose steps are tried
 
 Log = Callable[[str], None]
 Terms = dict[int, float]  # weights of predictions, by their steps

@@ -46,6 +46,8 @@ from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
 EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
+# fitted jumps are taken with UniPC alone and below this speed-up: docs/research/prediction.md
+FITTED_BELOW = 3.5
 GIVE_UP = 2.0  # times the least error, from which on no faster plan is looked for
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
@@ -159,12 +161,12 @@ class PlanSearch:
 
         A point is left out where a faster one has no larger error.
         """
+        counts = [count_of(self.steps, speedup) for speedup in speedups if speedup <= self.steps]
         return undominated(
             [
-                self.point_of(skip, count_of(self.steps, speedup))
-                for speedup in speedups
-                if speedup <= self.steps
-                for skip in self.skips
+                self.point_of(skip, count)
+                for count in counts
+                for skip in self.skips_at(count, self.skips)
             ]
         )
 
@@ -178,10 +180,10 @@ class PlanSearch:
 
     def _evaluated(self, plan: CachePlan) -> Choice:
         site = plan.prediction
-        if site is None or plan.interval_sites or plan.steps != self.steps:
+        if site is None or site.weights or plan.interval_sites or plan.steps != self.steps:
             raise PlanError(
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
-                f"the profile's {self.steps} steps"
+                f"the profile's {self.steps} steps, without forecast weights of their own"
             )
         skip = "fitted" if plan.solver_weights else site.skip
         return self._search(skip, SENSITIVITY_EXPONENT).evaluate(site.compute_steps["cond"])
@@ -213,8 +215,13 @@ class PlanSearch:
 
     def exactly(self, count: int, skips: tuple[str, ...] | None = None) -> Point:
         """The best point of so many compute steps, also where a faster one has less error."""
-        points = (self.point_of(skip, count) for skip in skips or self.skips)
+        points = (self.point_of(skip, count) for skip in self.skips_at(count, skips or self.skips))
         return min(points, key=lambda point: point.error)
+
+    def skips_at(self, count: int, skips: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of `skips` that pay at so many compute steps; the only one stays."""
+        fitted = self.trajectories.solver == "unipc" and self.steps < FITTED_BELOW * count
+        return tuple(skip for skip in skips if fitted or skip != "fitted") or skips
 
     def point_of(self, skip: str, count: int, exponent: float = SENSITIVITY_EXPONENT) -> Point:
         """The best `count` compute steps in one reuse mode.
@@ -268,8 +275,6 @@ class PlanSearch:
         (site,) = from_steps(subject.steps, point.steps, subject.branches, skip)
         if point.skip == "fitted":
             site["solver_weights"] = self._fitted_jumps.step_weights(point.steps)
-        if point.skip == "weights":
-            site["weights"] = dict.fromkeys(subject.branches, self._fitted(point.steps))
         sites = [site] if len(point.steps) < subject.steps else []
         return CachePlan.build(
             name=name,
@@ -288,14 +293,6 @@ class PlanSearch:
     @cached_property
     def _profile_sha256(self) -> str:
         return self.profile.sha256()
-
-    def _fitted(self, computed: tuple[int, ...]) -> dict[int, list[float]]:
-        """Weights of the last two anchors for every reuse step, newest first."""
-        found, fit = {}, self._segments["weights"].weights
-        for step in sorted(set(range(self.steps)) - set(computed)):
-            anchors = [c for c in computed if c < step][-2:][::-1]
-            found[step] = [1.0] if len(anchors) == 1 else fit(anchors, step).tolist()
-        return found
 
 
 def undominated(points: list[Point]) -> list[Point]:

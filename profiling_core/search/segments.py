@@ -5,7 +5,7 @@ j. Its error d(i, j, n) is a vector: the difference of the latent at n from the 
 everything up to j was as recorded. On Trajectories it is known for all 20,000 segments of 50 steps
 at once, before any plan is chosen.
 
-Forecast (hold, linear, weights). The solver goes through all levels and is given f_s for v_s:
+Forecast (hold, linear). The solver goes through all levels and is given f_s for v_s:
 
     (1)  d = sum over s in j+1 .. n-1 of W[n, s] (f_s - v_s)
 
@@ -15,7 +15,6 @@ norm is taken, since errors within a segment line up.
 
     (2)  hold     f_s = v_j
     (3)  linear   f_s = v_j + (lambda_s - lambda_j) / (lambda_j - lambda_i) (v_j - v_i)
-    (4)  weights  f_s = a_s v_j + b_s v_i, the least squares fit over all runs with a ridge
 
 with lambda = ln((1 - sigma) / sigma), log-SNR. At sigma = 1 it is minus infinity, and a line from
 there is flat: it holds its newer end.
@@ -41,7 +40,7 @@ disturbs its prediction. A share of e stands for that: the table holds d + SEEN 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,7 +51,6 @@ from profiling_core.search.flow_solvers import Levels
 from profiling_core.search.trajectories import Trajectories
 
 SEEN = 0.5  # a choice between none and all
-RIDGE = 1e-6  # of the mean squared prediction; keeps weights of nearly equal anchors small
 
 
 @dataclass(frozen=True)
@@ -94,41 +92,14 @@ class Segments:
             return self._jumps(i, j)
         return self._corrected(i, j) if self.skip == "corrected" else self._forecasts(i, j)
 
-    def weights(self, anchors: Sequence[int], step: int) -> np.ndarray:
-        """(4) with any number of anchors: their weights in the forecast of `step`, in that order.
-
-        The ridge pulls towards holding the first.
-        """
-        products = self._products[np.ix_(anchors, anchors)]
-        ridge = RIDGE * np.trace(products) / len(anchors) * np.eye(len(anchors))
-        wanted = self._products[anchors, step] + ridge[0]
-        return np.linalg.solve(products + ridge, wanted)
-
-    @cached_property
-    def _products(self) -> np.ndarray:
-        """Products of the predictions, summed over the runs: (S, S)."""
-        v = self.trajectories.predictions
-        return np.einsum("ard,brd->ab", v, v)
-
-    def _pair_weights(self, i: int, j: int, steps: np.ndarray) -> np.ndarray:
-        """`weights` of [j, i] for many steps at once: (len(steps), 2)."""
-        g = self._products
-        ridge = RIDGE * (g[i, i] + g[j, j]) / 2
-        (a, b), d = (g[j, j] + ridge, g[i, j]), g[i, i] + ridge
-        first, second = g[j, steps] + ridge, g[i, steps]
-        return np.stack([d * first - b * second, a * second - b * first], 1) / (a * d - b * b)
-
     def _forecasts(self, i: int, j: int) -> np.ndarray:
         v, log_snr = self.trajectories.predictions, self.trajectories.levels.log_snr
         later = np.arange(j + 1, len(v))
         if self.skip == "hold" or i == j:
             forecast = np.broadcast_to(v[j], (later.size, *v[j].shape))
-        elif self.skip in ("linear", "corrected"):
+        else:
             slope = (log_snr[later] - log_snr[j]) / (log_snr[j] - log_snr[i])
             forecast = v[j] + slope[:, None, None] * (v[j] - v[i])
-        else:
-            pair = self._pair_weights(i, j, later)[..., None, None]
-            forecast = pair[:, 0] * v[j] + pair[:, 1] * v[i]
         error = forecast - v[j + 1 :]
         # row n: steps j+1 .. n-1 have been forecast when the latent at n is made
         factors = np.tril(self._response[j + 1 :, j + 1 :], -1)

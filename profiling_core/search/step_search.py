@@ -56,7 +56,6 @@ ALIGNED = 0.2  # of the run
 CALIBRATION = {
     "hold": 1.5,
     "linear": 1.2,
-    "weights": 1.6,
     "corrected": 0.9,
     "fitted": 1.7,
     "jump": 1.7,

@@ -311,12 +311,13 @@ def test_summary_has_a_row_per_policy_and_says_what_is_off():
     assert len(lines) == 6
 
 
-def test_table_takes_the_newest_settings_and_weights():
+def test_table_takes_the_newest_settings_and_weights_of_policies_that_there_are():
     old = [made_up("wan", "search", 1.9, p, 1.0, settings={"plan": "old"}) for p in "abc"]
     other = [made_up("wan", "search", 1.9, "a", 2.0, weights="old")]
     new = [made_up("wan", "search", 1.9, p, 3.0, settings={"plan": "new"}) for p in "ab"]
     twice = [made_up("wan", "search", 1.9, "b", 4.0, settings={"plan": "new"})]
-    kept = table.latest([*old, *other, *new, *twice])
+    gone = [made_up("wan", "a policy that is no more", 1.9, "a", 5.0)]
+    kept = table.latest([*old, *other, *new, *twice, *gone])
     assert [(row["prompt"], row["psnr_frames"]) for row in kept] == [("a", 3.0), ("b", 4.0)]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.lib import rows as row_files
 from benchmarks.lib.schedules import protected_ends
-from benchmarks.search import prediction
+from benchmarks.search import fitted_jump, prediction
 from benchmarks.search.prediction import MOST_MOVED, exchanged, plans_of
 from made_profiles import made_profile
 from profiling_core.plan import CachePlan
@@ -149,3 +149,16 @@ def test_a_search_is_timed_in_a_process_of_its_own(tmp_path) -> None:
     made_profile(model=HUNYUAN, runs=1, steps=STEPS).save(path)
     wall, cpu, imports = prediction.timed_search(path, 1)
     assert 0 < cpu and 0 < wall and 0 < imports
+
+
+def test_the_gain_of_fitted_jumps_is_of_the_newest_plans_on_prompts_that_both_ran() -> None:
+    def row(mode: str, seed: int, error: float, plan: str = "new", **more: object) -> dict:
+        facts = {"policy": f"search {mode}", "budget": 4.0, "speedup": 50 / 12, "predicted": error}
+        return {**facts, "prompt": "a", "seed": seed, "plan": plan, "latent_error": error, **more}
+
+    rows = [row("fitted", 1, 9.0, "old"), row("jump", 1, 0.1), row("fitted", 1, 0.01)]
+    rows += [row("jump", 2, 0.1), row("fitted", 2, 0.2), row("jump", 3, 0.1)]
+    rows += [row("jump", 1, 0.5, solver="dpm++"), row("linear", 1, 0.001)]
+    lines = fitted_jump.summary(rows, "unipc").splitlines()
+    cells = "| 4x | 12 | 36.0 (36.0) | 43.0 (30.0) | +20.0 | +7.0 +-13.0 | 1 of 2 |"
+    assert lines[2:] == [cells]

@@ -5,11 +5,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 import tiny_pipelines
 from diffusers_plans import RELEASE_LIKE, intervals, made_plan, prediction
-from naive_walk import naive
+from naive_walk import naive, weighing
 from profiling_core import DeltaCache, cache_pipeline
 from profiling_core.errors import PlanError
 from profiling_core.loops.diffusers_models import loop_models
@@ -76,7 +76,7 @@ def test_plans_of_the_prediction_equal_a_naive_forecast_bit_for_bit(name: str, s
     assert cache.stats.reused_calls == calls * (STEPS - len(RELEASE_LIKE) - (name == "wan22"))
 
 
-class OnlyVisited(UniPCMultistepScheduler):
+class OnlyVisited:
     """Sets the levels that a jump leaves, written apart from the library."""
 
     visited = RELEASE_LIKE
@@ -88,6 +88,11 @@ class OnlyVisited(UniPCMultistepScheduler):
         self.num_inference_steps = len(self.timesteps)
 
 
+def only_visited(scheduler):
+    kind = type("OnlyVisited", (OnlyVisited, type(scheduler)), {})
+    return kind.from_config(scheduler.config)
+
+
 @pytest.mark.parametrize(("name", "change"), [("wan", ()), ("wan22", (6,))])
 def test_a_jump_gives_the_scheduler_the_visited_levels_alone(name, change, monkeypatch) -> None:
     tiny = build(name)
@@ -95,9 +100,8 @@ def test_a_jump_gives_the_scheduler_the_visited_levels_alone(name, change, monke
     with cache_pipeline(tiny.pipe, plan) as cache:
         found = tiny.latents()
         assert torch.equal(tiny.latents(), found)
-    own = tiny.pipe.scheduler
     monkeypatch.setattr(OnlyVisited, "visited", (*RELEASE_LIKE, *change))
-    tiny.pipe.scheduler = OnlyVisited.from_config(own.config)
+    tiny.pipe.scheduler = only_visited(tiny.pipe.scheduler)
     assert torch.equal(tiny.latents(), found)
     assert cache.stats.model_calls == 2 * len(OnlyVisited.visited)
     assert cache.stats.block_runs_full == 2 * 6 * STEPS
@@ -127,19 +131,52 @@ def test_each_of_two_models_computes_its_first_step_whatever_the_plan(skip, comp
     assert f"step {first} is computed as well: another model begins there" in lines
 
 
-def test_a_fitted_plan_runs_as_plain_jumps_in_a_foreign_loop_and_says_so() -> None:
+WEIGHTS = {step: (0.1 * (step + 1), 0.02 * step, -0.03 * step) for step in RELEASE_LIKE}
+
+
+def fitted_plan(tiny: Tiny) -> CachePlan:
+    return made_plan(tiny, [prediction("jump")[0] | {"solver_weights": WEIGHTS}])
+
+
+@pytest.mark.parametrize("kind", [UniPCMultistepScheduler, DPMSolverMultistepScheduler])
+def test_a_fitted_jump_in_a_pipeline_equals_a_naive_solver_bit_for_bit(kind: type) -> None:
     tiny, lines = build("wan"), []
-    jump = prediction("jump")[0]
-    plan = made_plan(tiny, [jump])
-    weights = {str(step): [0.0, 0.1, 0.2] for step in plan.solver_steps}
-    found = []
-    for each in (plan, plan.replace(sites=[jump | {"solver_weights": weights}])):
-        with cache_pipeline(tiny.pipe, each, log=lines.append) as cache:
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    own = tiny.pipe.scheduler = kind(**flow)
+    with cache_pipeline(tiny.pipe, made_plan(tiny, prediction("jump"))):
+        plain = tiny.latents()
+    kept = set(vars(own))
+    with cache_pipeline(tiny.pipe, fitted_plan(tiny), log=lines.append) as cache:
+        found = tiny.latents()
+        assert torch.equal(tiny.latents(), found)  # a second clip begins anew
+    assert type(own) is kind and set(vars(own)) == kept
+    assert cache.plan.solver_weights and not any("plain jumps" in line for line in lines)
+    assert cache.stats.peak_bytes == 0
+    naive_solver = tiny.pipe.scheduler = only_visited(own)
+    with weighing(type(naive_solver), cache.plan):
+        assert torch.equal(tiny.latents(), found)
+    assert (found - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["wan", "wan22"])
+@pytest.mark.parametrize("change", [{"solver_order": 3}, {"disable_corrector": [3]}, {}], ids=str)
+def test_a_fitted_plan_runs_as_plain_jumps_where_its_weights_are_not_for_and_says_so(
+    name: str, change: dict
+) -> None:
+    tiny, lines, found = build(name), [], []
+    fitted = fitted_plan(tiny)
+    tiny.pipe.scheduler = UniPCMultistepScheduler.from_config(tiny.pipe.scheduler.config, **change)
+    for plan in (made_plan(tiny, prediction("jump")), fitted):
+        with cache_pipeline(tiny.pipe, plan, log=lines.append) as cache:
             found.append(tiny.latents())
-        assert not cache.plan.solver_weights
-    assert torch.equal(*found) and sum("are plain jumps here" in line for line in lines) == 1
+    weighs = name == "wan" and not change
+    assert bool(cache.plan.solver_weights) == weighs != torch.equal(*found)
+    assert sum("are plain jumps here" in line for line in lines) == (not weighs)
+
+
+def test_a_loop_of_your_own_has_to_say_that_it_weights_its_solver() -> None:
     with pytest.raises(PlanError, match=r"your loop has to apply \(weighted=True says so\)"):
-        DeltaCache(each)
+        DeltaCache(fitted_plan(build("wan")))
 
 
 def test_a_jump_is_refused_where_the_scheduler_steps_by_number() -> None:

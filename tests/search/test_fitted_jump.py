@@ -14,6 +14,7 @@ from profiling_core.plan.cost import bytes_held, speedup_flops
 from profiling_core.search import flow_solvers
 from profiling_core.search.fitted_jump import FittedJumps
 from profiling_core.search.flow_solvers import Levels
+from profiling_core.search.resample import on_grid
 from profiling_core.search.search import Budget, PlanSearch
 from profiling_core.search.segments import SEEN, Segments
 from profiling_core.search.trajectories import Trajectories
@@ -125,6 +126,19 @@ def test_a_searched_plan_carries_the_weights_of_its_compute_steps_and_holds_noth
     assert plan.predicted_error == search.predicted(plan)
     sizes = {"tokens": 8, "stream_itemsize": 4, "latent_numel": 9, "prediction_itemsize": 4}
     assert bytes_held(plan, **sizes) == 0
+
+
+def test_a_fitted_jump_is_left_where_it_did_not_win() -> None:
+    search = PlanSearch(made_profile(model=WAN, runs=5, steps=20), ("jump", "fitted"))
+    for count, taken in ((10, True), (6, True), (5, False)):
+        points = [search.point_of(skip, count) for skip in ("jump", "fitted")]
+        assert points[1].error < points[0].error  # as predicted
+        assert search.exactly(count) == points[taken]
+    assert {point.skip for point in search.frontier((4.0, 5.0))} == {"jump"}
+    other = PlanSearch(on_grid(search.profile, solver="dpm++"), ("jump", "fitted"))
+    assert other.skips_at(10, other.skips) == ("jump",)
+    for asked, count in ((search, 5), (other, 10)):
+        assert asked.exactly(count, ("fitted",)).skip == "fitted"
 
 
 def test_a_profile_of_few_runs_is_searched_without_fitted_jumps() -> None:

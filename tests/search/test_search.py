@@ -13,6 +13,7 @@ from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.regrid import regrid
 from profiling_core.search.search import Budget, PlanSearch
+from toys import prediction
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
 
@@ -57,14 +58,6 @@ def test_bytes_limit_the_ways_to_skip() -> None:
         hunyuan.plan(Budget(max_bytes=0))
 
 
-def test_fitted_weights_follow_the_compute_steps() -> None:
-    search = PlanSearch(made_profile(model=HUNYUAN, runs=3, steps=20), ("weights",))
-    site = search.plan(Budget(speedup=2.5)).prediction
-    computed = site.compute_steps["cond"]
-    assert sorted(map(int, site.weights["cond"])) == sorted(set(range(20)) - set(computed))
-    assert all(len(w) == 2 for s, w in site.weights["cond"].items() if int(s) > computed[1])
-
-
 def test_a_plan_names_its_profile_and_settings(search: PlanSearch, tmp_path: Path) -> None:
     plan = search.plan(Budget(speedup=3.0), name="mine")
     plan.save(tmp_path / "mine.json")
@@ -96,9 +89,10 @@ def test_more_than_one_step_a_step_is_refused(search: PlanSearch) -> None:
     assert len(search.plan(Budget(speedup=20.0)).prediction.compute_steps["cond"]) == 1
 
 
-def test_a_reuse_mode_that_the_solver_lacks_is_refused() -> None:
-    with pytest.raises(PlanError, match="'jump' is no reuse mode with euler: hold, linear"):
-        PlanSearch(made_profile(model=HUNYUAN, runs=1, steps=20), ("jump",))
+@pytest.mark.parametrize("skip", ["jump", "weights"])
+def test_a_reuse_mode_that_the_solver_lacks_is_refused(skip: str) -> None:
+    with pytest.raises(PlanError, match=f"{skip!r} is no reuse mode with euler: hold, linear, cor"):
+        PlanSearch(made_profile(model=HUNYUAN, runs=1, steps=20), (skip,))
 
 
 def test_measured_sensitivity_moves_the_compute_steps() -> None:
@@ -115,5 +109,9 @@ def test_measured_sensitivity_moves_the_compute_steps() -> None:
 def test_plans_of_other_sites_are_not_predicted(search: PlanSearch) -> None:
     plan = search.plan(Budget(speedup=2.0))
     other = regrid(plan, tuple(np.linspace(0.99, 0.02, 30)), solver=plan.solver, shift=plan.shift)
-    with pytest.raises(PlanError, match="plans of the whole prediction with the profile's 20"):
-        search.predicted(other)
+    site = prediction({branch: [*range(19)] for branch in plan.branches}, "weights")
+    weights = {branch: {"19": [0.5, 0.5]} for branch in plan.branches}
+    given = plan.replace(sites=[site | {"weights": weights}])
+    for one in (other, given):
+        with pytest.raises(PlanError, match="plans of the whole prediction with the profile's 20"):
+            search.predicted(one)

@@ -82,7 +82,7 @@ def test_nothing_skipped_is_no_error(solver: str) -> None:
             assert np.abs(table.errors[row]).max() < 1e-6
 
 
-@pytest.mark.parametrize("skip", ["hold", "linear", "weights"])
+@pytest.mark.parametrize("skip", ["hold", "linear"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_forecasts_are_fed_to_the_solver(solver: str, skip: str) -> None:
     trajectories = made_trajectories(solver)
@@ -93,27 +93,13 @@ def test_forecasts_are_fed_to_the_solver(solver: str, skip: str) -> None:
     for s in range(j + 1, n):
         if skip == "hold":
             forecast[s] = v[j]
-        elif skip == "linear":
+        else:
             share = (log_snr[s] - log_snr[j]) / (log_snr[j] - log_snr[i])
             forecast[s] = v[j] + share * (v[j] - v[i])
-        else:
-            newest, older = segments.weights([j, i], s)
-            forecast[s] = newest * v[j] + older * v[i]
     error = integrate(trajectories, forecast)[n] - trajectories.latents[n]
     assert np.allclose(segments.errors(i, j)[n - j - 1], error, atol=1e-12)
     row = segments.table.row_of[i, j, n]
     assert np.allclose(segments.table.errors[row], error, atol=1e-6)
-
-
-def test_fitted_weights_leave_less_than_a_line() -> None:
-    trajectories = made_trajectories("euler")
-    fitted = Segments(trajectories, "weights")
-    v, (i, j, s) = trajectories.predictions, (3, 5, 7)
-    newest, older = fitted.weights([j, i], s)
-    log_snr = trajectories.levels.log_snr
-    slope = (log_snr[s] - log_snr[j]) / (log_snr[j] - log_snr[i])
-    by_fit = np.linalg.norm(newest * v[j] + older * v[i] - v[s])
-    assert by_fit < np.linalg.norm(v[j] + slope * (v[j] - v[i]) - v[s])
 
 
 def test_segments_out_of_order_have_no_row() -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -99,6 +101,50 @@ def naive(
     finally:
         for module in changed:
             del module.forward
+
+
+@contextmanager
+def weighing(scheduler: type, plan: CachePlan) -> Iterator[None]:
+    """Inside the with block a scheduler class adds a fitted plan's weights to its own updates.
+
+    The clean latents are kept here, apart from the scheduler's own.
+    """
+    clean: list[torch.Tensor] = []
+
+    def change(back: int) -> torch.Tensor | float:
+        return clean[-back] - clean[-back - 1] if len(clean) > back else 0.0
+
+    def converted(plain: Callable, self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self.step_index:
+            clean.clear()
+        clean.append(plain(self, *args, **kwargs))
+        return clean[-1]
+
+    def corrected(plain: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        c, d, _ = plan.solver_weights[len(clean) - 1]
+        return plain(*args, **kwargs) + c * change(1) + d * change(2)
+
+    def predicted(plain: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return plain(*args, **kwargs) + plan.solver_weights[len(clean) - 1][2] * change(1)
+
+    answers = {
+        "convert_model_output": converted,
+        "multistep_uni_c_bh_update": corrected,
+        "multistep_uni_p_bh_update": predicted,
+        "dpm_solver_first_order_update": predicted,
+        "multistep_dpm_solver_second_order_update": predicted,
+    }
+    with ExitStack() as stack:
+        for name, answer in answers.items() if plan.solver_weights else ():
+            if hasattr(scheduler, name):
+                changed = _bound(partial(answer, getattr(scheduler, name)))
+                stack.enter_context(mock.patch.object(scheduler, name, changed))
+        yield
+
+
+def _bound(call: Callable) -> Callable:
+    """A function, which a class binds to its objects."""
+    return lambda *args, **kwargs: call(*args, **kwargs)
 
 
 def _forecast_outputs(site: Site, calls: Calls, run: Callable) -> Callable:

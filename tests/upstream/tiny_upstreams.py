@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from naive_walk import naive
+from naive_walk import naive, weighing
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.loops import official_repos
 from profiling_core.loops.cached_loop import LoopCache
@@ -49,6 +49,7 @@ FAMILIES = {
     "prediction, held": ("prediction", "hold", COMPUTED),
     "prediction, linear": ("prediction", "linear", COMPUTED),
     "jump": ("prediction", "jump", COMPUTED),
+    "fitted jump": ("prediction", "jump", COMPUTED),  # where the solver takes weights
 }
 
 
@@ -121,6 +122,9 @@ class TinyRun(ABC):
         branches = ("cond", "uncond")[: self.branches]
         steps = {"compute_steps": dict.fromkeys(branches, tuple(computed)), "skip": skip}
         sites: list[dict] = []
+        if family == "fitted jump" and grid.solver != "euler":
+            weights = {step: (0.1 * (step % 3), 0.02 * step, -0.01 * step) for step in computed}
+            steps |= {"solver_weights": weights}
         if kind in ("prediction", "both"):
             sites.append({"kind": "prediction", **steps})
         if kind in ("intervals", "both"):
@@ -162,6 +166,7 @@ class TinyRun(ABC):
             if plan.jumps:
                 for scheduler in self.schedulers:
                     stack.enter_context(_only(scheduler, plan.solver_steps))
+                    stack.enter_context(weighing(scheduler, plan))
                 return self.run(options)
 
             def before() -> None:
