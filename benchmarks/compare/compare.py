@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.compare.plot import draw
 from benchmarks.compare.policies import ALL, OURS, Given, Policy, chosen_names, policies_of
-from benchmarks.compare.samplers import References, Sampler, measured, weights_hash
+from benchmarks.compare.samplers import Reference, References, Sampler, measured, weights_hash
 from benchmarks.compare.table import latest, summary, tables
 from benchmarks.compare.tuning import Tuning, UnreachableError
 from benchmarks.lib import rows as row_files
@@ -91,9 +91,7 @@ def compare_tree(name: str, args: argparse.Namespace, names: Sequence[str]) -> N
     weights = weights_hash(tree)
     references = References(tree, args.out / f"{name}-{weights}")
     tuned = row_files.RESULTS / "tuning" / references.folder.name
-    prompts = calibration_prompts(args.calibration_prompts)
-    clips = [references.get("calibration", n, p, SEED + n) for n, p in enumerate(prompts)]
-    tuning = Tuning(tree, clips, tuned, args.tune_prompts)
+    tuning = Tuning(tree, tuning_references(references, args), tuned)
     given = Given(tree, profile, tuning, args.calibration_prompts)
     policies = [policy for policy in policies_of(given) if policy.name in names]
     settled = settle_all(policies, tuning, args)
@@ -103,6 +101,11 @@ def compare_tree(name: str, args: argparse.Namespace, names: Sequence[str]) -> N
             title = f"{name} {number + 1}/{args.prompts}"
             of_row = {"weights": weights, "prompt": prompt, "seed": seed}
             run_prompt(tree, references, settled, rows, {"tree": name, **of_row}, title)
+
+
+def tuning_references(references: References, args: argparse.Namespace) -> list[Reference]:
+    prompts = calibration_prompts(args.calibration_prompts)[: args.tune_prompts]
+    return [references.get("calibration", n, p, SEED + n) for n, p in enumerate(prompts)]
 
 
 def settle_all(

@@ -26,14 +26,12 @@ from profiling_core.plan import CachePlan, importers
 from profiling_core.plan.solvers import SKIPS
 from profiling_core.profile.profile import Profile
 from profiling_core.refit import PASSES
-from profiling_core.refit.halving import halved, winner
 from profiling_core.refit.refit import forms, refit, rollouts_of, with_facts
 from profiling_core.refit.rollout import Rollout
 from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
 from profiling_core.search.search import Budget, PlanSearch, Point
 
 OURS = "search"  # what the others are compared with
-CANDIDATES = 14  # of a tuning
 OTHER_SOLVER = {"wan": "dpm++"}  # the best solver beside the tree's own
 UNIFORM = ("hold", "linear")
 PRESET = "release"
@@ -46,7 +44,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "release": (PRESET,),
     "peers": tuple(peer.name for peer in PEERS),
     "packages": tuple(peer.name for peer in PACKAGES),
-    "ours": (OURS, "search tuned", "search refit", *(f"search {skip}" for skip in SKIPS)),
+    "ours": (OURS, "search refit", *(f"search {skip}" for skip in SKIPS)),
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 ALL = tuple(GROUP_OF)
@@ -182,7 +180,6 @@ def _peer(given: Given, build: type[Peer]) -> Callable[[float], Sampler]:
 
 def _ours(given: Given) -> Iterator[Policy]:
     yield Policy(OURS, lambda budget: _searched(given, None, budget))
-    yield Policy("search tuned", partial(_tuned, given))
     yield Policy("search refit", partial(_refitted, given))
     for skip in given.search.skips:
         yield Policy(f"search {skip}", partial(_searched, given, skip))
@@ -192,20 +189,6 @@ def _searched(given: Given, skip: str | None, budget: float) -> Sampler:
     """The best predicted error of one reuse mode, or of all."""
     search, count = given.search, given.steps_at(budget)
     return _planned(given, search.exactly(count, (skip,) if skip else None), count)
-
-
-def _tuned(given: Given, budget: float) -> Sampler:
-    """The best of the search's candidates on the calibration prompts."""
-    count = given.steps_at(budget)
-    asked, best = Budget(speedup=given.tree.steps / count), given.search.exactly(count)
-    points = given.search.candidates(best, asked, CANDIDATES)
-    samplers = {name: _planned(given, point, count) for name, point in points.items()}
-
-    def error(name: str, n: int) -> float:
-        return given.tuning.latent_error(samplers[name], n)
-
-    errors = halved(list(samplers), len(given.tuning.references), error)
-    return samplers[winner(errors, next(iter(samplers)))]
 
 
 def _refitted(given: Given, budget: float) -> Sampler:

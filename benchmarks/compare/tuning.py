@@ -60,16 +60,9 @@ class Score:
 class Tuning:
     """Scores of samplers on the tuning prompts; what was run is kept in `folder`."""
 
-    def __init__(
-        self,
-        tree: Tree,
-        references: Sequence[Reference],
-        folder: Path,
-        prompts: int | None = None,  # of the references, that scores are means of; None: all
-    ) -> None:
-        self.tree, self.references, self.folder, self.prompts = tree, references, folder, prompts
-        # by sampler and prompt: speed-up, PSNR and latent error
-        self.known: dict[str, dict[str, list[float]]] = {}
+    def __init__(self, tree: Tree, references: Sequence[Reference], folder: Path) -> None:
+        self.tree, self.references, self.folder = tree, references, folder
+        self.known: dict[str, dict[str, list[float]]] = {}  # sampler, prompt: speed-up and PSNR
         self.policy = ""
         self.runs = 0
 
@@ -89,13 +82,8 @@ class Tuning:
 
     def score(self, sampler: Sampler, prompts: int | None = None) -> Score:
         """Means over the first tuning prompts, by default all."""
-        taken = self.references[: prompts or self.prompts]
-        found = [self._figures(sampler, reference) for reference in taken]
-        return Score(1 / mean(1 / one[0] for one in found), mean(one[1] for one in found))
-
-    def latent_error(self, sampler: Sampler, number: int) -> float:
-        """On one reference."""
-        return self._figures(sampler, self.references[number])[2]
+        found = [self._figures(sampler, reference) for reference in self.references[:prompts]]
+        return Score(1 / mean(1 / speed for speed, _ in found), mean(psnr for _, psnr in found))
 
     def best(self, samplers: Sequence[Sampler], budget: float) -> Sampler:
         """The best PSNR of those that meet the budget; UnreachableError when none is near.
@@ -116,10 +104,10 @@ class Tuning:
         name = f"{reference.prompt} ({reference.seed})"
         if name not in of_sampler:
             row = measured(self.tree, sampler, reference)
-            of_sampler[name] = [row["speedup"], row["psnr_frames"], row["latent_error"]]
+            of_sampler[name] = [row["speedup"], row["psnr_frames"]]
             self.runs += 1
             write_json(self.path("json"), self.known)
-            speed, psnr, _ = of_sampler[name]
+            speed, psnr = of_sampler[name]
             log(f"{self.tree.name} tuning {self.policy}: {sampler.key}: {speed:.2f}x {psnr:.1f} dB")
         return of_sampler[name]
 

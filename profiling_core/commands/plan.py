@@ -1,7 +1,7 @@
 """`profiling-dit plan`: a plan from a profile, by search or by the paper's method.
 
-The best of a search can be settled on the profile's prompts: among candidates that run (--tune), or
-with forecast weights fitted along cached runs (--refit). Both load the model of the profile.
+The best of a search can be refitted: with forecast weights fitted along cached runs of the
+profile's prompts (--refit). That loads the model of the profile.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
-
-import numpy as np
 
 from profiling_core.commands.arguments import (
     add_log_options,
@@ -36,7 +33,6 @@ from profiling_core.plan.describe import picture, summary_lines
 from profiling_core.plan.schema import Storage, StoragePlace
 from profiling_core.profile.profile import Profile, holds_profile, load_profile
 from profiling_core.refit import PASSES
-from profiling_core.runtime.exit_codes import EXIT_INTERRUPTED
 from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
 from profiling_core.search.resample import on_grid
 from profiling_core.search.search import Budget, PlanSearch, Point, undominated
@@ -47,7 +43,7 @@ STORE_OPTIONS = {"store": "storage", "store_on": "storage_place"}  # and the pla
 OWN_OPTIONS = {  # of one method alone, as fields of the parsed arguments
     "search": (
         *("speedup", "max_error", "max_bytes", "frontier", "modes"),
-        *("refit", "tune", "ckpt_dir", "dit_weight"),
+        *("refit", "ckpt_dir", "dit_weight"),
         *("for_steps", "for_shift", "for_solver"),
     ),
     "paper": ("share", "blocks", "pattern", "warmup", "tmax", "tmin"),
@@ -87,8 +83,6 @@ def make_plan(args: argparse.Namespace) -> list[str]:
         _frontier(args)
     plan, more = METHODS[method](load_profile(args.profile), args)
     plan.save(out)
-    if args.tune is not None:
-        shutil.rmtree(_tune_folder(args))
     return [
         *summary_lines(plan),
         "",
@@ -128,11 +122,8 @@ def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list
     drawn, budget = _frontier(args), _budget(args)
     profile = on_grid(profile, args.for_steps, args.for_shift, args.for_solver)
     search = PlanSearch(profile, words_of(args.modes), **_stored(args))
+    plan, chosen = search.plan(budget, args.name), search.point(budget)
     lines: list[str] = []
-    if args.tune is None:
-        plan, chosen = search.plan(budget, args.name), search.point(budget)
-    else:
-        plan, chosen, lines = _tuned(search, budget, args)
     if args.refit is not None:
         plan, lines = _refitted(search, chosen, plan, budget, args)
     points = _around(search, chosen)
@@ -181,51 +172,6 @@ def _around(search: PlanSearch, chosen: Point) -> list[Point]:
 # -- measured on the model
 
 
-def _tuned(
-    search: PlanSearch, budget: Budget, args: argparse.Namespace
-) -> tuple[CachePlan, Point, list[str]]:
-    """The best of the candidates by real runs on the profile's prompts, and how all fared."""
-    # here: torch takes seconds to import
-    from profiling_core.commands import tune
-    from profiling_core.parallel.launch import fingerprint
-    from profiling_core.refit import halving
-
-    profile, prompts = search.profile, len(search.profile.runs)
-    model = _model_of(profile, args)
-    runs = tune.Runs(_tune_folder(args), profile, model, fingerprint(*model.checkpoint))
-    points = search.candidates(search.point(budget), budget, args.tune)
-    if len(points) == 1:
-        raise PlanError("--tune: only one plan meets this budget, leave --tune out")
-    plans = {name: search.plan_of(point, budget, name) for name, point in points.items()}
-    total = halving.cost(len(points), prompts)
-    speedup = search.steps / max(len(point.steps) for point in points.values())
-    log.info(
-        f"{len(points)} candidates at {speedup:.3g}x on {prompts} prompts: {total} runs and "
-        f"{prompts} full runs, about {total / speedup + prompts:.0f} full runs"
-    )
-
-    def error(name: str, n: int) -> float:
-        found = runs.error(plans[name], n)
-        log.info(f"prompt {n + 1}, {name}: {found:.4f}")
-        return found
-
-    try:
-        with model.loaded():
-            errors = halving.halved(list(plans), prompts, error)
-    except KeyboardInterrupt:
-        log.error(f"interrupted: the runs are kept in {runs.folder}, the same command goes on")
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    best = halving.winner(errors, next(iter(points)))
-    facts = {"tuned": len(points), "measured_error": float(np.mean(errors[best]))}
-    facts["measured_worst"] = max(errors[best])
-    plan = search.plan_of(points[best], budget, args.name, **facts)
-    return plan, points[best], [*tune.table(errors, points, best), ""]
-
-
-def _tune_folder(args: argparse.Namespace) -> Path:
-    return Path(f"{args.out}.tune")
-
-
 def _refitted(
     search: PlanSearch, point: Point, plan: CachePlan, budget: Budget, args: argparse.Namespace
 ) -> tuple[CachePlan, list[str]]:
@@ -269,9 +215,7 @@ def request_of(
         )
     family, name = subject.model.family, subject.model.name
     if family not in TREES:
-        raise PlanError(
-            f"--tune and --refit: {family!r} is no tree of this project: {', '.join(TREES)}"
-        )
+        raise PlanError(f"--refit: {family!r} is no tree of this project: {', '.join(TREES)}")
     _, frames, rows, columns = subject.latent
     tree, solver = TREES[family], subject.solver if family == "wan2.1" else None
     return tree, ModelRequest(
@@ -325,16 +269,8 @@ def _add_modes(group: Any) -> None:
 
 
 def _add_measured(group: Any) -> None:
-    add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    either(
-        "--tune",
-        type=at_least(2),
-        metavar="N",
-        help="run N candidates, by halving, and take the best; what it costs is said before it "
-        "starts; runs are kept in PLAN.tune/ until the plan is written, so the same command goes "
-        "on where it stopped",
-    )
-    either(
+    add = group.add_argument
+    add(
         "--refit",
         type=at_least(1),
         nargs="?",

@@ -38,7 +38,7 @@ measured on the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -140,27 +140,22 @@ def rollouts_of(
 ) -> list[Rollout]:
     """The profile's prompts, each recorded once in full; `steps`: where latents are kept."""
     rollouts, steps = [], set(steps)
-    for run, of_run in zip(profile.runs, clips_of(profile), strict=True):
-        inputs = model.inputs(*of_run)
+    for run, inputs in zip(profile.runs, _inputs(profile, model), strict=True):
         rollout = Rollout(model, inputs, run.guidance, profile.recorded.steps)
-        check_size(profile, rollout.record(steps))
+        _check_size(profile, rollout.record(steps))
         rollouts.append(rollout)
         log(f"full run {len(rollouts)} of {len(profile.runs)}: {run.prompt}")
     return rollouts
 
 
-def clips_of(profile: Profile) -> list[tuple[str, int]]:
-    """Prompt and seed of every run; ProfileError for one that cannot be repeated."""
-    found = []
+def _inputs(profile: Profile, model: LoadedModel) -> Iterator[tuple[Any, ...]]:
     for number, run in enumerate(profile.runs, start=1):
         if run.seed is None:
             raise ProfileError(f"run {number} of the profile has no seed: it cannot be repeated")
-        found.append((run.prompt, run.seed))
-    return found
+        yield model.inputs(run.prompt, run.seed)
 
 
-def check_size(profile: Profile, latent: Tensor) -> None:
-    """ProfileError for a latent that is not as large as the profile's."""
+def _check_size(profile: Profile, latent: Tensor) -> None:
     recorded, found = profile.recorded.latent, tuple(latent.shape[-4:])
     if found != recorded:
         raise ProfileError(

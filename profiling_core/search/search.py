@@ -18,9 +18,8 @@ percentile of the profile's runs.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
-from itertools import chain, islice, zip_longest
 from math import floor, prod
 
 import numpy as np
@@ -34,7 +33,6 @@ from profiling_core.plan.schema import Storage, StoragePlace
 from profiling_core.plan.solvers import SKIPS, skips_of
 from profiling_core.profile.profile import Profile
 from profiling_core.search.fitted_jump import LEAST_RUNS, FittedJumps
-from profiling_core.search.law import LawSearch, worlds
 from profiling_core.search.segments import Segments
 from profiling_core.search.sensitivity import Sensitivity, sensitivity_of
 from profiling_core.search.step_search import (
@@ -47,7 +45,6 @@ from profiling_core.search.trajectories import Trajectories, trajectories_of
 from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
-EXPONENTS = (1.0, 0.75, 0.5, 0.25)  # of the sensitivity, for candidates
 GIVE_UP = 2.0  # times the least error, from which on no faster plan is looked for
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
@@ -128,35 +125,6 @@ class PlanSearch:
                 f"{point.error:.4f} at best: allow more or ask for less speed"
             )
         return point
-
-    def candidates(self, best: Point, budget: Budget, most: int) -> dict[str, Point]:
-        """`best` and others that differ, by name, at most `most`.
-
-        The others compute as many steps as the speed-up pays for: by other exponents of the
-        sensitivity and by the fitted laws in turn, then in other reuse modes.
-        """
-        skips = self._within_bytes(budget.max_bytes)
-        count = count_of(self.steps, budget.speedup) if budget.speedup else len(best.steps)
-        if count == self.steps:
-            return {"search": best}
-        own = "fitted" if "fitted" in skips else skips[-1]
-        levels, solver = self.trajectories.levels, self.trajectories.solver
-
-        def by_law(name: str) -> Point:
-            steps = LawSearch(worlds()[name], levels, solver).best(count)
-            point = Point(own, steps, self.steps / count, 0.0)
-            return replace(point, error=self.predicted(self.plan_of(point, budget)))
-
-        exponents = ((f"exponent {e:g}", self.point_of(own, count, e)) for e in EXPONENTS)
-        laws = ((f"law {name}", by_law(name)) for name in worlds())
-        modes = ((f"mode {skip}", self.point_of(skip, count)) for skip in skips if skip != own)
-        most_error = float("inf") if budget.max_error is None else budget.max_error
-        found: dict[tuple[str, tuple[int, ...]], tuple[str, Point]] = {}
-        others = chain.from_iterable(zip_longest(exponents, laws))
-        for pair in chain([("search", best)], others, modes):
-            if pair is not None and pair[1].error <= most_error:
-                found.setdefault((pair[1].skip, pair[1].steps), pair)
-        return dict(islice(found.values(), most))
 
     def plan_of(
         self, point: Point, budget: Budget, name: str | None = None, **settings: float
