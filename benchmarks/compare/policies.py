@@ -32,7 +32,6 @@ from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
 from profiling_core.search.search import Budget, PlanSearch, Point
 
 OURS = "search"  # what the others are compared with
-CANDIDATES = 4  # plans that calibration prompts choose from in "search validated"
 OTHER_SOLVER = {"wan": "dpm++"}  # the best solver beside the tree's own
 UNIFORM = ("hold", "linear")
 PRESET = "release"
@@ -45,7 +44,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "release": (PRESET,),
     "peers": tuple(peer.name for peer in PEERS),
     "packages": tuple(peer.name for peer in PACKAGES),
-    "ours": (OURS, "search validated", "search refit", *(f"search {skip}" for skip in SKIPS)),
+    "ours": (OURS, "search refit", *(f"search {skip}" for skip in SKIPS)),
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 ALL = tuple(GROUP_OF)
@@ -181,7 +180,6 @@ def _peer(given: Given, build: type[Peer]) -> Callable[[float], Sampler]:
 
 def _ours(given: Given) -> Iterator[Policy]:
     yield Policy(OURS, lambda budget: _searched(given, None, budget))
-    yield Policy("search validated", partial(_validated, given))
     yield Policy("search refit", partial(_refitted, given))
     for skip in given.search.skips:
         yield Policy(f"search {skip}", partial(_searched, given, skip))
@@ -191,12 +189,6 @@ def _searched(given: Given, skip: str | None, budget: float) -> Sampler:
     """The best predicted error of one reuse mode, or of all."""
     search, count = given.search, given.steps_at(budget)
     return _planned(given, search.exactly(count, (skip,) if skip else None), count)
-
-
-def _validated(given: Given, budget: float) -> Sampler:
-    count = given.steps_at(budget)
-    found = given.search.candidates(Budget(speedup=given.tree.steps / count), CANDIDATES)
-    return given.tuning.best([_planned(given, point, count) for point in found], budget)
 
 
 def _refitted(given: Given, budget: float) -> Sampler:

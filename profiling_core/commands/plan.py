@@ -1,7 +1,7 @@
 """`profiling-dit plan`: a plan from a profile, by search or by the paper's method.
 
-The best of a search can be measured on the profile's prompts: among candidates (--validate), or
-with forecast weights fitted along cached runs (--refit). Both load the model of the profile.
+The best of a search can be refitted: with forecast weights fitted along cached runs of the
+profile's prompts (--refit). That loads the model of the profile.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STORE_OPTIONS = {"store": "storage", "store_on": "storage_place"}  # and the pla
 OWN_OPTIONS = {  # of one method alone, as fields of the parsed arguments
     "search": (
         *("speedup", "max_error", "max_bytes", "frontier", "modes"),
-        *("refit", "validate", "ckpt_dir", "dit_weight"),
+        *("refit", "ckpt_dir", "dit_weight"),
         *("for_steps", "for_shift", "for_solver"),
     ),
     "paper": ("share", "blocks", "pattern", "warmup", "tmax", "tmin"),
@@ -122,14 +122,10 @@ def _search(profile: Profile, args: argparse.Namespace) -> tuple[CachePlan, list
     drawn, budget = _frontier(args), _budget(args)
     profile = on_grid(profile, args.for_steps, args.for_shift, args.for_solver)
     search = PlanSearch(profile, words_of(args.modes), **_stored(args))
+    plan, chosen = search.plan(budget, args.name), search.point(budget)
     lines: list[str] = []
-    if args.validate is None:
-        plan, chosen = search.plan(budget, args.name), search.point(budget)
-    else:
-        plan, chosen, lines = _validated(search, budget, args)
     if args.refit is not None:
-        plan, refitted = _refitted(search, chosen, plan, budget, args)
-        lines += refitted
+        plan, lines = _refitted(search, chosen, plan, budget, args)
     points = _around(search, chosen)
     lines += [*frontier_lines(points, chosen), ""]
     if drawn is not None:
@@ -176,31 +172,6 @@ def _around(search: PlanSearch, chosen: Point) -> list[Point]:
 # -- measured on the model
 
 
-def _validated(
-    search: PlanSearch, budget: Budget, args: argparse.Namespace
-) -> tuple[CachePlan, Point, list[str]]:
-    """The best of the candidates by real runs on the profile's prompts, and how all fared."""
-    # here: torch takes seconds to import
-    from profiling_core.refit.refit import validate
-
-    model = _model_of(search.profile, args)
-    points = search.candidates(budget, args.validate)
-    plans = [search.plan_of(point, budget, f"candidate {n}") for n, point in enumerate(points)]
-    with model.loaded():
-        found = validate(search.profile, plans, model, log.info)
-    width = max(len("reuse mode"), *(len(point.skip) for point in points))
-    lines = [f"candidate  {'reuse mode':<{width}}  predicted  measured  worst run"]
-    for one in found:
-        number = int(one.plan.name.removeprefix("candidate "))
-        lines.append(
-            f"{number:>9}  {points[number].skip:<{width}}  {points[number].error:>9.4f}  "
-            f"{one.error:>8.4f}  {one.errors.max():>9.4f}"
-        )
-    best = points[int(found[0].plan.name.removeprefix("candidate "))]
-    facts = {"validated": len(points), "measured_error": found[0].error}
-    return search.plan_of(best, budget, args.name, **facts), best, [*lines, ""]
-
-
 def _refitted(
     search: PlanSearch, point: Point, plan: CachePlan, budget: Budget, args: argparse.Namespace
 ) -> tuple[CachePlan, list[str]]:
@@ -244,9 +215,7 @@ def request_of(
         )
     family, name = subject.model.family, subject.model.name
     if family not in TREES:
-        raise PlanError(
-            f"--validate and --refit: {family!r} is no tree of this project: {', '.join(TREES)}"
-        )
+        raise PlanError(f"--refit: {family!r} is no tree of this project: {', '.join(TREES)}")
     _, frames, rows, columns = subject.latent
     tree, solver = TREES[family], subject.solver if family == "wan2.1" else None
     return tree, ModelRequest(
@@ -309,9 +278,6 @@ def _add_measured(group: Any) -> None:
         metavar="PASSES",
         help="fit forecast weights along cached runs: one run of each prompt a pass, and two to "
         f"compare with ({PASSES} passes where no number is given)",
-    )
-    add(
-        "--validate", type=at_least(1), metavar="N", help="run the N best candidates, take the best"
     )
     add("--ckpt-dir", metavar="DIR", help="the model's weights")
     add("--dit-weight", metavar="PATH", help="the same, HunyuanVideo's transformer")

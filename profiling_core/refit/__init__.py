@@ -1,3 +1,3 @@
-"""Weights fitted, and plans chosen, with the model in the loop."""
+"""Weights fitted with the model in the loop."""
 
 PASSES = 2  # of a refit, where no number is given

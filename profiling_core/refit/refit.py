@@ -34,8 +34,6 @@ A pass costs one cached run of every prompt. It keeps the predictions at compute
 the fit needs their products alone. A pass has a form: compute steps, and 2 anchors or 3. The passes
 take the most promising forms. The result is the best of their plans and the starting plan, as
 measured on the prompts.
-
-`validate` only measures: it runs given plans, candidates of a search, on the profile's prompts.
 """
 
 from __future__ import annotations
@@ -89,11 +87,12 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Validated:
-    """A plan and the relative errors of its final latents, (R,)."""
+class Refitted:
+    """A plan, the relative errors of its final latents (R,), and its form in words."""
 
     plan: CachePlan
     errors: np.ndarray
+    words: str
 
     @property
     def score(self) -> float:
@@ -103,13 +102,6 @@ class Validated:
     @property
     def error(self) -> float:
         return float(np.quantile(self.errors, QUANTILE))
-
-
-@dataclass(frozen=True)
-class Refitted(Validated):
-    """A plan as measured on the profile's prompts; words: its form in words."""
-
-    words: str
 
 
 def forms(search: PlanSearch, point: Point, budget: Budget) -> list[Form]:
@@ -141,21 +133,6 @@ def forms(search: PlanSearch, point: Point, budget: Budget) -> list[Form]:
 def steps_of(forms: Iterable[Form]) -> set[int]:
     """The steps before which a refit needs the latents of the full run."""
     return {step for form in forms for step in form.site.compute_steps["cond"]}
-
-
-def validate(
-    profile: Profile, plans: list[CachePlan], model: LoadedModel, log: Log
-) -> list[Validated]:
-    """Every plan on every recorded prompt and seed, the best first."""
-    errors = np.empty((len(plans), len(profile.runs)))
-    for number, inputs in enumerate(_inputs(profile, model)):
-        full = model.denoise(inputs).cpu()
-        _check_size(profile, full)
-        for row, plan in enumerate(plans):
-            errors[row, number] = latent_error(model.denoise(inputs, plan).cpu(), full)
-        log(f"run {number + 1} of {len(profile.runs)}: {profile.runs[number].prompt}")
-    found = [Validated(plan, own) for plan, own in zip(plans, errors, strict=True)]
-    return sorted(found, key=lambda one: one.score)
 
 
 def rollouts_of(

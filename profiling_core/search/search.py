@@ -45,7 +45,6 @@ from profiling_core.search.trajectories import Trajectories, trajectories_of
 from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
-EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
 # fitted jumps are taken with UniPC alone and below this speed-up: docs/research/prediction.md
 FITTED_BELOW = 3.5
 GIVE_UP = 2.0  # times the least error, from which on no faster plan is looked for
@@ -128,21 +127,6 @@ class PlanSearch:
                 f"{point.error:.4f} at best: allow more or ask for less speed"
             )
         return point
-
-    def candidates(self, budget: Budget, count: int) -> list[Point]:
-        """At most `count` points as fast as `point(budget)`, the least predicted error first.
-
-        They come from all reuse modes that the budget allows and from several exponents of the
-        sensitivity; errors are always predicted with the default exponent.
-        """
-        best = self._chosen(budget)
-        found, steps = [best], len(best.steps)
-        for skip in self._within_bytes(budget.max_bytes):
-            found += [self.point_of(skip, steps, exponent) for exponent in EXPONENTS]
-        most = float("inf") if budget.max_error is None else budget.max_error
-        kept = [point for point in found if point.error <= most]
-        distinct = {(point.skip, point.steps): point for point in kept}
-        return sorted(distinct.values(), key=lambda point: point.error)[:count]
 
     def plan_of(
         self, point: Point, budget: Budget, name: str | None = None, **settings: float

@@ -6,8 +6,8 @@ The error that a plan leaves in the final latent of run r is predicted as
 
 with d of `segments` and the sensitivity S_n,r: how much of an error at step n is left at the end
 of that run. It is measured along one direction only, so a = SENSITIVITY_EXPONENT is below 1,
-between full trust (1) and none (0); `plan --validate` tries other exponents. Errors of different
-segments are added as vectors: hold errs in one direction all the way, a linear forecast alternates.
+between full trust (1) and none (0). Errors of different segments are added as vectors: hold errs in
+one direction all the way, a linear forecast alternates.
 The objective lies halfway, in decibels, between the mean run and the quantile b = WORST_QUANTILE (1
 is the worst run; a lower quantile has worse worst prompts):
 

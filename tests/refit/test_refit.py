@@ -13,6 +13,7 @@ import torch
 
 from made_profiles import made_profile
 from profiling_core.commands.main import main
+from profiling_core.commands.plan import request_of
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError, ProfileError
 from profiling_core.plan import CachePlan
@@ -215,11 +216,47 @@ def test_facts_go_into_the_provenance_and_the_error_stays(search: PlanSearch) ->
     )
 
 
+def with_run(profile: Profile, **changed: object) -> Profile:
+    runs = (profile.runs[0].model_copy(update=changed), *profile.runs[1:])
+    return replace(profile, runs=runs)
+
+
 def test_a_run_without_a_seed_cannot_be_repeated() -> None:
     profile = small(runs=1)
-    run = profile.runs[0].model_copy(update={"seed": None})
     with pytest.raises(ProfileError, match="run 1 of the profile has no seed"):
-        rollouts(replace(profile, runs=(run,)), form_of(profile, 2))
+        rollouts(with_run(profile, seed=None), form_of(profile, 2))
+
+
+def test_another_size_of_clip_is_refused() -> None:
+    profile = small(runs=1)
+    other = profile.recorded.model_copy(update={"latent": (2, 1, 2, 4)})
+    model = MadeModel(replace(profile, subject=other))
+    with pytest.raises(ProfileError, match=r"latents are \(2, 1, 4, 4\), this model makes"):
+        rollouts_of(profile, model, (), nothing)
+
+
+@pytest.mark.parametrize(
+    ("name", "tree", "model", "solver"),
+    [(HUNYUAN, "hunyuan", "HYVideo-mini", None), (WAN, "wan", "t2v-mini", "unipc")],
+)
+def test_the_tree_is_asked_for_what_was_recorded(name, tree, model, solver) -> None:
+    found, asked = request_of(made_profile(model=name, runs=2), "ckpts", None)
+    assert (found, asked.model, asked.solver, asked.ckpt_dir) == (tree, model, solver, "ckpts")
+    assert (asked.size, asked.frame_num, asked.steps) == ("128*128", 33, 50)
+    assert asked.guidance == 5.0
+
+
+def test_runs_of_several_guidance_scales_are_refused() -> None:
+    with pytest.raises(ProfileError, match=r"several guidance scales: \[3\.0, 5\.0\]"):
+        request_of(with_run(made_profile(runs=2), guidance=3.0), None, None)
+
+
+def test_a_model_of_no_tree_is_refused() -> None:
+    profile = made_profile(runs=1)
+    model = profile.subject.model.model_copy(update={"family": "flux"})
+    other = replace(profile, subject=profile.subject.model_copy(update={"model": model}))
+    with pytest.raises(PlanError, match="'flux' is no tree of this project"):
+        request_of(other, None, None)
 
 
 def test_what_is_not_finite_is_refused() -> None:
