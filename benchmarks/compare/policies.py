@@ -21,8 +21,11 @@ from benchmarks.lib.calibrate import SEED, calibration_prompts
 from benchmarks.lib.clips import Inputs, Tree
 from benchmarks.lib.command_line import log
 from benchmarks.lib.schedules import even
-from profiling_core.errors import UserError
+from benchmarks.search.law_scores import CLASSES
+from profiling_core.errors import PlanError, UserError
 from profiling_core.plan import CachePlan, importers
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.presets import public_plan
 from profiling_core.plan.solvers import SKIPS
 from profiling_core.profile.profile import Profile
 from profiling_core.refit import PASSES
@@ -36,6 +39,12 @@ CANDIDATES = 4  # plans that calibration prompts choose from in "search validate
 OTHER_SOLVER = {"wan": "dpm++"}  # the best solver beside the tree's own
 UNIFORM = ("hold", "linear")
 PRESET = "release"
+LISTS_OF = {"wan": "wan2.1-t2v-1.3B", "hunyuan": "hunyuan-video-t2v-720p"}  # public, by model
+CLASS_OF = {f"{name}-21": rank for rank, names in enumerate(CLASSES) for name in names}
+LISTS = (
+    *(f"lemica-{count}" for count in (25, 20, 17, 14)),
+    *(f"{name}-{count}" for name in CLASSES[0] for count in (21, 13, 9)),
+)
 LONGEST = 24  # Tmax of the paper's plans is searched up to here
 CHOICES = list(product(BLOCKS, PATTERNS))  # of the paper's plans
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -43,6 +52,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "uniform": tuple(f"uniform {skip}" for skip in UNIFORM),
     "paper": tuple(f"paper {blocks} {pattern}" for blocks, pattern in CHOICES),
     "release": (PRESET,),
+    "lists": LISTS,
+    "classes": tuple(name for name in CLASS_OF if name not in LISTS),
     "peers": tuple(peer.name for peer in PEERS),
     "packages": tuple(peer.name for peer in PACKAGES),
     "ours": (OURS, "search validated", "search refit", *(f"search {skip}" for skip in SKIPS)),
@@ -97,6 +108,7 @@ def policies_of(given: Given) -> Iterator[Policy]:
         yield Policy(f"paper {blocks} {pattern}", _Paper(given, blocks, pattern))
     preset = given.tree.plan(PRESET)
     yield Policy(PRESET, lambda budget: Planned(preset), one_point=True)
+    yield from _public(given)
     for build in PEERS:
         yield Policy(build.name, _peer(given, build))
     for build in PACKAGES:
@@ -115,16 +127,34 @@ def _plain(given: Given) -> Iterator[Policy]:
 
 
 def _uniform(given: Given, skip: str, budget: float) -> Sampler:
-    subject, count = given.profile.recorded, given.steps_at(budget)
-    computed = even(subject.steps, count)
-    sites = importers.from_steps(subject.steps, computed, subject.branches, skip)
+    count = given.steps_at(budget)
+    computed, source = even(given.tree.steps, count), f"{count} even steps"
+    return _listed(given, f"uniform-{skip}-{count}", computed, skip, source)
+
+
+def _public(given: Given) -> Iterator[Policy]:
+    """The public lists of the tree's official model, each at its own speed."""
+    planned = MODELS[LISTS_OF[given.tree.name]]
+    for name in (*GROUPS["lists"], *GROUPS["classes"]):
+        try:
+            plan = public_plan(planned, name)
+        except PlanError:  # a list of another model
+            continue
+        steps, source = plan.prediction.compute_steps["cond"], plan.provenance.source
+        sampler = _listed(given, name, steps, plan.prediction.skip, source)
+        yield Policy(name, lambda budget, one=sampler: one, one_point=True)
+
+
+def _listed(given: Given, name: str, steps: Sequence[int], skip: str, source: str) -> Planned:
+    """A list of compute steps for the whole prediction, on the tree's own noise levels."""
+    subject = given.profile.recorded
     plan = CachePlan.build(
-        name=f"uniform-{skip}-{count}",
+        name=name,
         **subject.plan_fields,
-        sites=sites,
-        provenance={"made_by": "benchmarks/compare", "source": f"{count} even steps"},
+        sites=importers.from_steps(subject.steps, steps, subject.branches, skip),
+        provenance={"made_by": "benchmarks/compare", "source": source},
     )
-    return Planned(plan, f"{count} steps")
+    return Planned(plan, f"{len(steps)} steps")
 
 
 class _Paper:
