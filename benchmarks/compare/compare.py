@@ -24,7 +24,15 @@ from typing import Any
 import torch
 
 from benchmarks.compare.plot import draw
-from benchmarks.compare.policies import ALL, OURS, Given, Policy, chosen_names, policies_of
+from benchmarks.compare.policies import (
+    ALL,
+    BUDGETS,
+    OURS,
+    Given,
+    Policy,
+    chosen_names,
+    policies_of,
+)
 from benchmarks.compare.samplers import Reference, References, Sampler, measured, weights_hash
 from benchmarks.compare.table import latest, summary, tables
 from benchmarks.compare.tuning import Tuning, UnreachableError
@@ -34,7 +42,6 @@ from benchmarks.lib.clips import Tree, load
 from benchmarks.lib.command_line import Parser, at_least, log
 from benchmarks.lib.rows import TREES, Rows, append_row, default_device, environment, load_rows
 
-BUDGETS = (1.5, 1.9, 2.3, 3.0)
 NAME = "compare"
 OF_RUN, OF_ROW = ("tree", "weights", "prompt", "seed", "settings"), ("policy", "budget")
 
