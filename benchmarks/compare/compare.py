@@ -36,6 +36,7 @@ from benchmarks.compare.policies import (
 from benchmarks.compare.samplers import Reference, References, Sampler, measured, weights_hash
 from benchmarks.compare.table import latest, summary, tables
 from benchmarks.compare.tuning import Tuning, UnreachableError
+from benchmarks.compare.validity import validity
 from benchmarks.lib import rows as row_files
 from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, held_out, profile_of
 from benchmarks.lib.clips import Tree, load
@@ -88,7 +89,7 @@ def show(trees: Sequence[str], out: Path) -> str:
         raise ValueError(f"no rows of {', '.join(trees)} in {row_files.RESULTS} yet")
     for path in draw(rows, out):
         log(f"drew {path}")
-    return f"{summary(rows)}\n{tables(rows)}"
+    return f"{validity(rows)}\n{summary(rows)}\n{tables(rows)}"
 
 
 def compare_tree(name: str, args: argparse.Namespace, names: Sequence[str]) -> None:

@@ -56,10 +56,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "uniform": tuple(f"uniform {skip}" for skip in UNIFORM),
     "paper": tuple(f"paper {blocks} {pattern}" for blocks, pattern in CHOICES),
     "release": (PRESET,),
-    "lists": LISTS,
-    "classes": tuple(name for name in CLASS_OF if name not in LISTS),
     "peers": tuple(peer.name for peer in PEERS),
     "packages": tuple(peer.name for peer in PACKAGES),
+    "lists": LISTS,
+    "classes": tuple(name for name in CLASS_OF if name not in LISTS),
     "ours": (OURS, "search validated", "search refit", *(f"search {skip}" for skip in SKIPS)),
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
@@ -112,11 +112,11 @@ def policies_of(given: Given) -> Iterator[Policy]:
         yield Policy(f"paper {blocks} {pattern}", _Paper(given, blocks, pattern))
     preset = given.tree.plan(PRESET)
     yield Policy(PRESET, lambda budget: Planned(preset), one_point=True)
-    yield from _public(given)
     for build in PEERS:
         yield Policy(build.name, _peer(given, build))
     for build in PACKAGES:
         yield Policy(build.name, _peer(given, build), build.missing())
+    yield from _public(given)
     yield from _ours(given)
 
 

@@ -318,7 +318,8 @@ def test_table_takes_the_newest_settings_and_weights():
     other = [made_up("wan", "search", 1.9, "a", 2.0, weights="old")]
     new = [made_up("wan", "search", 1.9, p, 3.0, settings={"plan": "new"}) for p in "ab"]
     twice = [made_up("wan", "search", 1.9, "b", 4.0, settings={"plan": "new"})]
-    kept = table.latest([*old, *other, *new, *twice])
+    gone = [made_up("wan", "search by dice", 1.9, "a", 5.0, weights="newest")]
+    kept = table.latest([*old, *other, *new, *twice, *gone])
     assert [(row["prompt"], row["psnr_frames"]) for row in kept] == [("a", 3.0), ("b", 4.0)]
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from test_benchmarks import tiny_trees  # noqa: F401
-from test_compare_benchmark import prepare, ready  # noqa: F401
+from test_compare_benchmark import made_up, prepare, ready  # noqa: F401
 
-from benchmarks.compare import policies, searched_grid
+from benchmarks.compare import policies, searched_grid, table, validity
 from benchmarks.lib import clips
 from benchmarks.lib import rows as row_files
 from profiling_core.metrics import latent_error
@@ -107,3 +107,56 @@ def test_student_of_a_searched_grid_is_what_the_tree_runs(name, tiny_trees):  # 
     assert latent_error(torch.from_numpy(latent).float(), ran) < 1e-4
     off = float(((ran - tree.denoise(inputs).flatten()) ** 2).sum())
     assert len(student.visited) == 3 and student.error == pytest.approx(off, rel=1e-2)
+
+
+# -- ranks, published and here
+
+
+def test_rank_correlation_shares_ranks_of_equal_values_and_wants_three():
+    """By hand: ranks 1, 2.5, 2.5, 4 and 1 to 4 have 4.5 / sqrt(4.5 * 5)."""
+    assert validity.ranked([1, 2, 2, 3], [10, 20, 30, 40]) == "+0.95 (n = 4)"
+    assert validity.ranked([3, 2, 1], [1, 2, 3]) == "-1.00 (n = 3)"
+    assert validity.ranked([1, 2], [1, 2]) == validity.ranked([1, 1, 1], [1, 2, 3]) == "-"
+
+
+def test_published_figure_stands_beside_the_miniatures_at_the_same_speedup(monkeypatch):
+    """Half way between 1.9x and 2.5x on a log scale; MagCache's points end before."""
+    figures = (("TeaCache", 4.75**0.5, 30.0), ("MagCache", 2.2, 20.0), ("DiCache", 2.0, 25.0))
+    monkeypatch.setattr(validity, "PUBLISHED", {("one", "wan"): figures})
+    known = {"TeaCache": (40.0, 30.0), "MagCache": (44.0,), "DiCache": (42.0, 30.0)}
+    rows = [
+        made_up("wan", policy, budget, "a", psnr)
+        for policy, of in known.items()
+        for budget, psnr in zip((1.9, 2.5), of, strict=False)
+    ]
+    pairs = validity.paired(table.grouped(rows))
+    same = [pair.ours.get(("wan", validity.SAME)) for pair in pairs]
+    later = 42 - 12 * np.log(2 / 1.9) / np.log(2.5 / 1.9)
+    assert same == [pytest.approx(35.0), None, pytest.approx(later)]
+    assert [pair.ours["wan", validity.AT_BUDGET] for pair in pairs] == [40.0, 44.0, 42.0]
+    assert validity.correlation(pairs, "wan", validity.AT_BUDGET) == "-1.00 (n = 3)"
+    assert validity.correlation(pairs, "wan", validity.SAME) == "-"
+    text = validity.validity(rows)
+    assert "| Wan2.1, one | TeaCache | 2.18x | 30.0 | 35.0 | - |" in text
+    assert "| Wan2.1, one | - | -1.00 (n = 3) | - | - |" in text
+
+
+def test_classes_are_ranked_on_the_prompts_that_all_lists_have():
+    """Of the second prompt one list has no row, so the first counts alone."""
+    names = ("meancache-21", "seacache-21", "uniform-21", "random-1-21")
+    rows = [made_up("hunyuan", n, None, "a", 40.0 - k) for k, n in enumerate(names)]
+    rows += [made_up("hunyuan", n, None, "b", 9.0 * k) for k, n in enumerate(names[:3])]
+    assert validity.classed(rows, "hunyuan") == dict(
+        zip(names, (40.0, 39.0, 38.0, 37.0), strict=True)
+    )
+    assert "| rank correlation |  | - | +1.00 (n = 4) |" in validity.validity(rows)
+
+
+def test_summary_has_one_line_for_the_lists_of_a_method():
+    rows = [made_up("wan", "search", budget, "a", 50.0) for budget in (1.9, 3.0)]
+    for name, speed in (("lemica-25", 2.0), ("lemica-17", 2.94), ("lemica-14", 3.57)):
+        rows.append(made_up("wan", name, None, "a", 80 / speed, speedup=speed))
+    rows.append(made_up("wan", "random-1-21", None, "a", 9.0, speedup=2.0))
+    lines = table.summary(rows).splitlines()
+    cells = "40.0 (40.0) at 2.00x | 27.2 (27.2); 22.4 (22.4) at 3.57x"
+    assert lines[5:] == [f"| lemica lists | {cells} |"]
