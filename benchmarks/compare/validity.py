@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from math import log
 from statistics import fmean
 
@@ -23,10 +23,9 @@ from benchmarks.lib.rows import TREES, Row, markdown
 
 ABOUT = 1.9  # the budget at which all policies are compared as well
 MODELS = {"hunyuan": "HunyuanVideo", "wan": "Wan2.1"}
-OTHERS = "other papers"
 SEACACHE, TAYLORSEER, PLAIN = "diffusers SeaCache", "diffusers TaylorSeer", "fewer steps"
 # (table, tree) -> (policy, wall-clock speed-up, PSNR in dB against the full run). A table is one
-# protocol; those of OTHERS are the methods' own, which differ in size, prompts and clock.
+# protocol; tables differ in size, prompts and clock.
 PUBLISHED: dict[tuple[str, str], tuple[tuple[str, float, float], ...]] = {
     ("SeaCache's", "hunyuan"): (  # CVPR 2026, 944 prompts of VBench
         (SEACACHE, 2.01, 32.39),
@@ -34,11 +33,14 @@ PUBLISHED: dict[tuple[str, str], tuple[tuple[str, float, float], ...]] = {
         ("TeaCache", 1.85, 23.40),
         (PLAIN, 1.95, 19.97),
     ),
-    (OTHERS, "hunyuan"): (
-        ("MagCache", 2.25, 34.51),  # its own, 540p
-        ("DiCache", 2.34, 32.79),  # ICLR 2026
-        ("EasyCache", 2.21, 32.66),  # its own
+    ("MagCache's", "hunyuan"): (("MagCache", 2.25, 34.51), ("TeaCache", 2.26, 23.38)),  # 540p
+    ("EasyCache's", "hunyuan"): (("EasyCache", 2.21, 32.66), ("TeaCache", 1.67, 23.85)),
+    ("ScalingCache's", "hunyuan"): (  # its repository
+        ("EasyCache", 2.2, 29.20),
+        (TAYLORSEER, 2.8, 26.57),
+        (PLAIN, 2.0, 17.57),
     ),
+    ("DiCache's", "hunyuan"): (("DiCache", 2.34, 32.79),),  # ICLR 2026
     ("BAG's", "wan"): (  # 1.3B, arXiv 2608.09231, 65 frames, UniPC, 100 prompts
         (SEACACHE, 2.00, 30.72),
         ("MagCache", 1.91, 26.96),
@@ -104,6 +106,17 @@ def correlation(pairs: Sequence[Pair], tree: str, how: str) -> str:
     return ranked(published, [pair.ours[tree, how] for pair in known])
 
 
+def alike(pairs: Sequence[Pair], tree: str, how: str) -> str:
+    """Of two rows of one table: how often is the better one better here, too?"""
+    known = [pair for pair in pairs if (tree, how) in pair.ours]
+    same = [
+        (one.published > other.published) == (one.ours[tree, how] > other.ours[tree, how])
+        for one, other in combinations(known, 2)
+        if (one.model, one.table) == (other.model, other.table)
+    ]
+    return f"{sum(same)} of {len(same)}"
+
+
 def ranked(one: Sequence[float], other: Sequence[float]) -> str:
     """A rank correlation in words; fewer than three pairs, or all alike, have none."""
     if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
@@ -143,11 +156,12 @@ def _correlations(pairs: Sequence[Pair]) -> str:
     ]
     sets: dict[str, list[Pair]] = {}
     for pair in pairs:
-        if pair.table != OTHERS:
-            sets.setdefault(f"{pair.model}, {pair.table}", []).append(pair)
+        sets.setdefault(f"{pair.model}, {pair.table}", []).append(pair)
+    sets = {name: own for name, own in sets.items() if len(own) > 2}
     for pair in pairs:
         sets.setdefault(f"{pair.model}, all rows", []).append(pair)
     lines = [[name, *(correlation(own, *way) for way in ways)] for name, own in sets.items()]
+    lines.append(["pairs within a table in the same order", *(alike(pairs, *way) for way in ways)])
     return markdown(header, lines)
 
 

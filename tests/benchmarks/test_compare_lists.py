@@ -136,6 +136,8 @@ def test_published_figure_stands_beside_the_miniatures_at_the_same_speedup(monke
     assert [pair.ours["wan", validity.AT_BUDGET] for pair in pairs] == [40.0, 44.0, 42.0]
     assert validity.correlation(pairs, "wan", validity.AT_BUDGET) == "-1.00 (n = 3)"
     assert validity.correlation(pairs, "wan", validity.SAME) == "-"
+    assert validity.alike(pairs, "wan", validity.AT_BUDGET) == "0 of 3"
+    assert validity.alike(pairs, "wan", validity.SAME) == "0 of 1"
     text = validity.validity(rows)
     assert "| Wan2.1, one | TeaCache | 2.18x | 30.0 | 35.0 | - |" in text
     assert "| Wan2.1, one | - | -1.00 (n = 3) | - | - |" in text
