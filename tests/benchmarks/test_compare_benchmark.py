@@ -94,7 +94,7 @@ def test_comparison_runs_once_and_goes_on_where_it_stopped(tree, ready, capsys, 
 def test_parts_share_the_held_out_prompts(ready):
     prepare("hunyuan", ready)
     for part in ("1", "0"):
-        arguments = options(ready, "fewer", "uniform", tree="hunyuan")
+        arguments = options(ready, "fewer steps", "uniform", tree="hunyuan")
         assert compare.main([*arguments, "--parts", "2", "--part", part]) == 0
     rows = read(ready)
     assert [row["seed"] for row in rows] == [101] * 3 + [100] * 3
