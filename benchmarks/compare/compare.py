@@ -24,17 +24,25 @@ from typing import Any
 import torch
 
 from benchmarks.compare.plot import draw
-from benchmarks.compare.policies import ALL, OURS, Given, Policy, chosen_names, policies_of
+from benchmarks.compare.policies import (
+    ALL,
+    BUDGETS,
+    OURS,
+    Given,
+    Policy,
+    chosen_names,
+    policies_of,
+)
 from benchmarks.compare.samplers import Reference, References, Sampler, measured, weights_hash
 from benchmarks.compare.table import latest, summary, tables
 from benchmarks.compare.tuning import Tuning, UnreachableError
+from benchmarks.compare.validity import validity
 from benchmarks.lib import rows as row_files
 from benchmarks.lib.calibrate import PROMPTS, SEED, calibration_prompts, held_out, profile_of
 from benchmarks.lib.clips import Tree, load
 from benchmarks.lib.command_line import Parser, at_least, log
 from benchmarks.lib.rows import TREES, Rows, append_row, default_device, environment, load_rows
 
-BUDGETS = (1.5, 1.9, 2.3, 3.0)
 NAME = "compare"
 OF_RUN, OF_ROW = ("tree", "weights", "prompt", "seed", "settings"), ("policy", "budget")
 
@@ -81,7 +89,7 @@ def show(trees: Sequence[str], out: Path) -> str:
         raise ValueError(f"no rows of {', '.join(trees)} in {row_files.RESULTS} yet")
     for path in draw(rows, out):
         log(f"drew {path}")
-    return f"{summary(rows)}\n{tables(rows)}"
+    return f"{validity(rows)}\n{summary(rows)}\n{tables(rows)}"
 
 
 def compare_tree(name: str, args: argparse.Namespace, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.policies import GROUPS, OURS
-from benchmarks.compare.table import Group, Row, grouped
+from benchmarks.compare.table import LINES, Group, Row, grouped
 from benchmarks.lib.rows import TITLES, save_figure
 from profiling_core.search.paper_method import PATTERNS
 
@@ -26,6 +26,7 @@ MAIN = (
 REST = {
     "the paper's blocks and patterns": (*GROUPS["paper"],),
     "packages": (*GROUPS["packages"],),
+    "public lists": (*GROUPS["lists"],),
     "ours, and uniform reuse": (*GROUPS["ours"][1:], *GROUPS["uniform"]),
 }
 OWN_COLOUR, PLAIN_COLOUR = "#b3202c", "#111111"
@@ -70,7 +71,7 @@ def _panel(axis: Any, groups: Sequence[Group]) -> None:
     """Lines of mean PSNR with the worst prompt as a thin mark below."""
     lines: dict[str, list[Group]] = {}
     for group in groups:
-        lines.setdefault(group.policy, []).append(group)
+        lines.setdefault(LINES.get(group.policy, group.policy), []).append(group)
     for number, (policy, points) in enumerate(lines.items()):
         x = [point.speedup for point in points]
         y = [point.mean("psnr_frames") for point in points]

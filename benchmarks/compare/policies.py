@@ -6,6 +6,7 @@ sampler per budget, on calibration prompts alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from math import log as ln
 from benchmarks.baselines import PEERS, Peer
 from benchmarks.baselines.diffusers_hooks import PACKAGES
 from benchmarks.compare.samplers import FewerSteps, Planned, Sampler, plan_hash
-from benchmarks.compare.tuning import TOLERANCE, Tuning, calibrated, tuned
+from benchmarks.compare.searched_grid import students_of
+from benchmarks.compare.tuning import TOLERANCE, Tuning, calibrated, tuned, write_json
 from benchmarks.lib.calibrate import SEED, calibration_prompts
 from benchmarks.lib.clips import Inputs, Tree
 from benchmarks.lib.command_line import log
 from benchmarks.lib.schedules import even
-from profiling_core.errors import UserError
+from benchmarks.search.law_scores import CLASSES
+from profiling_core.errors import PlanError, UserError
 from profiling_core.plan import CachePlan, importers
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.presets import public_plan
 from profiling_core.plan.solvers import SKIPS
 from profiling_core.profile.profile import Profile
 from profiling_core.refit import PASSES
@@ -31,19 +36,29 @@ from profiling_core.refit.rollout import Rollout
 from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
 from profiling_core.search.search import Budget, PlanSearch, Point
 
+BUDGETS = (1.5, 1.9, 2.3, 3.0)
 OURS = "search"  # what the others are compared with
 OTHER_SOLVER = {"wan": "dpm++"}  # the best solver beside the tree's own
 UNIFORM = ("hold", "linear")
+SEARCHED = "fewer steps searched"  # on a searched grid
 PRESET = "release"
+LISTS_OF = {"wan": "wan2.1-t2v-1.3B", "hunyuan": "hunyuan-video-t2v-720p"}  # public, by model
+CLASS_OF = {f"{name}-21": rank for rank, names in enumerate(CLASSES) for name in names}
+LISTS = (
+    *(f"lemica-{count}" for count in (25, 20, 17, 14)),
+    *(f"{name}-{count}" for name in CLASSES[0] for count in (21, 13, 9)),
+)
 LONGEST = 24  # Tmax of the paper's plans is searched up to here
 CHOICES = list(product(BLOCKS, PATTERNS))  # of the paper's plans
 GROUPS: dict[str, tuple[str, ...]] = {
-    "fewer": ("fewer steps", *(f"fewer steps {solver}" for solver in OTHER_SOLVER.values())),
+    "fewer": ("fewer steps", *(f"fewer steps {s}" for s in OTHER_SOLVER.values()), SEARCHED),
     "uniform": tuple(f"uniform {skip}" for skip in UNIFORM),
     "paper": tuple(f"paper {blocks} {pattern}" for blocks, pattern in CHOICES),
     "release": (PRESET,),
     "peers": tuple(peer.name for peer in PEERS),
     "packages": tuple(peer.name for peer in PACKAGES),
+    "lists": LISTS,
+    "classes": tuple(name for name in CLASS_OF if name not in LISTS),
     "ours": (OURS, "search refit", *(f"search {skip}" for skip in SKIPS)),
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
@@ -100,30 +115,63 @@ def policies_of(given: Given) -> Iterator[Policy]:
         yield Policy(build.name, _peer(given, build))
     for build in PACKAGES:
         yield Policy(build.name, _peer(given, build), build.missing())
+    yield from _public(given)
     yield from _ours(given)
 
 
 def _plain(given: Given) -> Iterator[Policy]:
     tree = given.tree
-    names = dict(zip(GROUPS["fewer"], (tree.solvers[0], OTHER_SOLVER.get(tree.name)), strict=True))
-    for name, solver in names.items():
-        if solver:
-            yield Policy(name, lambda b, s=solver: FewerSteps(given.steps_at(b), s))
+    yield Policy("fewer steps", lambda b: FewerSteps(given.steps_at(b), tree.solvers[0]))
+    if solver := OTHER_SOLVER.get(tree.name):
+        yield Policy(f"fewer steps {solver}", lambda b: FewerSteps(given.steps_at(b), solver))
+    yield Policy(SEARCHED, partial(_searched_grid, given))
     for skip in UNIFORM:
         yield Policy(f"uniform {skip}", partial(_uniform, given, skip))
 
 
 def _uniform(given: Given, skip: str, budget: float) -> Sampler:
-    subject, count = given.profile.recorded, given.steps_at(budget)
-    computed = even(subject.steps, count)
-    sites = importers.from_steps(subject.steps, computed, subject.branches, skip)
+    count = given.steps_at(budget)
+    computed, source = even(given.tree.steps, count), f"{count} even steps"
+    return _listed(given, f"uniform-{skip}-{count}", computed, skip, source)
+
+
+def _searched_grid(given: Given, budget: float) -> Sampler:
+    """The solver on as many of its levels, from the file where they were searched before."""
+    path, count = given.tuning.path("levels.json"), given.steps_at(budget)
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if str(count) not in known:
+        prompts = [reference.inputs for reference in given.tuning.references]
+        counts = {count, *map(given.steps_at, BUDGETS)}
+        found = students_of(given.tree, prompts, counts)
+        known |= {str(n): list(student.visited) for n, student in found.items()}
+        write_json(path, known)
+    skip = "hold" if given.tree.solvers[0] == "euler" else "jump"
+    return _listed(given, f"searched-grid-{count}", known[str(count)], skip, "a searched grid")
+
+
+def _public(given: Given) -> Iterator[Policy]:
+    """The public lists of the tree's official model, each at its own speed."""
+    planned = MODELS[LISTS_OF[given.tree.name]]
+    for name in (*GROUPS["lists"], *GROUPS["classes"]):
+        try:
+            plan = public_plan(planned, name)
+        except PlanError:  # a list of another model
+            continue
+        steps, source = plan.prediction.compute_steps["cond"], plan.provenance.source
+        sampler = _listed(given, name, steps, plan.prediction.skip, source)
+        yield Policy(name, lambda budget, one=sampler: one, one_point=True)
+
+
+def _listed(given: Given, name: str, steps: Sequence[int], skip: str, source: str) -> Planned:
+    """A list of compute steps for the whole prediction, on the tree's own noise levels."""
+    subject = given.profile.recorded
     plan = CachePlan.build(
-        name=f"uniform-{skip}-{count}",
+        name=name,
         **subject.plan_fields,
-        sites=sites,
-        provenance={"made_by": "benchmarks/compare", "source": f"{count} even steps"},
+        sites=importers.from_steps(subject.steps, steps, subject.branches, skip),
+        provenance={"made_by": "benchmarks/compare", "source": source},
     )
-    return Planned(plan, f"{count} steps")
+    return Planned(plan, f"{len(steps)} steps")
 
 
 class _Paper:

@@ -13,14 +13,17 @@ from benchmarks.compare.policies import ALL, GROUP_OF, GROUPS, OURS
 from benchmarks.lib.rows import Row, markdown, spread
 from profiling_core.plan.describe import format_bytes
 
-OTHERS = ("peers", "packages")  # groups whose best is marked
+OTHERS = ("peers", "packages", "lists")  # groups whose best is marked
 OFF = 0.03  # a speed-up further off than this is said in a summary
+# one line for the lists of a method, each of which has its own speed
+LINES = {name: f"{name.split('-')[0]} lists" for name in GROUPS["lists"]}
 SUMMED = (
     *GROUPS["ours"][:3],
     *GROUPS["fewer"],
     *GROUPS["uniform"],
     *GROUPS["peers"],
     *GROUPS["packages"],
+    *dict.fromkeys(LINES.values()),
     "paper background stepwise",
 )
 HEADER = (
@@ -73,11 +76,12 @@ class Difference:
 def latest(rows: Sequence[Row]) -> list[Row]:
     """The rows of the newest settings of every tree, policy and budget, each prompt once.
 
-    rows: oldest first. Weights are settings: those of the tree's newest row. Policies that are no
-    more have rows, and none here.
+    rows: oldest first. Weights are settings: those of the tree's newest row. Policies that are
+    gone are left out.
     """
+    rows = [row for row in rows if row["policy"] in GROUP_OF]
     weights = {row["tree"]: row["weights"] for row in rows}
-    rows = [r for r in rows if r["weights"] == weights[r["tree"]] and r["policy"] in ALL]
+    rows = [row for row in rows if row["weights"] == weights[row["tree"]]]
     settings = {_place(row): _settings(row) for row in rows}
     kept = {
         (*_place(row), row["prompt"], row["seed"]): row
@@ -130,42 +134,46 @@ def tables(rows: Sequence[Row]) -> str:
 def summary(rows: Sequence[Row]) -> str:
     """One Markdown table per tree: policies down, budgets across, PSNR mean (worst prompt).
 
-    The paper's published blocks and pattern, and ours those that choose the reuse mode
-    themselves; policies with a speed of their own are left to `tables`.
+    The paper's published blocks and pattern, ours that choose the reuse mode themselves, and one
+    line for the public lists of a method, each at the budget that its own speed is nearest to.
     """
-    found: dict[str, dict[str, dict[float, Group]]] = {}
-    for group in grouped([row for row in rows if row["budget"] is not None]):
-        if group.policy in SUMMED:
-            found.setdefault(group.tree, {}).setdefault(group.policy, {})[group.budget] = group
-    parts = [_summed(tree, policies) for tree, policies in found.items()]
+    found: dict[str, dict[str, dict[float, list[Group]]]] = {}
+    for group in grouped(rows):
+        line = LINES.get(group.policy, group.policy)
+        if line in SUMMED:
+            lines = found.setdefault(group.tree, {})
+            lines.setdefault(line, {}).setdefault(group.budget, []).append(group)
+    parts = [_summed(tree, lines) for tree, lines in found.items()]
     return "\n".join(parts)
 
 
-def _summed(tree: str, policies: dict[str, dict[float, Group]]) -> str:
-    budgets = sorted({budget for groups in policies.values() for budget in groups})
-    most = mode(len(group.rows) for groups in policies.values() for group in groups.values())
+def _summed(tree: str, found: dict[str, dict[float, list[Group]]]) -> str:
+    budgets = sorted({budget for cells in found.values() for budget in cells})
+    groups = [group for cells in found.values() for cell in cells.values() for group in cell]
+    most = mode(len(group.rows) for group in groups)
+    best = {b: max(_mean(group) for group in groups if group.budget == b) for b in budgets}
     header = ["policy", *(f"{budget:g}x" for budget in budgets)]
     lines = []
-    best = {b: max(_mean(groups, b) for groups in policies.values()) for b in budgets}
-    for policy in sorted(policies, key=SUMMED.index):
-        groups = policies[policy]
-        cells = [_summed_cell(groups.get(b), b, most, best[b]) for b in budgets]
-        lines.append([f"**{policy}**, ours" if GROUP_OF[policy] == "ours" else policy, *cells])
+    for line in sorted(found, key=SUMMED.index):
+        cells = (
+            "; ".join(_summed_cell(group, most, best[b]) for group in found[line].get(b, []))
+            for b in budgets
+        )
+        name = f"**{line}**, ours" if GROUP_OF.get(line) == "ours" else line
+        lines.append([name, *(cell or "-" for cell in cells)])
     return f"### {tree}, {most} prompts\n\n{markdown(header, lines)}\n"
 
 
-def _mean(groups: dict[float, Group], budget: float) -> float:
-    return groups[budget].mean("psnr_frames") if budget in groups else float("-inf")
+def _mean(group: Group) -> float:
+    return group.mean("psnr_frames")
 
 
-def _summed_cell(group: Group | None, budget: float, most: int, best: float) -> str:
+def _summed_cell(group: Group, most: int, best: float) -> str:
     """Mean (worst); the real speed-up and the number of prompts where they are others."""
-    if group is None:
-        return "-"
-    mean = group.mean("psnr_frames")
+    mean = _mean(group)
     text = f"{mean:.1f} ({min(group.psnr.values()):.1f})"
     text = f"**{text}**" if mean == best else text
-    if abs(group.speedup / budget - 1) > OFF:
+    if abs(group.speedup / group.budget - 1) > OFF:
         text += f" at {group.speedup:.2f}x"
     return text if len(group.rows) == most else f"{text}, n = {len(group.rows)}"
 

@@ -94,7 +94,7 @@ def test_comparison_runs_once_and_goes_on_where_it_stopped(tree, ready, capsys, 
 def test_parts_share_the_held_out_prompts(ready):
     prepare("hunyuan", ready)
     for part in ("1", "0"):
-        arguments = options(ready, "fewer", "uniform", tree="hunyuan")
+        arguments = options(ready, "fewer steps", "uniform", tree="hunyuan")
         assert compare.main([*arguments, "--parts", "2", "--part", part]) == 0
     rows = read(ready)
     assert [row["seed"] for row in rows] == [101] * 3 + [100] * 3
@@ -114,10 +114,12 @@ def test_every_policy_settles_on_the_budget_or_says_why_not(name, ready, capsys,
     given = policies.Given(tree, profile, scores, 2)
     found = {policy.name: policy for policy in policies.policies_of(given)}
     left_out = set(policies.ALL) - set(found)
-    expected = {"wan": {"search corrected"}, "hunyuan": {"fewer steps dpm++", "search jump"}}
+    lemica = {name for name in policies.LISTS if name.startswith("lemica")}  # of Wan alone
+    others = {"fewer steps dpm++", "search jump", *lemica}
+    expected = {"wan": {"search corrected"}, "hunyuan": others}
     assert left_out == {*expected[name], "search fitted"}  # which a profile of few runs lacks
     groups = ("fewer", "uniform", "release", "ours")
-    plain = [p for p in found if policies.GROUP_OF[p] in groups]
+    plain = [p for p in found if policies.GROUP_OF[p] in groups and p != policies.SEARCHED]
     plain += ["paper background stepwise", "paper split inverse", "paper alternate average"]
     for policy in plain:
         for settled in compare.settle(found[policy], scores, [1.5]):
@@ -316,7 +318,7 @@ def test_table_takes_the_newest_settings_and_weights_of_policies_that_there_are(
     other = [made_up("wan", "search", 1.9, "a", 2.0, weights="old")]
     new = [made_up("wan", "search", 1.9, p, 3.0, settings={"plan": "new"}) for p in "ab"]
     twice = [made_up("wan", "search", 1.9, "b", 4.0, settings={"plan": "new"})]
-    gone = [made_up("wan", "a policy that is no more", 1.9, "a", 5.0)]
+    gone = [made_up("wan", "search by dice", 1.9, "a", 5.0, weights="newest")]
     kept = table.latest([*old, *other, *new, *twice, *gone])
     assert [(row["prompt"], row["psnr_frames"]) for row in kept] == [("a", 3.0), ("b", 4.0)]
 
