@@ -6,8 +6,8 @@
 
 Plans reuse the whole prediction. Trajectories turn the profile's Gram matrices into coordinates,
 segments give the error of every stretch of skipped steps for each reuse mode, step_search chooses
-the steps. This module decides which reuse modes a budget allows and how many steps it pays for, and
-builds the plan.
+the steps. This module decides how many steps a budget pays for and which reuse mode it allows, the
+first of BEST_FIRST, and builds the plan.
 
 A budget is a speed-up (full over spent block FLOPs), a largest predicted error, a largest number of
 bytes for anchors, or several of them. With bytes alone the speed-up is SPEEDUP. Errors are
@@ -45,6 +45,9 @@ from profiling_core.search.trajectories import Trajectories, trajectories_of
 from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
+# By runs: predictions of two modes are too near to decide between them, and a near tie that was
+# taken by its third digit lost 2.6 dB, 6 on the worst prompt (docs/research/prediction.md).
+BEST_FIRST = ("fitted", "jump", "corrected", "linear", "weights", "hold")
 EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
 GIVE_UP = 2.0  # times the least error, from which on no faster plan is looked for
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
@@ -213,8 +216,7 @@ class PlanSearch:
 
     def exactly(self, count: int, skips: tuple[str, ...] | None = None) -> Point:
         """The best point of so many compute steps, also where a faster one has less error."""
-        points = (self.point_of(skip, count) for skip in skips or self.skips)
-        return min(points, key=lambda point: point.error)
+        return self.point_of(min(skips or self.skips, key=BEST_FIRST.index), count)
 
     def point_of(self, skip: str, count: int, exponent: float = SENSITIVITY_EXPONENT) -> Point:
         """The best `count` compute steps in one reuse mode.
