@@ -49,7 +49,7 @@ SPEEDUP = 2.0
 # taken by its third digit lost 2.6 dB, 6 on the worst prompt (docs/research/prediction.md).
 BEST_FIRST = ("fitted", "jump", "corrected", "linear", "weights", "hold")
 EXPONENTS = (SENSITIVITY_EXPONENT, 1.0, 0.5, 0.25)  # of the sensitivity, for candidates
-GIVE_UP = 2.0  # times the least error, from which on no faster plan is looked for
+GIVE_UP = 2.0  # times the least error, from which on plans of fewer steps are no start
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
 
@@ -194,29 +194,31 @@ class PlanSearch:
         skips, most = self._within_bytes(budget.max_bytes), budget.max_error
         if budget.speedup is None and most is not None:
             counts = range(1, self.steps)  # more of them, less error; all: none
-            place = bisect_left(counts, True, key=lambda n: self._best(skips, n).error <= most)
-            return self._best(skips, place + 1)
+            place = bisect_left(counts, True, key=lambda n: self.exactly(n, skips).error <= most)
+            return self.exactly(place + 1, skips)
         speedup = budget.speedup or SPEEDUP
         if speedup > self.steps:
             raise PlanError(
                 f"--speedup {speedup:g}: {self.steps} steps allow {self.steps}x at most"
             )
-        return self._best(skips, count_of(self.steps, speedup))
-
-    def _best(self, skips: tuple[str, ...], count: int) -> Point:
-        """The least error with at most `count` compute steps: a faster plan may be the better."""
-        best: Point | None = None
-        for steps in range(count, 0, -1):
-            found = self.exactly(steps, skips)
-            if best is not None and found.error > GIVE_UP * best.error:
-                break
-            best = found if best is None or found.error <= best.error else best
-        assert best is not None  # a count is at least 1
-        return best
+        return self.exactly(count_of(self.steps, speedup), skips)
 
     def exactly(self, count: int, skips: tuple[str, ...] | None = None) -> Point:
-        """The best point of so many compute steps, also where a faster one has less error."""
-        return self.point_of(min(skips or self.skips, key=BEST_FIRST.index), count)
+        """The least error with `count` compute steps in the best of the modes.
+
+        Where a plan of fewer steps has less error than `point_of`, steps are added to it.
+        """
+        skip = min(skips or self.skips, key=BEST_FIRST.index)
+        best = self.point_of(skip, count)
+        for steps in range(count - 1, 0, -1):
+            fewer = self.point_of(skip, steps)
+            if fewer.error > GIVE_UP * best.error:
+                break
+            best = fewer if fewer.error < best.error else best
+        if len(best.steps) == count:
+            return best
+        choice = self._search(skip, SENSITIVITY_EXPONENT).filled(best.steps, count)
+        return Point(skip, choice.steps, self.steps / count, choice.error)
 
     def point_of(self, skip: str, count: int, exponent: float = SENSITIVITY_EXPONENT) -> Point:
         """The best `count` compute steps in one reuse mode.
