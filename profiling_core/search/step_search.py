@@ -120,6 +120,15 @@ class StepSearch:
         score = float(scores(np.linalg.norm(vectors.sum(axis=0), axis=-1)[None])[0])
         return Choice(tuple(steps), self.calibration * aligned(vectors, ends, self.steps), score)
 
+    def filled(self, steps: tuple[int, ...], count: int) -> Choice:
+        """With more compute steps, `count` in all: one at a time, that which leaves least (10)."""
+        choice = self.evaluate(steps)
+        while len(choice.steps) < count:
+            free = set(range(self.steps)) - set(choice.steps)
+            more = [self.evaluate(sorted((*choice.steps, step))) for step in sorted(free)]
+            choice = min(more, key=lambda found: found.error)
+        return choice
+
     def segments(self, steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of (6), (K, R, D), and where their segments end, (K,)."""
         j = np.array(steps)

@@ -12,7 +12,8 @@ from profiling_core.errors import PlanError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.regrid import regrid
-from profiling_core.search.search import Budget, PlanSearch
+from profiling_core.search.fitted_jump import LEAST_RUNS
+from profiling_core.search.search import Budget, PlanSearch, Point
 from toys import prediction
 
 WAN, HUNYUAN = "wan2.1-t2v-mini", "hunyuan-video-t2v-mini"
@@ -23,13 +24,34 @@ def search(request) -> PlanSearch:
     return PlanSearch(made_profile(model=request.param, runs=3, steps=20))
 
 
-def test_a_speed_up_is_reached_with_the_least_error(search: PlanSearch) -> None:
+def test_a_speed_up_is_reached_in_the_solvers_own_mode(search: PlanSearch) -> None:
     plan = search.plan(Budget(speedup=1.9))
     assert plan.name == "2.00x" and speedup_flops(plan) == 2.0
     assert plan.expected.predicted_error == pytest.approx(search.predicted(plan))
-    points = [point for point in search.frontier((1.9,)) if len(point.steps) == 10]
-    assert plan.expected.predicted_error == min(point.error for point in points)
+    assert plan.prediction.skip == search.skips[-1]
+    assert plan.expected.predicted_error <= search.point_of(search.skips[-1], 10).error
     assert plan.branches == search.profile.recorded.branches
+
+
+@pytest.mark.parametrize(
+    ("model", "skips", "expected"),
+    [
+        (WAN, None, "fitted"),
+        (WAN, ("hold", "jump", "linear"), "jump"),
+        (HUNYUAN, None, "corrected"),
+        (HUNYUAN, ("hold", "linear"), "linear"),
+    ],
+)
+def test_a_near_tie_of_modes_is_decided_by_runs_not_by_the_prediction(
+    model: str, skips: tuple[str, ...] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = PlanSearch(made_profile(model=model, runs=LEAST_RUNS, steps=12), skips)
+
+    def nearly_tied(skip: str, count: int, exponent: float) -> Point:
+        return Point(skip, tuple(range(count)), 12 / count, (1 - 0.01 * (skip != expected)) / count)
+
+    monkeypatch.setattr(search, "_point", nearly_tied)
+    assert search.point(Budget(speedup=2.0)).skip == expected
 
 
 def test_much_more_speed_predicts_more_error(search: PlanSearch) -> None:
@@ -37,6 +59,20 @@ def test_much_more_speed_predicts_more_error(search: PlanSearch) -> None:
         errors = [search.point_of(skip, count).error for count in (20, 14, 9, 5, 2)]
         assert errors[0] < 1e-6
         assert all(slower < faster for slower, faster in pairwise(errors))
+
+
+def test_steps_are_added_to_a_plan_of_fewer_that_errs_less(
+    search: PlanSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip, good = search.skips[-1], search.point_of(search.skips[-1], 8)
+    bad = search._search(skip, 1.0).evaluate(range(10))  # the end is one stretch
+    stuck = Point(skip, bad.steps, 2.0, 2 * good.error)
+    kept = {10: stuck, 9: stuck, 8: good}
+    monkeypatch.setattr(search, "_point", lambda skip, count, exponent: kept.get(count, stuck))
+    found = search.exactly(10)
+    assert set(good.steps) < set(found.steps) and len(found.steps) == 10
+    assert found.error < good.error and found.speedup == 2.0
+    assert found.error == search.predicted(search.plan_of(found, Budget(speedup=2.0)))
 
 
 def test_a_largest_error_gives_the_fastest_plan_below_it(search: PlanSearch) -> None:

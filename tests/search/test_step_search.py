@@ -125,6 +125,16 @@ def test_no_single_exchange_lowers_the_score_of_what_is_found(count: int) -> Non
             assert scores(by_hand(table, weight, plan)[None])[0] >= found.score * (1 - 1e-5)
 
 
+def test_a_step_is_added_where_it_leaves_the_least_error() -> None:
+    search = StepSearch(made_table(), sensitivity())
+    start = search.best(3).steps
+    more = [search.evaluate(sorted((*start, b))) for b in range(STEPS) if b not in start]
+    assert search.filled(start, 4).steps == min(more, key=lambda choice: choice.error).steps
+    assert (
+        set(start) < set(search.filled(start, 6).steps) and search.filled(start, 3).steps == start
+    )
+
+
 def test_every_step_computed_has_no_error() -> None:
     found = StepSearch(made_table(), sensitivity()).best(STEPS)
     assert found.steps == tuple(range(STEPS)) and found.error < 1e-6
