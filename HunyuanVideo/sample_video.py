@@ -36,9 +36,9 @@ from hyvideo.sigmas import SOLVER, sigma_grid, sigmas_fp32
 from hyvideo.video import check_target, default_name, save_folder, save_image, save_video
 from profiling_core.errors import InputError
 from profiling_core.parallel.degrees import (
-    Degrees,
-    check_heads,
-    degrees_from,
+    Given,
+    check_degrees,
+    choose_degrees,
     world_size,
 )
 from profiling_core.plan import CachePlan
@@ -181,10 +181,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--embedded-cfg-scale", type=float, help=default_of("embedded_cfg_scale"))
     add("--use-fp8", action="store_true", help="8-bit weights, with their map file")
     add("--reproduce", action="store_true", help="deterministic algorithms where torch has them")
-    add("--ulysses-degree", type=int, default=1, help="processes that share the heads")
-    add("--ring-degree", type=int, default=1, help="groups of these, the tokens go around between")
-    size = {"type": int, "default": 1, "help": "2: with --cfg-scale above 1, a branch a process"}
-    add("--cfg-size", "--cfg_size", **size)
+    add("--ulysses-degree", type=int, help="processes that share the heads; default: chosen")
+    add("--ring-degree", type=int, help="groups of these, the tokens go around; default: chosen")
+    apart = "2: with --cfg-scale above 1, each half runs a guidance branch; default: chosen"
+    add("--cfg-size", "--cfg_size", type=int, help=apart)
 
 
 def check_supported(args: argparse.Namespace) -> None:
@@ -207,25 +207,23 @@ def check_supported(args: argparse.Namespace) -> None:
     check_seed(args)
 
 
-def degrees_of(args: argparse.Namespace) -> Degrees:
-    values = (args.ulysses_degree, args.ring_degree, args.cfg_size)
-    return degrees_from("--ulysses-degree", "--ring-degree", "--cfg-size", values)
+def given_degrees(args: argparse.Namespace) -> Given:
+    return {flag(n): getattr(args, n) for n in ("ulysses_degree", "ring_degree", "cfg_size")}
 
 
 def check_processes(args: argparse.Namespace) -> None:
     """ParallelError, or InputError, when the processes that were started do not fit the options."""
-    degrees_of(args)
-    if args.cfg_size > 1 and args.cfg_scale <= 1:
+    check_degrees(given_degrees(args))
+    if (args.cfg_size or 1) > 1 and args.cfg_scale <= 1:
         raise InputError(
             f"--cfg-size {args.cfg_size} with --cfg-scale {args.cfg_scale}: there is one branch, "
             "leave it out"
         )
-    if world_size() == 1:
-        return
-    if args.use_cpu_offload:
-        raise InputError("--use-cpu-offload is for one process: leave it out")
-    if args.delta_profile is not None:
-        raise InputError("--delta_profile records in one process: start one for it")
+    if args.use_cpu_offload and world_size() > 1:
+        raise InputError(
+            "--use-cpu-offload is for one process, as officially: leave it out, several processes "
+            "share out the clip"
+        )
 
 
 def flag(name: str) -> str:
@@ -366,7 +364,10 @@ def run(
         plan = check_plan(plan, config, args.infer_steps, args.flow_shift)
     if args.reproduce:
         torch.use_deterministic_algorithms(True, warn_only=True)
-    check_heads(degrees_of(args), config.transformer["heads_num"], "--ulysses-degree")
+    heads, branches = config.transformer["heads_num"], 2 if args.cfg_scale > 1 else 1
+    degrees, choice = choose_degrees(given_degrees(args), heads, branches)
+    if choice:
+        logger.info(choice)
     device = local_device()
     height, width = args.video_size
     what = f"model {args.model}, video-size {height} {width}, video-length {args.video_length}"
@@ -374,9 +375,10 @@ def run(
     facts = {
         **{flag(name): value for name, value in asked.items()},
         "plan": None if plan is None else plan.label,
+        "profile's settings": None if recorder is None else recorder.settings.model_dump_json(),
         "checkpoint": fingerprint(*files.weights),
     }
-    alike = joined(degrees_of(args), device, facts)
+    alike = joined(degrees, device, facts)
     way_out = "take a smaller --video-size, fewer frames or a smaller model"
     sparing: list[str] = []  # known once the pipeline is there
     with alike as ranks, out_of_memory_as_input_error(device, what, way_out, sparing):

@@ -21,11 +21,13 @@ from loguru import logger
 from profiling_core.errors import InputError
 from profiling_core.parallel.degrees import (
     Degrees,
-    check_heads,
-    degrees_from,
+    Given,
+    check_degrees,
+    choose_degrees,
     world_size,
 )
 from profiling_core.plan import CachePlan
+from profiling_core.plan.schema import BRANCHES
 from profiling_core.runtime.command_line import (
     Parser,
     check_prompt,
@@ -91,9 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=bool_text,
         help="parts that do not work leave the GPU; default: false where everything fits",
     )
-    add("--ulysses_size", type=int, default=1, help="processes that share the heads")
-    add("--ring_size", type=int, default=1, help="groups of these, the tokens go around between")
-    add("--cfg_size", type=int, default=1, help="2: guidance branches on processes of their own")
+    add("--ulysses_size", type=int, help="processes that share the heads; default: chosen")
+    add("--ring_size", type=int, help="groups of these, the tokens go around; default: chosen")
+    add("--cfg_size", type=int, help="2: each half runs a guidance branch; default: chosen")
     add("--t5_fsdp", action="store_true", help="share out the text encoder's weights")
     add("--t5_cpu", action="store_true", help="keep the text encoder on the CPU")
     add("--convert_model_dtype", action="store_true", help="the transformer in bf16, half of fp32")
@@ -131,21 +133,18 @@ def check_supported(args: argparse.Namespace) -> None:
     warn_unused(args, UNUSED, build_parser)
 
 
-def degrees_of(args: argparse.Namespace) -> Degrees:
-    values = (args.ulysses_size, args.ring_size, args.cfg_size)
-    return degrees_from("--ulysses_size", "--ring_size", "--cfg_size", values)
+def given_degrees(args: argparse.Namespace) -> Given:
+    return {f"--{name}": getattr(args, name) for name in ("ulysses_size", "ring_size", "cfg_size")}
 
 
 def check_processes(args: argparse.Namespace) -> None:
     """ParallelError, or InputError, when the processes that were started do not fit the options."""
-    degrees_of(args)
+    check_degrees(given_degrees(args))
     for name in ("dit_fsdp", "t5_fsdp"):
         if getattr(args, name) and world_size() == 1:
             raise InputError(
                 f"--{name} shares out weights, but this run has one process: leave it out"
             )
-    if args.delta_profile is not None and world_size() > 1:
-        raise InputError("--delta_profile records in one process: start one for it")
 
 
 def fill_defaults(args: argparse.Namespace, config: WanConfig) -> None:
@@ -162,19 +161,22 @@ def fill_defaults(args: argparse.Namespace, config: WanConfig) -> None:
     if args.base_seed < 0:
         args.base_seed = random.randint(0, sys.maxsize)
         logger.info(f"drew base_seed {args.base_seed}")
-    for name in ("frame_num", "sample_steps", "sample_shift", "sample_guide_scale", "ckpt_dir"):
+    for name in ("frame_num", "sample_steps", "sample_shift", "sample_guide_scale"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(config, name))
-    if args.save_file is None:
-        args.save_file = default_name(
-            args.task,
-            args.size,
-            args.ulysses_size,
-            args.ring_size,
-            args.prompt,
-            still=config.still,
-            now=datetime.now(),
-        )
+    if args.ckpt_dir is None and config.folder.is_dir():
+        args.ckpt_dir = config.folder
+        if config.ckpt_dir is None:  # not bundled
+            logger.info(f"ckpt_dir is not specified, taking {args.ckpt_dir}")
+
+
+def file_of(args: argparse.Namespace, config: WanConfig, degrees: Degrees | None = None) -> Path:
+    """Where the clip goes; degrees: of the run, once they are known."""
+    if args.save_file is not None:
+        return Path(args.save_file)
+    ulysses, ring = (1, 1) if degrees is None else (degrees.ulysses, degrees.ring)
+    words = (args.task, args.size, ulysses, ring, args.prompt)
+    return Path(default_name(*words, still=config.still, now=datetime.now()))
 
 
 def check_values(args: argparse.Namespace, config: WanConfig) -> None:
@@ -192,10 +194,10 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
     if not isfinite(args.sample_guide_scale):
         raise InputError(f"sample_guide_scale {args.sample_guide_scale} is not a finite number")
     sigma_grid(args.sample_solver, args.sample_steps, args.sample_shift)
-    check_target(Path(args.save_file), still=config.still)
+    check_target(file_of(args, config), still=config.still)
     if args.ckpt_dir is None:
         raise InputError(
-            f"--ckpt_dir is missing: task {args.task} needs its checkpoint folder: {config.way_out}"
+            f"--ckpt_dir is missing and {config.folder} does not exist: {config.way_out}"
         )
 
 
@@ -207,7 +209,7 @@ def generate(args: argparse.Namespace) -> None:
     fill_defaults(args, config)
     check_values(args, config)
     check_folder(Path(args.ckpt_dir), config)
-    check_profile_target(args, Path(args.save_file))
+    check_profile_target(args, file_of(args, config))
     plan = resolve_plan(args.delta_cache, config.plan_model)
     if args.delta_cache == DEFAULT_PRESET:
         logger.info(pointer_to_ours())
@@ -233,8 +235,11 @@ def run(
     from wan.text2video import WanT2V
     from wan.weights import model_kwargs
 
-    degrees, folder = degrees_of(args), Path(args.ckpt_dir)
-    check_heads(degrees, model_kwargs(folder)["num_heads"], "--ulysses_size")
+    folder = Path(args.ckpt_dir)
+    heads = model_kwargs(folder)["num_heads"]
+    degrees, choice = choose_degrees(given_degrees(args), heads, len(BRANCHES))
+    if choice:
+        logger.info(choice)
     grid = {"solver": args.sample_solver, "shift": args.sample_shift}
     sigmas = sigmas_fp32(args.sample_solver, args.sample_steps, args.sample_shift)
     recorder = recorder_of(args.delta_profile, config.plan_model, sigmas=sigmas, **grid)
@@ -245,6 +250,7 @@ def run(
     facts = {
         **{f"--{name}": value for name, value in asked.items()},
         "plan": None if plan is None else plan.label,
+        "profile's settings": None if recorder is None else recorder.settings.model_dump_json(),
         "checkpoint": fingerprint(*checkpoint_files(folder, config)),
     }
     way_out = "take a smaller --size, fewer frames or a smaller model"
@@ -282,7 +288,7 @@ def run(
         )
         if video is not None:  # this is the first process
             save_each(
-                lambda: save(video, Path(args.save_file), config),
+                lambda: save(video, file_of(args, config, degrees), config),
                 None if recorder is None else recorder.write,
             )
 

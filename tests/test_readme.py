@@ -292,7 +292,7 @@ def test_commands_of_both_trees_are_checked(plan):
         "python -m benchmarks.speed.engine --trees wan2.1",
         "python -m benchmarks.absent",
         "profiling-dit plan --skips hold",
-        "torchrun --nproc_per_node=4 generate.py --task t2v-mini --ulysses_size 2",
+        "torchrun --nproc_per_node=4 generate.py --task t2v-mini --ulysses_size 3",
         "pip install -e .[coffee]",
         "make coffee",
         "ffmpeg -i clip.mp4",

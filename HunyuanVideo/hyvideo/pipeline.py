@@ -183,8 +183,6 @@ class HunyuanVideo:
         shape = self._latent_shape(size, video_length)
         seeds = clip_seeds(seed, num_videos)
         negative = (neg_prompt or NEGATIVE_PROMPT) if cfg_scale > 1 else None
-        if recorder is not None and self.ranks.world > 1:
-            raise InputError("a profile is recorded in one process: start one for it")
         if negative is None and self.ranks.degrees.cfg > 1:
             raise InputError(f"cfg_scale {cfg_scale} has one branch: two groups need one above 1")
         if plan is not None:
@@ -324,6 +322,8 @@ class HunyuanVideo:
         if plan is not None and recorder is not None:
             raise InputError(f"plan {plan.name!r}: a recorded run is a full run, leave one out")
         if recorder is not None:
+            if isinstance(recorder, Recorder):
+                recorder.share(*self.ranks.part)
             return recorder
         if plan is None:
             return FullRun(steps, len(self.model.double_blocks) + len(self.model.single_blocks))

@@ -10,7 +10,7 @@ import torch
 from loguru import logger
 
 from profiling_core.errors import PlanError
-from profiling_core.parallel.degrees import Degrees
+from profiling_core.parallel.degrees import Degrees, local_processes
 from profiling_core.parallel.ranks import ALONE
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
@@ -199,10 +199,14 @@ def device_needs(sizes: Sizes, load: Load) -> Needs:
 
 
 def host_needs(sizes: Sizes, load: Load) -> Needs:
-    """What waits on the host: the text encoder always, since it is loaded there."""
+    """What waits on the host: the text encoder always, since it is loaded there.
+
+    The processes of a machine share the encoder's mapped file; each has a transformer of its own.
+    """
     parts = {"text encoder": sizes.encoder // (load.degrees.world if load.t5_fsdp else 1)}
     if load.offload_model and not load.dit_fsdp:
-        parts = {"transformer": sizes.parameters * load.dtype.itemsize} | parts
+        each = sizes.parameters * load.dtype.itemsize
+        parts = {"transformer": each * local_processes()} | parts
     if held := plan_bytes(sizes, load, "host"):
         parts["plan"] = held
     return {"": parts}

@@ -38,7 +38,7 @@ class WanConfig:
     sample_neg_prompt: str = NEGATIVE_PROMPT
     repository: str | None = None  # of the official weights, on Hugging Face
     still: bool = False  # one frame, written as an image
-    ckpt_dir: Path | None = None  # None: the user has to name it
+    ckpt_dir: Path | None = None  # None: `folder`, where it is there
     latent_channels: int = 16
     vae_stride: tuple[int, int, int] = (4, 8, 8)  # frames, rows, columns
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -50,6 +50,11 @@ class WanConfig:
         if self.default_size not in self.sizes:
             raise ValueError(f"{self.task}: default size {self.default_size} not in {self.sizes}")
         check_frame_num(self.frame_num, self.vae_stride[0])
+
+    @property
+    def folder(self) -> Path:
+        """Where weights are looked for: the official repository's name, beside the script."""
+        return self.ckpt_dir or TREE / str(self.repository).rpartition("/")[2]
 
     @property
     def way_out(self) -> str:

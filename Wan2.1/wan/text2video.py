@@ -192,8 +192,6 @@ class WanT2V:
         the profile, best once the clip is saved;
         noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """
-        if recorder is not None and self.ranks.world > 1:
-            raise InputError("a profile is recorded in one process: start one for it")
         if plan is not None:
             plan = plan_for_run(plan, sample_solver, sampling_steps, shift)
         shape = self._latent_shape(size, frame_num)
@@ -308,6 +306,8 @@ class WanT2V:
         if plan is not None and recorder is not None:
             raise InputError(f"plan {plan.name!r}: a recorded run is a full run, leave one out")
         if recorder is not None:
+            if isinstance(recorder, Recorder):
+                recorder.share(*self.ranks.part)
             return recorder
         if plan is None:
             return FullRun(steps, len(self.model.blocks))

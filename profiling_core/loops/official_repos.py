@@ -184,14 +184,16 @@ def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
                 "--flow-reverse"
             )
         more: dict[str, Any] = {"grid": grid} if loop.recorder is GuidedRecorder else {}
-        return loop.recorder(
+        recorder = loop.recorder(
             path if writes else None,
             model=loop.fingerprint(owner),
             **grid.sampling,
             branches=loop.branches,
-            group=dist.group.WORLD if ranks > 1 else None,
             **more,
         )
+        if ranks > 1:
+            recorder.share(ranks, dist.get_rank())
+        return recorder
 
     return LoopProfile(recorder_of, loop.models(owner))
 

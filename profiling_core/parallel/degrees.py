@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd, prod
 from pathlib import Path
 
 from profiling_core.errors import ParallelError
@@ -31,27 +32,61 @@ class Degrees:
         return self.sequence * self.cfg
 
 
-def degrees_from(ulysses: str, ring: str, cfg: str, values: Sequence[int]) -> Degrees:
-    """The degrees of options with these names.
+Given = Mapping[str, int | None]  # the options ulysses, ring, cfg: name -> number, None: absent
 
-    ParallelError for a number below 1, or when they do not account for every process of this run.
+
+def choose_degrees(given: Given, heads: int, branches: int) -> tuple[Degrees, str]:
+    """The degrees of this launch, and a line on what was chosen and why; "" where nothing was.
+
+    What is not given is chosen: guidance branches apart where there are two and the processes come
+    in pairs, then Ulysses as far as it divides the heads, and the rest is a ring. ParallelError
+    when what is given does not fit the processes or the heads.
     """
-    names = (ulysses, ring, cfg)
-    for name, value in zip(names, values, strict=True):
-        if value < 1:
+    check_degrees(given)
+    (u_name, ulysses), (r_name, ring), (c_name, cfg) = given.items()
+    left = to_choose = world_size() // prod(number or 1 for number in given.values())
+    said = []
+    if cfg is None:
+        cfg = 2 if branches == 2 and left % 2 == 0 else 1
+        no = "no pairs of processes" if branches == 2 else "one guidance branch"
+        said.append(f"{c_name} {cfg} ({'two guidance branches' if cfg == 2 else no})")
+        left //= cfg
+    if ulysses is None:
+        ulysses = gcd(left, heads)
+        said.append(f"{u_name} {ulysses} (divides the {heads} heads)")
+        left //= ulysses
+    if ring is None:
+        ring, left = left, 1
+        said.append(f"{r_name} {ring} (the rest)")
+    degrees = Degrees(ulysses, ring, cfg)
+    check_heads(degrees, heads, u_name)
+    if left > 1:
+        raise _misfit(dict(zip(given, (ulysses, ring, cfg), strict=True)))
+    line = f"{world_size()} processes share the clip, chosen for them: {', '.join(said)}"
+    return degrees, line if to_choose > 1 else ""
+
+
+def check_degrees(given: Given) -> None:
+    """ParallelError for a degree below 1, or for degrees that no further one can complete."""
+    for name, value in given.items():
+        if value is not None and value < 1:
             raise ParallelError(f"{name} {value} is no number of processes: take 1 or more")
-    if values[2] > 2:
-        raise ParallelError(f"{cfg} {values[2]}: there are two guidance branches, take 1 or 2")
-    degrees, started = Degrees(*values), world_size()
-    if degrees.world == started:
-        return degrees
-    asked = " x ".join(f"{n} {v}" for n, v in zip(names, values, strict=True))
-    if started == 1:
-        way_out = f"start them with torchrun --nproc_per_node={degrees.world}"
-    else:
-        way_out = f"change the degrees, {ulysses} {started} for example"
-    raise ParallelError(
-        f"{asked} = {degrees.world} processes, but this run has {started}: {way_out}"
+    name, cfg = list(given.items())[-1]
+    if (cfg or 1) > 2:
+        raise ParallelError(f"{name} {cfg}: there are two guidance branches, take 1 or 2")
+    left, surplus = divmod(world_size(), prod(value or 1 for value in given.values()))
+    if surplus or (left != 1 and None not in given.values()):
+        raise _misfit(given)
+
+
+def _misfit(given: Given) -> ParallelError:
+    numbers = {name: value for name, value in given.items() if value is not None}
+    words, product = " x ".join(f"{n} {v}" for n, v in numbers.items()), prod(numbers.values())
+    way_out = "leave the degrees out, they are chosen then"
+    if world_size() == 1:
+        way_out = f"start them with torchrun --nproc_per_node={product}"
+    return ParallelError(
+        f"{words} = {product} processes, but this run has {world_size()}: {way_out}"
     )
 
 

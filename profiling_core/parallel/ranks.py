@@ -75,6 +75,12 @@ class Ranks:
         return self.rank // self.degrees.sequence
 
     @property
+    def part(self) -> tuple[int, int, int | None]:
+        """Shards of the tokens, the one of this rank, its branch where there are groups of two."""
+        half = self.cfg_rank if self.degrees.cfg > 1 else None
+        return self.degrees.sequence, self.sequence_rank, half
+
+    @property
     def first(self) -> bool:
         """Does this process write, show progress and decode what one alone decodes?"""
         return self.rank == 0

@@ -31,6 +31,7 @@ from torch import Tensor
 from profiling_core.parallel.ranks import Ranks, all_gather
 
 Attention = Callable[..., Tensor]  # (q, k, v, key_lens) -> output, all (B, L, heads, head_dim)
+See = Callable[[Tensor, Tensor, tuple[int, ...] | None, int], None]
 
 
 class SequenceShare:
@@ -42,6 +43,9 @@ class SequenceShare:
     def __init__(self, ranks: Ranks, attention: Attention) -> None:
         self.ranks, self._attention = ranks, attention
         self.tokens = 0  # of the whole sequence, known once `take` has seen it
+        # a recorder's: queries of the tokens that this rank alone attends from, in its heads; all
+        # keys of these heads; key_lens; queries of the text that belong to this rank as well
+        self.see: See | None = None
 
     @property
     def _shards(self) -> int:
@@ -67,10 +71,13 @@ class SequenceShare:
 
         One all-gather.
         """
+        return self._gathered(x, dim, self._shards, self.ranks.sequence)
+
+    def _gathered(self, x: Tensor, dim: int, ranks: int, group: dist.ProcessGroup | None) -> Tensor:
         dim = dim % x.ndim
         own = x.movedim(dim, 0).contiguous()
-        every = own.new_empty((len(own) * self._shards, *own.shape[1:]))
-        all_gather(every, own, self.ranks.sequence)
+        every = own.new_empty((len(own) * ranks, *own.shape[1:]))
+        all_gather(every, own, group)
         return every[: self.tokens].movedim(0, dim)
 
     def attention(
@@ -85,6 +92,8 @@ class SequenceShare:
         given, dtype = q.dtype, v.dtype
         images, texts = self._text_lens(key_lens, len(q), text)
         q, k, v = self._heads_apart(torch.stack((q.to(dtype), k.to(dtype), v)), text)
+        if self.see is not None:
+            self._show(self.see, q, k, key_lens, text)
         if self.ranks.degrees.ring == 1:
             lens = [n + t for n, t in zip(images, texts, strict=True)]
             k, v = (self._without_padding(x, text) for x in (k, v))
@@ -103,6 +112,19 @@ class SequenceShare:
             return [self.tokens] * samples, [text] * samples
         images = [min(n, self.tokens) for n in key_lens]
         return images, [n - m for n, m in zip(key_lens, images, strict=True)]
+
+    def _show(
+        self, see: See, q: Tensor, k: Tensor, key_lens: Sequence[int] | None, text: int
+    ) -> None:
+        """Pass on what a recorder needs; with a ring that is one more all-gather, of the keys."""
+        rows, ring, here = q.shape[1] - text, self.ranks.degrees.ring, self.ranks.ring_rank
+        own = q[:, : max(0, min(rows, self.tokens - here * rows))]
+        image, joint = k.split((rows, text), dim=1)
+        keys = image[:, : self.tokens]
+        if ring > 1:
+            keys = self._gathered(image, 1, ring, self.ranks.ring)
+        lens = None if key_lens is None else tuple(key_lens)
+        see(own, torch.cat((keys, joint), dim=1), lens, text if here == 0 else 0)
 
     def _without_padding(self, x: Tensor, text: int) -> Tensor:
         """(B, all rows + text, ...) without the rows that fill up the last shards."""

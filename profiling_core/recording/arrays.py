@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,7 +21,7 @@ from profiling_core.profile.profile import (
 )
 from profiling_core.recording.attention_share import foreground_share, high_attention
 from profiling_core.recording.foreground import foreground_mask
-from profiling_core.recording.run_data import Recording, products, summed
+from profiling_core.recording.run_data import Recording, products
 from profiling_core.version import installed_version
 
 Arrays = dict[str, np.ndarray]
@@ -36,17 +34,14 @@ def profile_of(
     *,
     video: Tensor | None = None,
     number: int = 0,
-    group: dist.ProcessGroup | None = None,
 ) -> Profile:
-    """A profile of one run.
+    """A profile of one run, whose parts are added up.
 
     facts: prompt, seed and guidance; video: (3, F, H, W), for motion masks; number: of the run in
-    its file, for masks from files; group: ranks whose data are added up.
+    its file, for masks from files.
     """
     subject = recording.subject
-    if group is not None:
-        recording.sum_attention(group)
-    arrays = step_arrays(recording) | delta_arrays(recording, group) | cost_arrays(recording)
+    arrays = step_arrays(recording) | delta_arrays(recording) | cost_arrays(recording)
     measured: dict[str, Any] = {}
     if subject.attention_steps:
         masks = foreground_masks(recording, settings, facts["guidance"], video, number)
@@ -82,28 +77,18 @@ def step_arrays(recording: Recording) -> Arrays:
     return {"gram": gram[None]} | {name: _rows(value) for name, value in found.items()}
 
 
-def delta_arrays(recording: Recording, group: dist.ProcessGroup | None = None) -> Arrays:
+def delta_arrays(recording: Recording) -> Arrays:
     """drift, delta_cosine, magnitude and the delta_gram of every list."""
     subject = recording.subject
-    own = torch.tensor(float(recording.sketches[subject.branches[0]][0].shape[1]))
-    numbers = float(summed(own, group))
-    drift, cosine, magnitude, arrays = [], [], [], {}
-    for name, first, count in _spans(subject):
-        grams = [
-            summed(recording.delta_gram(b, first, count), group).numpy() / numbers
-            for b in subject.branches
-        ]
+    drift, cosine, arrays = [], [], {}
+    for name, grams in recording.grams.items():
         arrays[f"delta_gram.{name}"] = np.stack(grams)
         per_block = [[_drift(own) for own in _diagonal(gram, subject.steps)] for gram in grams]
         drift.append([[pair[0] for pair in blocks] for blocks in per_block])
         cosine.append([[pair[1] for pair in blocks] for blocks in per_block])
-    for branch in subject.branches:
-        ratios = recording.norm_ratios(branch)
-        total = summed(ratios.sum(dim=1), group)
-        magnitude.append(total / float(summed(torch.tensor(float(ratios.shape[1])), group)))
     stacked = (np.concatenate(part, axis=1).swapaxes(1, 2)[None] for part in (drift, cosine))
     arrays["drift"], arrays["delta_cosine"] = stacked  # (1, C, S-1, B)
-    return arrays | {"magnitude": _rows(magnitude)}
+    return arrays | {"magnitude": _rows(recording.growth)}
 
 
 def cost_arrays(recording: Recording) -> Arrays:
@@ -175,14 +160,6 @@ def _drift(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _diagonal(gram: np.ndarray, steps: int) -> list[np.ndarray]:
     """Every block's own (S, S) products."""
     return [gram[n : n + steps, n : n + steps] for n in range(0, len(gram), steps)]
-
-
-def _spans(subject: Subject) -> Iterator[tuple[str, int, int]]:
-    """Every block list with its first block on axis B and its length."""
-    first = 0
-    for name, count in subject.model.block_lists.items():
-        yield name, first, count
-        first += count
 
 
 def _map(received: Tensor, subject: Subject) -> np.ndarray:

@@ -29,17 +29,21 @@ _LENGTHS, _MASKS = ("key_lens", "k_lens"), ("attn_mask", "cu_seqlens_kv")
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an attention function: queries and keys (B, L, heads, head_dim)."""
+    """One call of an attention function: queries and keys (B, L, heads, head_dim).
+
+    Where several processes share the tokens, these are the part of this one, and all keys.
+    """
 
     q: torch.Tensor
     k: torch.Tensor
     key_lens: tuple[int, ...] | None  # keys per sample that are attended to
+    unseen: int = 0  # further queries, which are of text
 
     @property
     def flops(self) -> float:
         """FLOPs of the two matrix products."""
         batch, queries, heads, width = self.q.shape
-        return 4.0 * batch * heads * queries * self.k.shape[1] * width
+        return 4.0 * batch * heads * (queries + self.unseen) * self.k.shape[1] * width
 
 
 def functions_of(blocks: Iterable[nn.Module]) -> list[tuple[ModuleType, str]]:
@@ -56,9 +60,12 @@ def functions_of(blocks: Iterable[nn.Module]) -> list[tuple[ModuleType, str]]:
 
 
 @contextmanager
-def tapped(blocks: Iterable[nn.Module], see: Callable[[Call], None]) -> Iterator[None]:
+def tapped(
+    blocks: Iterable[nn.Module], see: Callable[[Call], None], share: Any = None
+) -> Iterator[None]:
     """Pass every call of an attention function by the blocks to `see`.
 
+    share: a SequenceShare of the model's tokens attends in the function's place.
     ProfileError when the blocks' code has none of FUNCTIONS.
     """
     functions = functions_of(blocks)
@@ -69,6 +76,9 @@ def tapped(blocks: Iterable[nn.Module], see: Callable[[Call], None]) -> Iterator
             "with --attention-every 0"
         )
     with ExitStack() as replaced:
+        if hasattr(share, "see"):
+            share.see = lambda *seen: see(Call(*seen))
+            replaced.callback(setattr, share, "see", None)
         for module, name in functions:
             original = getattr(module, name)
             replaced.callback(setattr, module, name, original)

@@ -81,10 +81,10 @@ def attention_received(
     """Attention that the first `tokens` keys receive from the first `tokens` queries (eq. 5).
 
     q, k: (B, L, H, D), any dtype, computed in fp32 with the scale D**-0.5; the softmax runs over
-    all valid keys. `tokens`: None for all. `key_lens`: valid tokens per sample; later ones are
-    neither keys nor queries. `queries`: rows drawn per sample and head without replacement by
-    `generator`; None, or at least as many as there are, computes all. ProfileError for sizes that
-    do not fit.
+    all valid keys. q may be a part of the queries. `tokens`: None for all. `key_lens`: valid tokens
+    per sample; later ones are neither keys nor queries. `queries`: rows drawn per sample and head
+    without replacement by `generator`; None, or at least as many as there are, computes all.
+    ProfileError for sizes that do not fit.
     """
     tokens, lengths = _checked(q, k, tokens, key_lens, queries)
     whole = Received(torch.zeros(tokens, device=q.device), 0, 0)
@@ -93,7 +93,8 @@ def attention_received(
             for head in range(q.shape[2]):
                 asking = q[sample, : min(tokens, length), head]
                 keys = k[sample, :length, head]
-                whole += _of_head(asking, keys, tokens, queries, generator, chunk_bytes)
+                if len(asking):
+                    whole += _of_head(asking, keys, tokens, queries, generator, chunk_bytes)
     return whole
 
 
@@ -105,12 +106,13 @@ def _checked(
     queries: int | None,
 ) -> tuple[int, list[int]]:
     """Tokens of the clip and valid keys per sample."""
-    if q.ndim != 4 or q.shape != k.shape:
+    alike = q.ndim == k.ndim == 4 and q.shape[::2] == k.shape[::2] and q.shape[3] == k.shape[3]
+    if not alike or q.shape[1] > k.shape[1]:
         raise ProfileError(
             f"queries {tuple(q.shape)} and keys {tuple(k.shape)}: expected the same "
             "(batch, tokens, heads, head_dim) of a self-attention"
         )
-    batch, length = q.shape[:2]
+    batch, length = k.shape[:2]
     tokens = length if tokens is None else tokens
     lengths = [length] * batch if key_lens is None else [int(n) for n in key_lens]
     if not 1 <= tokens <= length:

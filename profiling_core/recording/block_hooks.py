@@ -29,6 +29,11 @@ def sampled_tokens(tokens: int, count: int) -> Tensor:
     return torch.randperm(tokens, generator=generator)[:count].sort().values
 
 
+def _within(shard: range, tokens: Tensor) -> Tensor:
+    """Those of the tokens that lie in a shard, counted from its first one."""
+    return tokens[(tokens >= shard.start) & (tokens < shard.stop)] - shard.start
+
+
 def projection(width: int) -> Tensor | None:
     """(width, WIDTH) of +-WIDTH**-0.5, fp64, or None for a model that is no wider."""
     if width <= WIDTH:
@@ -66,18 +71,22 @@ class Timer:
 class BlockTap:
     """Hooks on the blocks of one model call after another.
 
-    blocks: all lists in order; tokens: image tokens of this process. `sketches`, `norms` and
-    `timers` are the last call's; `inside` is the number of the block that runs now.
+    blocks: all lists in order; tokens: of the image; count: how many of them are kept; shard: those
+    of this process. `sketches`, `norms` and `timers` are the last call's; `inside` is the number of
+    the block that runs now.
     """
 
     norms: Tensor
     _first: Tensor  # what the first block is given, _before: what the block that runs now is
     _before: Tensor
 
-    def __init__(self, blocks: list[nn.Module], tokens: int, count: int) -> None:
-        self.blocks, self.tokens = blocks, tokens
-        self.kept = sampled_tokens(tokens, count)
-        self.normed = sampled_tokens(tokens, NORM_TOKENS)
+    def __init__(
+        self, blocks: list[nn.Module], tokens: int, count: int, shard: range | None = None
+    ) -> None:
+        self.blocks = blocks
+        shard = range(tokens) if shard is None else shard
+        self.kept = _within(shard, sampled_tokens(tokens, count))
+        self.normed = _within(shard, sampled_tokens(tokens, NORM_TOKENS))
         self.projection: Tensor | None = None
         self._ready: torch.device | None = None
         self.inside: int | None = None

@@ -70,7 +70,7 @@ class PerturbedRun(FullRun):
                 f"the error before step {self.step} left the latent as it was: the predictions of "
                 "these steps do not differ, or the loop does not use what the model returns"
             )
-        copies = self.recording.copies  # of the clip in the recorded latents
+        copies = self.recording.latents[0].numel() // latent.numel()  # of the clip in one call
         distance = float((latent.double() - perturbed.double()).norm())
         return distance * copies**0.5 / self.injected
 

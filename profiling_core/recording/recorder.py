@@ -12,8 +12,9 @@ and its blocks, and watches the attention function of their code (attention_hook
 host every prediction and latent once, a sketch of every block's delta, and on attention steps one
 number per token and block.
 
-Under sequence parallelism every rank of `group` records its own tokens or heads, and `finish` adds
-them up; latents and predictions of the model's call are whole on every rank.
+Where several processes share the clip, each records its own tokens, heads or guidance branch
+(`share`), and `finish` adds all of them up; the first process writes. Latents and predictions are
+whole on all.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from profiling_core.recording.attention_share import attention_received
 from profiling_core.recording.block_hooks import BlockTap, Timer
 from profiling_core.recording.foreground import check_source
 from profiling_core.recording.perturbed_run import PerturbedRun
-from profiling_core.recording.run_data import Recording
+from profiling_core.recording.run_data import Part, Recording
 
 EXACT_TOKENS = 8192  # above it queries are sampled
 SAMPLED_QUERIES = 1024  # per head
@@ -53,8 +54,8 @@ class Recorder(FullRun):
 
     path: the profile that the run will be added to; it is checked here, and its settings apply.
     settings: of a new profile. lists: attribute paths of block lists, where they differ from the
-    fingerprint's names. group: processes that share the clip's tokens or heads. ProfileError when
-    the existing profile does not fit. `sampling` holds the fields of the subject but the sizes.
+    fingerprint's names. ProfileError when the existing profile does not fit. `sampling` holds the
+    fields of the subject but the sizes.
     """
 
     _recording: Recording | None
@@ -76,7 +77,6 @@ class Recorder(FullRun):
         shift: float,
         branches: tuple[Branch, ...],
         lists: dict[str, str] | None = None,
-        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(steps, sum(model.block_lists.values()))
         self.path = None if path is None else Path(path)
@@ -104,10 +104,14 @@ class Recorder(FullRun):
                     f"sensitivity step {step}: this run has the steps 0..{steps - 1}"
                 )
         self.model, self.branches = model, tuple(branches)
-        self._lists, self._group = lists, group
+        self._lists, self._part = lists, Part()
         self._hooks, self._seam = ExitStack(), ExitStack()
         self._unwritten: Callable[[], Profile] | None = None
         self._clear()
+
+    def share(self, shards: int, shard: int, half: int | None = None) -> None:
+        """Record this process's part of the runs to come (`Part`); all processes share them."""
+        self._part = Part(shards, shard, half)
 
     # -- attach and detach
 
@@ -145,14 +149,21 @@ class Recorder(FullRun):
 
     def begin(self, step: int, branch: Branch = "cond") -> None:
         """Say which step and branch the next model call belongs to: every pair once, in order."""
-        count = self._calls
-        expected = (count // len(self.branches), self.branches[count % len(self.branches)])
+        count, each = self._calls, self._branches_called
+        expected = (count // len(each), each[count % len(each)])
         if (step, branch) != expected or step >= self.steps:
             raise ProfileError(
                 f"step {step}, {branch}: a profile needs a full run of {self.steps} steps, each "
                 f"once; expected step {expected[0]}, {expected[1]}"
             )
+        if self._part.half is not None and len(self.branches) == 2:
+            branch = self.branches[self._part.half]
         self._position = (step, branch)
+
+    @property
+    def _branches_called(self) -> tuple[Branch, ...]:
+        """Those that the loop calls the model for at a step."""
+        return self.branches if self._part.half is None else self.branches[:1]
 
     def _before_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
         step, branch = self._now
@@ -164,7 +175,8 @@ class Recorder(FullRun):
         self._see_latents(step, branch, latents)
         self._measures = step in self.recording.subject.attention_steps
         if self._measures or (self._calls == 0 and functions_of(self._blocks)):
-            self._seam.enter_context(tapped(self._blocks, self._see_attention))
+            share = getattr(unwrapped(model), "share", None)
+            self._seam.enter_context(tapped(self._blocks, self._see_attention, share))
         if self._calls == 0:
             self._seam.enter_context(self.recording.counted_linears(self._tap, self._blocks))
         self._tap.start_call()
@@ -202,10 +214,12 @@ class Recorder(FullRun):
         return self._position
 
     def _see_latents(self, step: int, branch: Branch, latents: list[Tensor]) -> None:
-        if branch == self.branches[0]:
+        if branch == self.branches[0] or self._part.half is not None:
             self.recording.see_latent(step, latents)
 
     def _see_output(self, step: int, branch: Branch, output: Any) -> None:
+        if self._part.half is not None:  # both branches' output, kept at the first one's name
+            branch = self.branches[0]
         self.recording.see_prediction(step, branch, output)
 
     def _shape(self, latent: Tensor, kwargs: dict[str, Any]) -> tuple[int, ...]:
@@ -218,14 +232,13 @@ class Recorder(FullRun):
         grid = (frames, rows, columns)  # of tokens
         self._check_known(self.sampling | {"latent": shape, "grid": grid})
         subject = Subject(**self.sampling, latent=shape, grid=grid)
-        ranks = dist.get_world_size(self._group) if self._group is not None else 1
-        tokens = frames * rows * columns // ranks
-        count = max(1, self.settings.delta_tokens // ranks)
-        self._tap = BlockTap(self._blocks, tokens, count)
+        tokens = frames * rows * columns
+        count, shard = max(1, self.settings.delta_tokens), self._part.rows(tokens)
+        self._tap = BlockTap(self._blocks, tokens, count, shard)
         self._tap.left = self._block_left
         self._tap.open()
         self._hooks.callback(self._tap.close)
-        self._recording = Recording(subject, device)
+        self._recording = Recording(subject, device, self._part)
 
     def _see_attention(self, call: Call) -> None:
         block = self._tap.inside
@@ -239,10 +252,10 @@ class Recorder(FullRun):
         step, branch = self._now
         frames, rows, columns = self.recording.subject.grid
         tokens = frames * rows * columns
-        if call.q.shape[1] < tokens:
+        if call.k.shape[1] < tokens:
             raise ProfileError(
-                f"block {block} attends from {call.q.shape[1]} of {tokens} tokens: ring attention "
-                "shows no process a whole row; record with Ulysses alone or in one process"
+                f"block {block} attends to {call.k.shape[1]} of {tokens} tokens: this ring "
+                "attention shows no process a whole row; record with Ulysses or in one process"
             )
         received = attention_received(
             call.q, call.k, tokens, call.key_lens, self._queries(tokens), self._generator
@@ -278,25 +291,42 @@ class Recorder(FullRun):
         latent: the final one; video: (3, F, H, W), for motion masks. ProfileError for an unfinished
         run and when it does not fit the file, which then stays as it was.
         """
-        expected = self.steps * len(self.branches)
+        self._complete(latent)
+        return self._profile(prompt=prompt, seed=seed, guidance=guidance, video=video)
+
+    def _complete(self, latent: Tensor) -> None:
+        """Add up what the processes recorded; all of them have to come here."""
+        expected = self.steps * len(self._branches_called)
         if self._calls != expected:
             raise ProfileError(
                 f"the run made {self._calls} of {expected} model calls: only full runs are recorded"
             )
         self.recording.see_final(latent)
-        facts = {"prompt": prompt, "seed": seed, "guidance": guidance}
+        self.recording.add_up()
+
+    def _profile(self, *, video: Tensor | None = None, **facts: Any) -> Profile:
+        """The complete run; written by the first process."""
         number = len(self._known.runs) if self._known else 0
-        profile = profile_of(
-            self.recording, self.settings, facts, video=video, number=number, group=self._group
-        )
-        writes = self._group is None or dist.get_rank(self._group) == 0
-        if self.path is not None and writes:
+        profile = profile_of(self.recording, self.settings, facts, video=video, number=number)
+        if self.path is not None and self._writes:
             self._known = add_runs(self.path, profile)
         return profile
 
+    @property
+    def _writes(self) -> bool:
+        return self._part.whole or dist.get_rank() == 0
+
     def finish_later(self, latent: Tensor, **facts: Any) -> None:
-        """`finish` at the next `write`, so that the clip can be saved first."""
-        self._unwritten = partial(self.finish, latent, **facts)
+        """`finish` at the next `write`, so that the clip can be saved first.
+
+        Of several processes the first one has something to write then.
+        """
+        if self._part.whole:
+            self._unwritten = partial(self.finish, latent, **facts)
+            return
+        self._complete(latent)
+        if self._writes:
+            self._unwritten = partial(self._profile, **facts)
 
     def write(self) -> Profile | None:
         """Finish the run that waits for it; None where none does."""

@@ -6,17 +6,20 @@ first reports why, the others stay quiet, and no rank is left waiting in a colle
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from profiling_core.errors import DisagreementError
 from profiling_core.runtime.terminal import printable, write_to
 
 PATIENCE = 3.0  # seconds for an orderly end after SIGTERM; a blocked collective never sees it
+REPORT = "TORCHELASTIC_ERROR_FILE"  # torchrun sets it for each process
 TURN = 2.0  # seconds that a rank leaves to rank 0, which mostly has the same error
 ECHO = 10.0  # seconds before the loss of another rank is reported: torchrun ends this one sooner
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
@@ -33,13 +36,13 @@ def exit_code(run: Callable[[], None], user_errors: tuple[type[Exception], ...])
         run()
     except user_errors as error:
         wait_for_turn(error)
-        _complain(f"error: {' '.join(str(error).split())}")
+        _end_with(f"error: {' '.join(str(error).split())}")
         return EXIT_USER_ERROR
     except RuntimeError as error:
         if not is_echo(error):
             raise
         wait_for_turn(error)
-        _complain(f"error: another process of this run is gone ({error})")
+        _end_with(f"error: another process of this run is gone ({error})")
         return EXIT_LOST
     except KeyboardInterrupt:
         _complain("interrupted, no unfinished file is left")
@@ -48,10 +51,29 @@ def exit_code(run: Callable[[], None], user_errors: tuple[type[Exception], ...])
 
 
 def _complain(line: str) -> None:
-    """Write to stderr; where several processes run, with the rank and below a progress bar."""
+    """Write to stderr; of several processes with the rank, and below a progress bar."""
     line = printable(line)
     text = f"\n{line} (rank {os.getenv('RANK', '?')})" if _several() else line
     write_to(sys.stderr, f"{text}\n")
+
+
+def _end_with(error: str) -> None:
+    """Leave an error to torchrun, whose report comes last; without one it goes to stderr."""
+    if not (_several() and _reported(printable(error))):
+        _complain(error)
+
+
+def _reported(line: str) -> bool:
+    """Write the line where torchrun looks for it; False where it is not the launcher."""
+    path = os.getenv(REPORT)
+    if path is None:
+        return False
+    said = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+    try:
+        Path(path).write_text(json.dumps({"message": said}))
+    except OSError:
+        return False
+    return True
 
 
 def wait_for_turn(error: BaseException) -> None:

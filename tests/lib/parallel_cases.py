@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "Wan2.1"), str(ROOT / "HunyuanVideo")]
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from loguru import logger  # noqa: E402
@@ -33,6 +34,9 @@ from profiling_core.parallel.ranks import Ranks, ranks_of  # noqa: E402
 from profiling_core.parallel.sequence import SequenceShare  # noqa: E402
 from profiling_core.parallel.xdit import LayerShare  # noqa: E402
 from profiling_core.plan import CachePlan  # noqa: E402
+from profiling_core.plan.model_specs import MODELS as MODEL_SPECS  # noqa: E402
+from profiling_core.profile.profile import Profile, Settings  # noqa: E402
+from profiling_core.recording.recorder import Recorder  # noqa: E402
 from profiling_core.runtime.options import resolve_plan  # noqa: E402
 from wan.attention import attention  # noqa: E402
 from wan.configs import WAN_CONFIGS as WAN  # noqa: E402
@@ -42,6 +46,7 @@ from wan.text2video import WanT2V  # noqa: E402
 
 STEPS, FRAMES, SEED, CFG_SCALE = 8, 5, 7, 2.0
 PLANS = (None, "release", "balanced")
+PROFILED = ("wan:ulysses=2", "wan:cfg=2", "hunyuan:ring=2", "hunyuan:cfg=2")
 COLLECTIVES = {"all_to_all": "alltoall", "all_gather": "allgather", "send": "send"}
 
 
@@ -57,13 +62,13 @@ class Wan:
         self.grid = {"solver": "unipc", "shift": shift}
         self.sigmas = wan_sigmas("unipc", STEPS, shift)
 
-    def denoise(self, plan: CachePlan | None, cfg_scale: float) -> Tensor:
+    def denoise(self, plan: CachePlan | None, cfg_scale: float, **more: Any) -> Tensor:
         config = self.config
         contexts = self.pipeline.encode([config.example_prompt, "a dull picture"])
         shape = config.latent_shape(parse_size(config.default_size), FRAMES)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
         run = {"sampling_steps": STEPS, "guide_scale": cfg_scale, "progress": False}
-        return self.pipeline.denoise(*contexts, noise, plan=plan, **run)
+        return self.pipeline.denoise(*contexts, noise, plan=plan, **run, **more)
 
 
 class Hunyuan:
@@ -77,7 +82,7 @@ class Hunyuan:
         self.grid = {"solver": "euler", "shift": self.config.flow_shift}
         self.sigmas = hunyuan_sigmas(STEPS, self.config.flow_shift)
 
-    def denoise(self, plan: CachePlan | None, cfg_scale: float) -> Tensor:
+    def denoise(self, plan: CachePlan | None, cfg_scale: float, **more: Any) -> Tensor:
         config, length = self.config, FRAMES
         negative = "a dull picture" if cfg_scale > 1 else None
         prompt = "blue star moving left over red checks"
@@ -85,7 +90,7 @@ class Hunyuan:
         shape = config.latent_shape(config.video_size, length)
         noise = self.pipeline.noise(shape, SEED, "cpu")
         run = {"infer_steps": STEPS, "cfg_scale": cfg_scale, "progress": False}
-        return self.pipeline.denoise(conditioning, noise, plan=plan, **run)
+        return self.pipeline.denoise(conditioning, noise, plan=plan, **run, **more)
 
 
 TREES = {"wan": Wan, "hunyuan": Hunyuan}
@@ -126,7 +131,7 @@ class Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def run_case(text: str, alone: dict[tuple[str, bool], dict[str | None, Tensor]]) -> list[dict]:
+def run_case(text: str, alone: dict[Any, dict[Any, Any]]) -> list[dict]:
     name, numbers = case_of(text)
     fsdp = bool(numbers.pop("fsdp", 0))
     ranks = ranks_of(Degrees(**numbers))
@@ -159,7 +164,47 @@ def run_case(text: str, alone: dict[tuple[str, bool], dict[str | None, Tensor]])
                 "peak_bytes": stats.peak_bytes,
             }
         )
+    if text in PROFILED:
+        found.append(profile_case(text, tree, alone))
     return found
+
+
+def profile_of(tree: Wan | Hunyuan, name: str, cfg_scale: float) -> Profile:
+    """A recorded run, with attention at two steps and the sensitivity of one."""
+    planned = MODEL_SPECS[MODELS[name]]
+    settings = Settings(attention_every=4, sensitivity=(3,))
+    sampling = {"steps": STEPS, "sigmas": tree.sigmas, **tree.grid}
+    recorder = Recorder(
+        None,
+        settings,
+        model=planned.fingerprint,
+        branches=planned.family.branches,
+        **sampling,
+    )
+    latent = tree.denoise(None, cfg_scale, recorder=recorder)
+    recorder.measure_sensitivity(
+        latent, lambda perturbed: tree.denoise(None, cfg_scale, recorder=perturbed)
+    )
+    return recorder.finish(latent, prompt="p", seed=SEED, guidance=cfg_scale)
+
+
+def profile_case(
+    text: str, tree: Wan | Hunyuan, alone: dict[Any, dict[Any, Any]]
+) -> dict[str, Any]:
+    """A run that all ranks record, against one that a process alone does: errors of its arrays."""
+    name, ranks = case_of(text)[0], tree.pipeline.ranks
+    cfg_scale = CFG_SCALE if name == "wan" or ranks.degrees.cfg > 1 else 1.0
+    if ("profile", name, cfg_scale) not in alone:
+        one = profile_of(TREES[name](None), name, cfg_scale).arrays if ranks.first else None
+        alone["profile", name, cfg_scale] = from_first(one)
+    errors = {}
+    for key, found in profile_of(tree, name, cfg_scale).arrays.items():
+        want = alone["profile", name, cfg_scale][key].astype(float)
+        known = np.isfinite(found)
+        assert (known == np.isfinite(want)).all(), key
+        off = np.where(known, found - want, 0.0)
+        errors[key] = float(np.abs(off).max() / np.abs(np.where(known, want, 0.0)).max())
+    return {"case": f"profile:{text}", "errors": errors}
 
 
 def layer_cases() -> list[dict[str, Any]]:
@@ -230,7 +275,7 @@ def main(target: str, *cases: str) -> None:
     torch.set_num_threads(1)
     logger.remove()
     dist.init_process_group("gloo")
-    alone: dict[tuple[str, bool], dict[str | None, Tensor]] = {}
+    alone: dict[Any, dict[Any, Any]] = {}  # what one process makes
     own = [row for case in cases for row in run_case(case, alone)]
     own += [decode_case(name) for name in TREES]
     own += share_cases() + layer_cases()

@@ -1,4 +1,4 @@
-"""The Wan command line on two processes, one of which fails in a named way: run by torchrun."""
+"""The Wan command line on two processes, one of which may fail: run by torchrun."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ def main(way: str, target: str) -> None:
         plan = "fast"
     if way in ("raise", "kill"):
         fail_at_a_step(way)
+    what = ["--delta_cache", plan]
     if way == "seed":
-        seed = "-1"
+        seed, what = "-1", ["--offload_model", "true", "--delta_profile", f"{target}.profile"]
     options = ["--task", "t2v-mini", "--frame_num", "5", "--sample_steps", "6"]
-    options += ["--ulysses_size", "2", "--prompt", prompt, "--base_seed", seed]
-    sys.argv = ["generate.py", *options, "--delta_cache", plan, "--save_file", target]
+    options += ["--prompt", prompt, "--base_seed", seed, "--save_file", target]
+    sys.argv = ["generate.py", *options, *what]
     runpy.run_path(str(TREE / "generate.py"), run_name="__main__")
 
 

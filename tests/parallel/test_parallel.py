@@ -34,6 +34,7 @@ CASES = {
     ),
 }
 PLANS = (None, "release", "balanced")
+PROFILED = {"wan:ulysses=2", "wan:cfg=2", "hunyuan:ring=2", "hunyuan:cfg=2"}
 
 
 @pytest.fixture(scope="module", params=(2, 4))
@@ -70,6 +71,22 @@ def test_the_latents_are_those_of_one_process(found: list[list[dict[str, Any]]])
         # a ring merges in another order, and text of a batch is padded that is not padded alone
         if degrees.ring == 1 and not (row["case"].startswith("hunyuan") and degrees.cfg == 2):
             assert row["equal"], row
+
+
+LOOSE = {"attention_maps": 1e-3, "sensitivity": 1e-4}  # of 16 bits; a small error, much amplified
+
+
+@pytest.mark.slow
+def test_a_profile_of_several_processes_is_that_of_one(found: list[list[dict[str, Any]]]) -> None:
+    rows = [row for row in found[0] if row["case"].startswith("profile:")]
+    assert len(rows) == len(PROFILED.intersection(row["case"] for row in clips(found[0])))
+    for row in rows:
+        exact = row["case"].startswith("profile:wan")
+        for name, error in row["errors"].items():
+            if name == "block_flops" and row["case"].endswith("hunyuan:cfg=2"):
+                assert error < 0.05, row  # no row of text that pads the shorter prompt
+            elif name != "block_seconds":
+                assert error < (1e-12 if exact else LOOSE.get(name, 1e-5)), (name, row)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from profiling_core.errors import ParallelError, PlanError
-from profiling_core.parallel.degrees import Degrees, check_heads, degrees_from
+from profiling_core.parallel.degrees import Degrees, choose_degrees
 from profiling_core.parallel.launch import fingerprint
 from profiling_core.parallel.ranks import local_device
 from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.plan.restrict import plan_of_both
+from profiling_core.profile.profile import Profile
 from profiling_core.runtime import exit_codes as endings
 from profiling_core.runtime.options import resolve_plan
 from torchrun import torchrun
@@ -35,37 +37,83 @@ def test_one_failing_process_ends_all(tmp_path: Path, way: str) -> None:
     target = tmp_path / "clip.mp4"
     start = time.monotonic()
     result = torchrun(2, ROOT / "tests" / "lib" / "parallel_failures.py", way, str(target))
-    said = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    said = re.findall(r"^.*(error: .*)", result.stderr, flags=re.M)
     assert result.returncode != 0 and time.monotonic() - start < SOON
     assert SAYS[way] in (said[0] if way != "kill" else result.stderr)
     assert len(said) == (way != "kill"), said  # nobody else complains
+    if way != "kill":  # torchrun's report ends with it
+        assert said[0] in "".join(result.stderr.splitlines()[-2:])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_without_a_seed_all_ranks_take_one(tmp_path: Path) -> None:
+def test_a_launch_without_degrees_and_seed_chooses_both_once_and_records(tmp_path: Path) -> None:
     target = tmp_path / "clip.mp4"
     result = torchrun(2, ROOT / "tests" / "lib" / "parallel_failures.py", "seed", str(target))
     assert result.returncode == 0 and target.stat().st_size, result.stderr[-2000:]
-    assert result.stdout.count("drew base_seed") == 1  # rank 0's, the only one that prints it
+    (line,) = re.findall("2 processes share the clip.*", result.stdout)  # of rank 0 alone
+    chosen = "--cfg_size 2 (two guidance branches), --ulysses_size 1 (divides the 2 heads)"
+    assert line.endswith(f"chosen for them: {chosen}, --ring_size 1 (the rest)")
+    (seed,) = re.findall(r"drew base_seed (\d+)", result.stdout)
+    (run,) = Profile.load(tmp_path / "clip.mp4.profile").runs
+    assert str(run.seed) == seed
 
 
-def test_degrees_are_named_by_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("--u", "--r", "--c")
+NAMES = ("--u", "--r", "--c")
+
+
+@pytest.mark.parametrize(
+    ("world", "given", "heads", "branches", "degrees", "line"),
+    [
+        (1, (None, None, None), 40, 2, Degrees(), ""),
+        (2, (None, None, None), 40, 2, Degrees(cfg=2), "--c 2 (two guidance branches), --u 1"),
+        (2, (None, None, None), 24, 1, Degrees(2), "--c 1 (one guidance branch), --u 2 (divides"),
+        (8, (None, None, None), 40, 2, Degrees(4, 1, 2), "--u 4 (divides the 40 heads), --r 1"),
+        (16, (None, None, None), 12, 2, Degrees(4, 2, 2), "12 heads), --r 2 (the rest)"),
+        (3, (None, None, None), 2, 2, Degrees(1, 3), "--c 1 (no pairs of processes), --u 1"),
+        (8, (2, None, None), 40, 2, Degrees(2, 2, 2), "for them: --c 2 (two guidance branches), -"),
+        (8, (None, None, 1), 40, 2, Degrees(8), "for them: --u 8 (divides the 40 heads), --r 1"),
+        (8, (8, None, None), 40, 2, Degrees(8), ""),
+        (8, (2, 2, 2), 40, 2, Degrees(2, 2, 2), ""),
+    ],
+)
+def test_degrees_that_are_not_given_are_chosen_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+    world: int,
+    given: tuple[int | None, ...],
+    heads: int,
+    branches: int,
+    degrees: Degrees,
+    line: str,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    found, said = choose_degrees(dict(zip(NAMES, given, strict=True)), heads, branches)
+    assert found == degrees and found.world == world
+    assert line in said and bool(said) is bool(line)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            (2, 3, 1),
+            "--u 2 x --r 3 x --c 1 = 6 processes, but this run has 8: leave the degrees ou",
+        ),
+        ((3, None, None), "--u 3 = 3 processes, but this run has 8"),
+        ((4, 1, 1), "--u 4 x --r 1 x --c 1 = 4 processes, but this run has 8"),
+        ((None, 1, 1), "--u 4 x --r 1 x --c 1 = 4 processes, but this run has 8"),
+        ((8, None, None), "--u 8 does not divide the model's 4 heads: take one of 1, 2, 4"),
+        ((2, 0, 1), "--r 0 is no number of processes"),
+        ((1, 1, 3), "--c 3: there are two guidance branches"),
+    ],
+)
+def test_degrees_that_are_given_and_do_not_fit_are_errors(
+    monkeypatch: pytest.MonkeyPatch, given: tuple[int | None, ...], says: str
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert degrees_from(*names, (2, 2, 2)) == Degrees(2, 2, 2)
-    with pytest.raises(ParallelError, match="--u 2 x --r 3 x --c 1 = 6 processes, but"):
-        degrees_from(*names, (2, 3, 1))
-    with pytest.raises(ParallelError, match="--r 0 is no number of processes"):
-        degrees_from(*names, (2, 0, 1))
-    with pytest.raises(ParallelError, match="--c 3: there are two guidance branches"):
-        degrees_from(*names, (1, 1, 3))
-
-
-def test_heads_have_to_divide() -> None:
-    check_heads(Degrees(ulysses=4), 40, "--u")
-    with pytest.raises(ParallelError, match="--u 3 does not divide the model's 4 heads: take"):
-        check_heads(Degrees(ulysses=3), 4, "--u")
+    with pytest.raises(ParallelError) as caught:
+        choose_degrees(dict(zip(NAMES, given, strict=True)), heads=4, branches=2)
+    assert str(caught.value).startswith(says)
 
 
 def test_a_local_rank_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

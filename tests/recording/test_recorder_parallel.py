@@ -1,4 +1,4 @@
-"""Two ranks that share a clip as Ulysses does record what one process records."""
+"""Ranks that share a clip record what one process records; see also tests/parallel."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
             return x + attention(q, k, v).flatten(2) @ self.out
         rank = dist.get_rank(self.group)
         if self.ring:
-            q = q.chunk(RANKS, dim=1)[rank]
+            q, k, v = (part.chunk(RANKS, dim=1)[rank] for part in (q, k, v))
             return x + attention(q, k, v).flatten(2) @ self.out
         q, k, v = (part.chunk(RANKS, dim=2)[rank] for part in (q, k, v))
         done = gathered(attention(q, k, v), 2, self.group).flatten(2)
@@ -100,8 +100,9 @@ def record(model: Toy, group: dist.ProcessGroup | None, path: Path | None = None
         solver="euler",
         shift=1.0,
         branches=("cond",),
-        group=group,
     )
+    if group is not None:
+        recorder.share(RANKS, dist.get_rank())
     x = torch.randn(1, CHANNELS, *GRID, generator=torch.Generator().manual_seed(1))
     with recorder.attached(model), torch.no_grad():
         for step, (sigma, after) in enumerate(zip(SIGMAS, (*SIGMAS[1:], 0.0), strict=True)):
@@ -150,7 +151,7 @@ def test_two_ranks_record_what_one_records(ranks: Path) -> None:
 def test_ring_attention_is_refused(ranks: Path) -> None:
     for rank in range(RANKS):
         text = (ranks / f"error{rank}").read_text()
-        assert "block 0 attends from 12 of 24 tokens: ring attention" in text
+        assert "block 0 attends to 12 of 24 tokens: this ring attention" in text
     assert not (ranks / "ring.profile").exists()
 
 

@@ -1,6 +1,7 @@
 """The command lines of both scripts: the official options and ours, defaults, help."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from hyvideo.config import CONFIGS
 from profiling_core.errors import InputError
 from tree_cases import TreeCase
+from tree_paths import ROOT
 
 PRECISIONS = {"fp32", "fp16", "bf16"}
 TEMPLATES = {"dit-llm-encode", "dit-llm-encode-video"}
@@ -19,7 +21,7 @@ OFFICIAL = {
         "--task": "t2v-14B",
         "--size": None,  # officially 1280*720, which no task of 480p or smaller can take
         **dict.fromkeys(("--frame_num", "--ckpt_dir", "--offload_model")),
-        **dict.fromkeys(("--ulysses_size", "--ring_size"), 1),
+        **dict.fromkeys(("--ulysses_size", "--ring_size")),  # officially 1, here chosen
         **dict.fromkeys(("--t5_fsdp", "--t5_cpu", "--dit_fsdp"), False),
         **dict.fromkeys(("--save_file", "--src_video", "--src_mask", "--src_ref_images")),
         "--prompt": None,
@@ -63,7 +65,8 @@ OFFICIAL = {
         "--load-key": "module",
         **dict.fromkeys(("--use-cpu-offload", "--disable-autocast"), False),
         **dict.fromkeys(("--use-fp8", "--reproduce"), False),
-        **dict.fromkeys(("--batch-size", "--num-videos", "--ulysses-degree", "--ring-degree"), 1),
+        **dict.fromkeys(("--batch-size", "--num-videos"), 1),
+        **dict.fromkeys(("--ulysses-degree", "--ring-degree")),  # officially 1, here chosen
         "--save-path": "./results",
         **dict.fromkeys(("--save-path-suffix", "--name-suffix"), ""),
         **dict.fromkeys(("--prompt", "--seed", "--neg-prompt")),
@@ -122,6 +125,18 @@ def test_options_are_closed_and_defaults_official(tree: TreeCase) -> None:
     assert len(official) == {"wan": 27, "hunyuan": 51}[tree.name]
     assert set(found) == {*official, *OURS[tree.name], "-h", "--help"}
     assert {name: found[name].default for name in official} == official
+
+
+def test_the_documents_table_lists_exactly_the_options(tree: TreeCase) -> None:
+    text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    rows = (
+        text.partition(f"{tree.script_path.name}` | here |")[2]
+        .partition("\n\n")[0]
+        .splitlines()[2:]
+    )
+    listed = [name for row in rows for name in re.findall(r"`(--[^ `]+)`", row.split("|")[1])]
+    assert sorted(listed) == sorted({*options(tree)} - {"-h", "--help"})
+    assert all(row.split("|")[2].strip() for row in rows)
 
 
 def test_choices_are_official(tree: TreeCase, official_models: None) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 import generate
 import wan
+from profiling_core.errors import InputError
+from profiling_core.parallel.degrees import Degrees
 from wan.configs import WAN_CONFIGS
 
 
@@ -36,7 +38,9 @@ def test_task_defaults(task: str, size: str, frames: int, negative: str) -> None
     assert WAN_CONFIGS[task].sample_neg_prompt.startswith(negative)
     assert 0 <= args.base_seed
     assert args.offload_model is None  # decided by memory once torch is there
-    assert args.save_file.endswith(".png" if task == "t2i-14B" else ".mp4")
+    name = generate.file_of(args, WAN_CONFIGS[task], Degrees(2, 3)).name
+    assert f"_2_3_{args.prompt.split()[0]}" in name
+    assert name.endswith(".png" if task == "t2i-14B" else ".mp4")
 
 
 @pytest.mark.parametrize("task", ["t2v-14B", "t2v-1.3B", "t2i-14B"])
@@ -56,6 +60,19 @@ def test_given_values_are_kept() -> None:
 )
 def test_offload_model_takes_words(text: str, value: bool) -> None:
     assert generate.build_parser().parse_args(["--offload_model", text]).offload_model is value
+
+
+def test_without_a_folder_the_official_one_beside_the_script_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(wan.configs, "TREE", tmp_path)
+    assert resolved("--task", "t2i-14B").ckpt_dir is None
+    with pytest.raises(InputError, match=r"missing and .*/Wan2.1-T2V-14B does not exist: download"):
+        generate.check_values(resolved("--task", "t2i-14B"), WAN_CONFIGS["t2i-14B"])
+    for task, name in (("t2i-14B", "Wan2.1-T2V-14B"), ("t2v-1.3B", "Wan2.1-T2V-1.3B")):
+        (tmp_path / name).mkdir()
+        assert resolved("--task", task).ckpt_dir == tmp_path / name
+    assert resolved("--ckpt_dir", "mine").ckpt_dir == "mine"
 
 
 def test_official_names_exist() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from profiling_core.errors import InputError
+from profiling_core.parallel.degrees import Degrees
 from tree_cases import TreeCase, wan_case
 from wan.checks import Load, check_memory, sizes_of
 from wan.configs import WAN_CONFIGS
@@ -132,3 +133,9 @@ def test_the_host_needs_room_for_what_is_offloaded(
         says = r"on cpu: transformer .* --offload_model false brings it to 0\.0 GB; else"
         with pytest.raises(InputError, match=says):
             check_memory(sizes, Load(t5_cpu=t5_cpu), cuda)
+    free["cpu"] += 3 * sizes.parameters  # of four bytes
+    check_memory(sizes, Load(torch.bfloat16), cuda)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="on cpu: transformer "):  # one for each process
+        check_memory(sizes, Load(torch.bfloat16, degrees=Degrees(2)), cuda)
