@@ -233,7 +233,7 @@ def generate(args: argparse.Namespace) -> None:
     config.size_for(args.size, pictures[0].size if pictures else None)
     check_folder(Path(args.ckpt_dir), config)
     check_profile_target(args, Path(args.save_file))
-    plan = resolve_plan(args.delta_cache, config.plan_model)
+    plan = resolve_plan(args.delta_cache, config.plan_model_of(args.size))
     if args.delta_cache == DEFAULT_PRESET:
         logger.info(pointer_to_ours())
     logger.debug(f"arguments: {vars(args)}")
@@ -266,7 +266,8 @@ def run(
     check_heads(degrees, model_kwargs(folder)["num_heads"], "--ulysses_size")
     grid = {"solver": args.sample_solver, "shift": args.sample_shift}
     sigmas = sigmas_fp32(args.sample_solver, args.sample_steps, args.sample_shift)
-    recorder = recorder_of(args.delta_profile, config.plan_model, sigmas=sigmas, **grid)
+    plan_model = config.plan_model_of(args.size)
+    recorder = recorder_of(args.delta_profile, plan_model, sigmas=sigmas, **grid)
     if plan is not None:
         plan = check_plan(plan, folder, args.sample_solver, args.sample_steps, args.sample_shift)
     device = local_device()

@@ -31,7 +31,7 @@ class WanConfig:
     """One task: what it may be asked for and where its checkpoint keeps what."""
 
     task: str
-    plan_model: str  # whose cache plans fit
+    plan_model: str  # whose cache plans fit; at 720p see plan_model_of
     sizes: tuple[str, ...]  # width*height
     default_size: str
     example_prompt: str
@@ -89,6 +89,11 @@ class WanConfig:
         """The default shift."""
         small = self.small_shift is not None and size in SMALL_SIZES
         return self.small_shift if small else self.sample_shift
+
+    def plan_model_of(self, size: str) -> str:
+        """The model whose presets are made for the default shift of this size."""
+        own_shift = self.small_shift is None or size in SMALL_SIZES
+        return self.plan_model if own_shift else f"{self.plan_model}-720P"
 
     def size_for(self, size: str, picture: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) of the clip; a picture (width, height) leaves of `size` the area."""

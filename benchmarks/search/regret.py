@@ -107,7 +107,7 @@ def lists_of(name: str) -> dict[str, tuple[int, ...]]:
 
 def matrix(name: str) -> str:
     """Regret of every list in every world, dB, with the worst of the laws and of all."""
-    search = robust_search(MODELS[OFFICIAL[name]].fingerprint.family)
+    search = robust_search(OFFICIAL[name])
     lines = []
     for label, steps in lists_of(name).items():
         by_world = search.regrets(steps)
