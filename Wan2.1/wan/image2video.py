@@ -52,7 +52,7 @@ class WanI2V(WanT2V):
         own = ("CLIP's tokens and width", found, "image shape", self.model.image_shape)
         return [*super()._parts(), own]
 
-    def generate(  # type: ignore[override]  # as officially, with a picture and an area
+    def generate(
         self,
         input_prompt: str,
         img: Image.Image,
@@ -120,6 +120,7 @@ class WanI2V(WanT2V):
         and the last picture where there is one.
         """
         offload = self.offload_model if offload_model is None else offload_model
+        self.make_room(offload)
         tensors = [to_tensor(picture).to(self.device) for picture in pictures]
         self.image_encoder.to(self.device)
         features = self.image_encoder(tensors)
@@ -140,7 +141,7 @@ class WanI2V(WanT2V):
 class WanFLF2V(WanI2V):
     """A loaded model for clips between a first and a last frame: arguments as `WanT2V`'s."""
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         input_prompt: str,
         first_frame: Image.Image,

@@ -105,7 +105,7 @@ class WanT2V:
         self._load_encoders(folder, (torch.device("cpu") if t5_cpu else self.device), t5_fsdp)
         self.vae = VideoVAE(folder / config.vae_checkpoint, self.device)
         precision = Precision(blocks=self._computing_dtype) if dit_fsdp else None
-        waits = self._leaves(self.offload_model) and not t5_cpu
+        waits = self._leaves(self.offload_model) and (not t5_cpu or bool(config.pictures))
         place = torch.device("cpu") if waits else self.device
         self.model = load_transformer(folder, place, torch_dtype, precision)
         if self.ranks.degrees.sequence > 1:

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 import generate
 from diffusers_pairs import diffusers_wan
 from profiling_core.plan import CachePlan
+from profiling_core.plan.model_specs import MODELS
+from profiling_core.profile.profile import Profile
 from wan.clip import MEAN, STD, build_clip, convert_names
 from wan.configs import CLIP_CHECKPOINT, MAX_AREA_CONFIGS, WAN_CONFIGS, size_like
 from wan.image2video import WanFLF2V, WanI2V, frame_mask, to_tensor
@@ -24,6 +27,7 @@ from wan.pictures import fitted, read_picture
 from wan.sigmas import sigma_grid, sigmas_fp32
 from wan_toys import tiny_clip, tiny_vae, write_checkpoint
 
+TEXT_MOVES = ["model cpu", "text_encoder cpu:0", "text_encoder cpu"]
 AREA, FRAMES, STEPS, SHIFT = 48 * 32, 9, 4, 3.0
 TASKS = {"i2v": ("i2v-14B", WanI2V), "flf2v": ("flf2v-14B", WanFLF2V)}
 
@@ -130,6 +134,26 @@ def test_the_cache_answers_as_its_plan_says(pipeline: WanI2V) -> None:
     ):
         assert torch.equal(clip(site, 0, 1, 2, 3), full)
         assert not torch.equal(clip(site, 0, 2), full)
+
+
+@pytest.mark.parametrize("t5_cpu", [False, True])
+def test_parts_leave_the_gpu_while_pictures_are_encoded(
+    pipeline: WanI2V, monkeypatch: pytest.MonkeyPatch, t5_cpu: bool
+) -> None:
+    """Stand-ins for the moves; the device is "cpu:0", the host "cpu"."""
+    seen: list[str] = []
+    monkeypatch.setattr(pipeline, "_leaves", lambda offload: offload)
+    monkeypatch.setattr(pipeline, "device", torch.device("cpu", 0))
+    monkeypatch.setattr(pipeline, "t5_cpu", t5_cpu)
+    for name in ("model", "text_encoder", "image_encoder"):
+        part, said = getattr(pipeline, name), f"{name} {{}}".format
+        monkeypatch.setattr(part, "to", lambda device, said=said: seen.append(said(device)))
+    encode = pipeline.vae.encode
+    monkeypatch.setattr(pipeline.vae, "encode", lambda x: seen.append("encoding") or encode(x))
+    sample(pipeline, offload_model=True)
+    images = ["model cpu", "image_encoder cpu:0", "image_encoder cpu", "encoding", "model cpu:0"]
+    text = ["text_encoder cpu"] * 2 if t5_cpu else TEXT_MOVES
+    assert seen == [*text, *images, "model cpu"]
 
 
 def test_the_encoder_returns_what_the_last_but_one_block_does(pipeline: WanI2V) -> None:
@@ -325,7 +349,7 @@ def test_another_tasks_checkpoint_and_a_damaged_clip_file_are_named(
     assert f"{CLIP_CHECKPOINT} is missing" in error_of(*argv, str(own))
 
 
-def test_the_command_writes_a_clip_of_the_pictures_aspect(
+def test_the_command_writes_a_clip_of_the_pictures_aspect_and_records_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -335,6 +359,11 @@ def test_the_command_writes_a_clip_of_the_pictures_aspect(
         a_picture(tmp_path / name)
     argv = ["--task", "flf2v-14B", "--ckpt_dir", "own", "--first_frame", "a.png", "--size"]
     argv += ["832*480", "--last_frame", "b.png", "--frame_num", "5", "--sample_steps", "2"]
+    planned = MODELS["wan2.1-flf2v-14B"]
+    tiny = planned.fingerprint.model_copy(update={"block_lists": {"blocks": 3}, "width": 48})
+    monkeypatch.setitem(MODELS, "wan2.1-flf2v-14B", replace(planned, fingerprint=tiny))
+    argv += ["--delta_profile", "own.profile"]
     assert generate.main([*argv, "--save_file", "clip.mp4"]) == 0
+    assert Profile.load(tmp_path / "own.profile").recorded.shift == 16
     assert "a video of 48x32" in capsys.readouterr().out
     assert (tmp_path / "clip.mp4").stat().st_size > 500
