@@ -1,9 +1,9 @@
-"""Wan2.1 text to video and text to image: the official command line, plus `--delta_cache`,
-`--delta_profile` and Wan2.2's `--convert_model_dtype`.
+"""Wan2.1 text to video, text to image and image to video: the official command line, plus
+`--delta_cache`, `--delta_profile` and Wan2.2's `--convert_model_dtype`.
 
 Unlike the official script: a frame_num that is not 4n+1 is refused; t2v-1.3B takes a size of its
-own when none is given; default file names hold no `*` and nothing of a prompt that is special to
-a file system; a video that cannot be saved is an error.
+own when none is given; pictures have to be named; default file names hold no `*` and nothing of a
+prompt that is special to a file system; a video that cannot be saved is an error.
 """
 
 from __future__ import annotations
@@ -45,14 +45,24 @@ from profiling_core.runtime.options import (
     resolve_plan,
 )
 from wan.checkpoint import check_folder, checkpoint_files
-from wan.configs import ABSENT_TASKS, SIZE_CONFIGS, WAN_CONFIGS, WanConfig, check_frame_num
+from wan.configs import (
+    ABSENT_TASKS,
+    MAX_AREA_CONFIGS,
+    SIZE_CONFIGS,
+    WAN_CONFIGS,
+    WanConfig,
+)
+from wan.pictures import read_picture
 from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
 from wan.video import check_target, default_name, save_image, save_video
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
-LOCAL = ("ckpt_dir", "save_file", "delta_cache")  # paths may differ between machines
+PICTURES = {"image": "i2v", "first_frame": "flf2v", "last_frame": "flf2v"}  # and their tasks
+# paths may differ between machines
+LOCAL = ("ckpt_dir", "save_file", "delta_cache", *PICTURES)
 # officially read by other tasks, or with another option
 UNUSED = {
     **dict.fromkeys(
@@ -60,8 +70,6 @@ UNUSED = {
         "it belongs to --use_prompt_extend",
     ),
     **dict.fromkeys(("--src_video", "--src_mask", "--src_ref_images"), "it is for vace tasks"),
-    **dict.fromkeys(("--first_frame", "--last_frame"), "it is for flf2v tasks"),
-    "--image": "it is for i2v tasks",
 }
 LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
 
@@ -110,9 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt_extend_model", help="not available")
     add("--prompt_extend_target_lang", default="zh", choices=["zh", "en"])
     add("--base_seed", type=int, default=-1, help="negative: one is drawn and logged")
-    add("--image", help="for i2v tasks")
-    add("--first_frame", help="for flf2v tasks")
-    add("--last_frame", help="for flf2v tasks")
+    for name, kind in PICTURES.items():
+        add(f"--{name}", help=f"the picture, for {kind} tasks")
     add("--sample_solver", default="unipc", choices=SOLVERS)
     add("--sample_steps", type=int, help=default_of("sample_steps"))
     add("--sample_shift", type=float, help=default_of("sample_shift"))
@@ -129,6 +136,12 @@ def check_supported(args: argparse.Namespace) -> None:
         raise InputError(
             "--use_prompt_extend is not available: write the longer text into --prompt yourself"
         )
+    for name, kind in PICTURES.items():
+        if getattr(args, name) is not None and name not in WAN_CONFIGS[args.task].pictures:
+            raise InputError(
+                f"--{name} {getattr(args, name)}: task {args.task} does not start from it, leave "
+                f"it out or take --task {kind}-14B"
+            )
     check_processes(args)
     warn_unused(args, UNUSED, build_parser)
 
@@ -161,11 +174,14 @@ def fill_defaults(args: argparse.Namespace, config: WanConfig) -> None:
     if args.base_seed < 0:
         args.base_seed = random.randint(0, sys.maxsize)
         logger.info(f"drew base_seed {args.base_seed}")
-    for name in ("frame_num", "sample_steps", "sample_shift", "sample_guide_scale"):
+    if args.sample_shift is None:
+        args.sample_shift = config.shift_of(args.size)
+    for name in ("frame_num", "sample_steps", "sample_guide_scale"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(config, name))
-    if args.ckpt_dir is None and config.folder.is_dir():
-        args.ckpt_dir = config.folder
+    folder = config.folder_of(args.size)
+    if args.ckpt_dir is None and folder.is_dir():
+        args.ckpt_dir = folder
         if config.ckpt_dir is None:  # not bundled
             logger.info(f"ckpt_dir is not specified, taking {args.ckpt_dir}")
 
@@ -187,7 +203,7 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
         )
     if config.still and args.frame_num != 1:
         raise InputError(f"frame_num {args.frame_num}: task {args.task} makes one image, take 1")
-    check_frame_num(args.frame_num, config.vae_stride[0])
+    config.check_frames(args.frame_num)
     check_prompt(args.prompt)
     if args.base_seed > LARGEST_SEED:
         raise InputError(f"base_seed {args.base_seed} is too large: take at most {LARGEST_SEED}")
@@ -197,8 +213,17 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
     check_target(file_of(args, config), still=config.still)
     if args.ckpt_dir is None:
         raise InputError(
-            f"--ckpt_dir is missing and {config.folder} does not exist: {config.way_out}"
+            f"--ckpt_dir is missing and {config.folder_of(args.size)} does not exist: "
+            f"{config.way_out}"
         )
+
+
+def read_pictures(args: argparse.Namespace, config: WanConfig) -> list[Image]:
+    """The pictures that the task starts from."""
+    for name in config.pictures:
+        if getattr(args, name) is None:
+            raise InputError(f"--{name} is missing: task {args.task} needs a picture, name one")
+    return [read_picture(Path(getattr(args, name)), f"--{name}") for name in config.pictures]
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -208,20 +233,26 @@ def generate(args: argparse.Namespace) -> None:
     asked = {name: value for name, value in vars(args).items() if name not in LOCAL}
     fill_defaults(args, config)
     check_values(args, config)
+    pictures = read_pictures(args, config)
+    config.size_for(args.size, pictures[0].size if pictures else None)
     check_folder(Path(args.ckpt_dir), config)
     check_profile_target(args, file_of(args, config))
-    plan = resolve_plan(args.delta_cache, config.plan_model)
+    plan = resolve_plan(args.delta_cache, config.plan_model_of(args.size))
     if args.delta_cache == DEFAULT_PRESET:
         logger.info(pointer_to_ours())
     logger.debug(f"arguments: {vars(args)}")
     logger.debug(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt}")
-    run(args, config, plan, asked)
+    run(args, config, plan, asked, pictures)
     logger.info("finished")
 
 
 def run(
-    args: argparse.Namespace, config: WanConfig, plan: CachePlan | None, asked: dict[str, Any]
+    args: argparse.Namespace,
+    config: WanConfig,
+    plan: CachePlan | None,
+    asked: dict[str, Any],
+    pictures: list[Image],
 ) -> None:
     """Sample one clip and save it; asked: the options that all processes have to share."""
     # torch, diffusers and transformers take seconds to import; a wrong argument ends before that
@@ -232,7 +263,7 @@ def run(
     from profiling_core.recording.recorder import recorder_of
     from profiling_core.runtime.memory import out_of_memory_as_input_error
     from wan.checks import check_plan
-    from wan.text2video import WanT2V
+    from wan.image2video import WanFLF2V, WanI2V, WanT2V
     from wan.weights import model_kwargs
 
     folder = Path(args.ckpt_dir)
@@ -242,7 +273,8 @@ def run(
         logger.info(choice)
     grid = {"solver": args.sample_solver, "shift": args.sample_shift}
     sigmas = sigmas_fp32(args.sample_solver, args.sample_steps, args.sample_shift)
-    recorder = recorder_of(args.delta_profile, config.plan_model, sigmas=sigmas, **grid)
+    plan_model = config.plan_model_of(args.size)
+    recorder = recorder_of(args.delta_profile, plan_model, sigmas=sigmas, **grid)
     if plan is not None:
         plan = check_plan(plan, folder, args.sample_solver, args.sample_steps, args.sample_shift)
     device = local_device()
@@ -252,20 +284,24 @@ def run(
         "plan": None if plan is None else plan.label,
         "profile's settings": None if recorder is None else recorder.settings.model_dump_json(),
         "checkpoint": fingerprint(*checkpoint_files(folder, config)),
+        "pictures": fingerprint(*(Path(getattr(args, name)) for name in config.pictures)),
     }
+    area = {"max_area": MAX_AREA_CONFIGS[args.size]}
+    where = area if pictures else {"size": SIZE_CONFIGS[args.size]}
+    size = config.size_for(args.size, pictures[0].size if pictures else None)
     way_out = "take a smaller --size, fewer frames or a smaller model"
     sparing: list[str] = []  # known once the pipeline is there
     room = out_of_memory_as_input_error(device, what, way_out, sparing)
     with joined(degrees, device, facts) as ranks, room:
         seed = from_first(args.base_seed)
         logger.info(f"loading {args.ckpt_dir}")
-        pipeline = WanT2V(
+        pipeline = {"t2v": WanT2V, "i2v": WanI2V, "flf2v": WanFLF2V}[config.model_type](
             config,
             args.ckpt_dir,
             device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
-            latent_shape=config.latent_shape(SIZE_CONFIGS[args.size], args.frame_num),
+            latent_shape=config.latent_shape(size, args.frame_num),
             plan=plan,
             torch_dtype=torch.bfloat16 if args.convert_model_dtype else torch.float32,
             ranks=ranks,
@@ -273,10 +309,12 @@ def run(
             t5_fsdp=args.t5_fsdp,
         )
         sparing += pipeline.sparing_options
-        logger.info(f"generating {'an image' if config.still else 'a video'}")
+        what = "an image" if config.still else "a video"
+        logger.info(f"generating {what} of {size[0]}x{size[1]}")
         video = pipeline.generate(
             args.prompt,
-            size=SIZE_CONFIGS[args.size],
+            *pictures,
+            **where,
             frame_num=args.frame_num,
             shift=args.sample_shift,
             sample_solver=args.sample_solver,

@@ -1,36 +1,41 @@
-"""Wan2.1: text to video with the official checkpoints, command line and Python entry.
+"""Wan2.1: text and pictures to video with the official checkpoints, command line and Python entry.
 
     import wan
     pipeline = wan.WanT2V(wan.configs.WAN_CONFIGS["t2v-1.3B"], checkpoint_dir="Wan2.1-T2V-1.3B")
     video = pipeline.generate("a cat", size=(832, 480))
+
+WanI2V takes a picture after the prompt, WanFLF2V a first and a last one.
 
 What stands for which official file:
 
 generate.py (beside this folder)      generate.py
 configs.py                            wan/configs/
 text2video.py                         wan/text2video.py
+image2video.py                        wan/image2video.py, wan/first_last_frame2video.py
 model.py, rope.py                     wan/modules/model.py
 attention.py                          wan/modules/attention.py
 t5.py                                 wan/modules/t5.py, wan/modules/tokenizers.py
+clip.py                               wan/modules/clip.py, wan/modules/xlm_roberta.py
 vae.py                                wan/modules/vae.py
 sigmas.py, scheduler.py               wan/utils/fm_solvers.py, wan/utils/fm_solvers_unipc.py
 video.py                              cache_video and cache_image of wan/utils/utils.py
 profiling_core/parallel/              wan/distributed/
 
-checkpoint.py, weights.py and checks.py have no official file: they check before loading.
+checkpoint.py, pictures.py, weights.py and checks.py have no official file: they check before
+loading.
 """
 
 from typing import Any
 
 from . import configs
 
-__all__ = ["WanT2V", "configs"]
+__all__ = ["WanFLF2V", "WanI2V", "WanT2V", "configs"]
 
 
 def __getattr__(name: str) -> Any:
-    """WanT2V, loaded on first use: torch and diffusers take seconds."""
-    if name == "WanT2V":
-        from .text2video import WanT2V
+    """The pipelines, loaded on first use: torch and diffusers take seconds."""
+    if name in __all__:
+        from . import image2video
 
-        return WanT2V
+        return getattr(image2video, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -49,8 +49,13 @@ def check_folder(folder: Path, config: WanConfig) -> None:
 
 def checkpoint_files(folder: Path, config: WanConfig) -> list[Path]:
     """The files that weights and their sizes are read from."""
-    own = ("config.json", config.t5_checkpoint, config.vae_checkpoint)
-    return [folder / name for name in (*own, *dit_files(folder))]
+    return [folder / name for name in (*_parts(config), *dit_files(folder))]
+
+
+def _parts(config: WanConfig) -> tuple[str, ...]:
+    """The files of fixed names."""
+    clip = () if config.clip_checkpoint is None else (config.clip_checkpoint,)
+    return ("config.json", config.t5_checkpoint, config.vae_checkpoint, *clip)
 
 
 def _first_absent(folder: Path, config: WanConfig) -> str | None:
@@ -59,7 +64,12 @@ def _first_absent(folder: Path, config: WanConfig) -> str | None:
     tokenizer = config.t5_tokenizer
     own = (folder / tokenizer / name for name in TOKENIZER_FILES)
     found = [str(path.relative_to(folder)) for path in own if path.is_file()]
-    parts = ("config.json", config.t5_checkpoint, config.vae_checkpoint)
+    parts = _parts(config)
+    if (folder / "config.json").is_file():
+        kind = read_json(folder / "config.json").get("model_type", "t2v")
+        if kind != config.model_type:
+            needs = f"task {config.task} needs {config.model_type!r}"
+            return f": config.json says model_type {kind!r}, {needs}:"
     if not found and all((folder / name).is_file() for name in parts):
         return f": {tokenizer} has none of {', '.join(TOKENIZER_FILES)}:"
     for name in (*parts, *found, f"{tokenizer}/tokenizer_config.json", *dit_files(folder)):

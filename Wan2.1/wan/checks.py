@@ -28,6 +28,7 @@ from profiling_core.runtime.memory import (
     with_gaps,
 )
 
+from .clip import encoder_bytes as clip_bytes
 from .configs import WanConfig
 from .sigmas import sigmas_fp32
 from .t5 import embedding_bytes
@@ -89,7 +90,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a checkpoint: the transformer's arguments, its numbers of parameters, bytes of files."""
+    """Of a checkpoint: the transformer's arguments, its numbers of parameters, bytes of parts."""
 
     transformer: dict[str, Any]
     parameters: int
@@ -98,6 +99,7 @@ class Sizes:
     embedding: int  # of the encoder's tokens
     vae: int
     vae_dim: int = BASE_DIM
+    image_encoder: int = 0
 
 
 def sizes_of(folder: Path, config: WanConfig) -> Sizes:
@@ -112,6 +114,7 @@ def sizes_of(folder: Path, config: WanConfig) -> Sizes:
         embedding_bytes(folder / config.t5_checkpoint),
         vae.stat().st_size,
         base_dim(vae),
+        0 if config.clip_checkpoint is None else clip_bytes(folder / config.clip_checkpoint),
     )
 
 
@@ -181,18 +184,22 @@ def device_needs(sizes: Sizes, load: Load) -> Needs:
     if load.t5_fsdp:
         encoder = {"text encoder's share": sizes.encoder // world, "embedding": sizes.embedding}
     encoder = {} if load.t5_cpu else encoder
+    image = {"image encoder": sizes.image_encoder} if sizes.image_encoder else {}
     vae = {"VAE": sizes.vae}
     denoising = {"activations": activation_bytes(sizes, load)}
     if load.plan is not None:
         denoising["plan"] = plan_bytes(sizes, load, "device")
-    decoding = {}
+    decoding, pictures = {}, {}
     if load.latent is not None:
         decoding["frames"] = decode_bytes(load.latent, sizes.vae_dim, world)
+        if image:  # every process encodes the whole clip, which takes less than its decode
+            pictures["frames"] = decode_bytes(load.latent, sizes.vae_dim)
     stays = load.dit_fsdp or not load.offload_model
     waiting = encoder if load.t5_fsdp or not load.offload_model else {}
+    waiting = waiting if load.offload_model else waiting | image
     beside = transformer if stays else {}
     return {
-        "encoding": beside | encoder | vae,
+        "encoding": beside | encoder | image | vae | pictures,
         "denoising": transformer | waiting | vae | denoising,
         "decoding": beside | waiting | vae | decoding,
     }
@@ -204,6 +211,8 @@ def host_needs(sizes: Sizes, load: Load) -> Needs:
     The processes of a machine share the encoder's mapped file; each has a transformer of its own.
     """
     parts = {"text encoder": sizes.encoder // (load.degrees.world if load.t5_fsdp else 1)}
+    if sizes.image_encoder:
+        parts["image encoder"] = sizes.image_encoder
     if load.offload_model and not load.dit_fsdp:
         each = sizes.parameters * load.dtype.itemsize
         parts = {"transformer": each * local_processes()} | parts

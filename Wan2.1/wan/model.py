@@ -20,6 +20,8 @@ from .rope import apply_rope, rotation
 if TYPE_CHECKING:
     from profiling_core.parallel.sequence import SequenceShare
 
+PICTURES = {"t2v": 0, "i2v": 1, "flf2v": 2}  # model type -> pictures that it is given
+
 
 def no_autocast(device: torch.device) -> AbstractContextManager:
     """A region that computes in the types it is given; the meta device knows no autocast."""
@@ -145,8 +147,30 @@ class CrossAttention(SelfAttention):
         return self.o(attention(q, k, v).flatten(2))
 
 
+class ImageCrossAttention(CrossAttention):
+    """The same queries also attend to the picture's tokens, which stand before the text's rows."""
+
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool, eps: float, text_len: int) -> None:
+        super().__init__(dim, num_heads, qk_norm, eps)
+        self.text_len = text_len
+        self.k_img = nn.Linear(dim, dim)
+        self.v_img = nn.Linear(dim, dim)
+        self.norm_k_img = RMSNorm(dim, eps) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        image, text = context[:, : -self.text_len], context[:, -self.text_len :]
+        v, v_img = self.split_heads(self.v(text)), self.split_heads(self.v_img(image))
+        q = self.split_heads(self.norm_q(self.q(x))).to(v.dtype)
+        k = self.split_heads(self.norm_k(self.k(text))).to(v.dtype)
+        k_img = self.split_heads(self.norm_k_img(self.k_img(image))).to(v.dtype)
+        return self.o((attention(q, k, v) + attention(q, k_img, v_img)).flatten(2))
+
+
 class Block(nn.Module):
-    """Self-attention and FFN, both modulated and gated by the timestep; cross-attention between."""
+    """Self-attention and FFN, both modulated and gated by the timestep; cross-attention between.
+
+    text_len: rows of text in the context, behind a picture's tokens; None: text alone.
+    """
 
     def __init__(
         self,
@@ -156,13 +180,17 @@ class Block(nn.Module):
         qk_norm: bool,
         cross_attn_norm: bool,
         eps: float,
+        text_len: int | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, eps, elementwise_affine=False)
         self.self_attn = SelfAttention(dim, num_heads, qk_norm, eps)
         # the checkpoints call the norm before cross-attention norm3, the one before the FFN norm2
         self.norm3 = LayerNorm(dim, eps) if cross_attn_norm else nn.Identity()
-        self.cross_attn = CrossAttention(dim, num_heads, qk_norm, eps)
+        if text_len is None:
+            self.cross_attn = CrossAttention(dim, num_heads, qk_norm, eps)
+        else:
+            self.cross_attn = ImageCrossAttention(dim, num_heads, qk_norm, eps, text_len)
         self.norm2 = LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = nn.Sequential(
             nn.Linear(dim, ffn_dim), GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
@@ -203,8 +231,37 @@ class Head(nn.Module):
             return linear_fp32(self.head, modulate(self.norm, x, shift, scale))
 
 
+class ImageEmbedding(nn.Module):
+    """CLIP's features to tokens of the context; learned positions tell two pictures apart."""
+
+    def __init__(self, image_dim: int, dim: int, positions: int | None = None) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            LayerNorm(image_dim),
+            nn.Linear(image_dim, image_dim),
+            nn.GELU(),
+            nn.Linear(image_dim, dim),
+            LayerNorm(dim),
+        )
+        table = None if positions is None else nn.Parameter(torch.zeros(1, positions, image_dim))
+        self.register_parameter("emb_pos", table)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, tokens of all pictures, image_dim) to (B, tokens, D)."""
+        if self.emb_pos is not None:
+            features = features + self.emb_pos
+        first, *others = self.proj
+        x = first(features.float()).to(self.proj[1].weight.dtype)
+        for layer in others:
+            x = layer(x)
+        return x
+
+
 class WanModel(nn.Module):
-    """Velocity of noisy video latents, given the timestep and encoded text."""
+    """Velocity of noisy video latents, given the timestep, encoded text and, if any, pictures.
+
+    model_type: text alone ("t2v"), a first picture ("i2v"), a first and a last one ("flf2v").
+    """
 
     def __init__(
         self,
@@ -222,10 +279,14 @@ class WanModel(nn.Module):
         qk_norm: bool = True,
         cross_attn_norm: bool = True,
         eps: float = 1e-6,
+        image_dim: int = 1280,
+        image_tokens: int = 257,
     ) -> None:
         super().__init__()
-        if model_type != "t2v":
-            raise ValueError(f"model_type {model_type!r} is not supported yet; expected 't2v'")
+        if model_type not in PICTURES:
+            raise ValueError(
+                f"model_type {model_type!r} is not supported, expected {', '.join(PICTURES)}"
+            )
         if dim % num_heads or (dim // num_heads) % 2:
             raise ValueError(f"dim {dim} does not split into {num_heads} heads of even width")
         self.model_type, self.patch_size, self.text_len = model_type, tuple(patch_size), text_len
@@ -240,11 +301,18 @@ class WanModel(nn.Module):
             nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
         )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        pictures = PICTURES[model_type]
+        self.image_shape = (pictures * image_tokens, image_dim)  # of CLIP's features of a clip
+        rows = text_len if pictures else None
         self.blocks = nn.ModuleList(
-            Block(dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps) for _ in range(num_layers)
+            Block(dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps, rows)
+            for _ in range(num_layers)
         )
         patch_values = out_dim * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         self.head = Head(dim, patch_values, eps)
+        if pictures:
+            positions = self.image_shape[0] if pictures > 1 else None
+            self.img_emb = ImageEmbedding(image_dim, dim, positions)
         self.share: SequenceShare | None = None  # of the tokens, where several processes have them
         self.init_weights()
 
@@ -280,12 +348,12 @@ class WanModel(nn.Module):
 
         x: latents (C, F, H, W), one per sample; t: (B,) timesteps, int64 or float; context: text
         embeddings (rows, text_dim), zero-padded here to text_len rows, all of them attended;
-        seq_len: tokens per sample after padding; y: channels joined to x, for image conditions.
-        Returns fp32 (out_dim, F, H, W) per sample. ValueError if a clip has more tokens than
-        seq_len, sizes that do not split into patches, or image features in a text-only model.
+        seq_len: tokens per sample after padding; clip_fea: CLIP's features (pictures, tokens,
+        image_dim) of one sample or of all in order; y: the pictures' channels, which are joined to
+        x. Returns fp32 (out_dim, F, H, W) per sample. ValueError if a clip has more tokens than
+        seq_len, sizes that do not split into patches, or pictures that the model does not take.
         """
-        if clip_fea is not None:
-            raise ValueError("clip_fea was given, but this text-to-video model has no image branch")
+        features = self.features_of(clip_fea, y, len(x))
         if y is not None:
             x = [torch.cat((latent, extra)) for latent, extra in zip(x, y, strict=True)]
         x, grids = self.embed_patches(x, seq_len)  # (B, L, D)
@@ -293,9 +361,12 @@ class WanModel(nn.Module):
         if self.share is not None:
             x, rope = self.share.take(x), self.share.take(rope)
         e, e0 = self.embed_time(t)
+        text = self.embed_text(context)
+        if features is not None:
+            text = torch.cat((self.img_emb(features).to(text.dtype), text), dim=1)
         kwargs = {
             "e": e0,
-            "context": self.embed_text(context),
+            "context": text,
             "rope": rope,
             "key_lens": self.key_lens(grids, seq_len),
         }
@@ -305,6 +376,18 @@ class WanModel(nn.Module):
         if self.share is not None:
             patches = self.share.gather(patches)
         return self.unpatchify(patches, grids)
+
+    def features_of(
+        self, clip_fea: Tensor | None, y: list[Tensor] | None, samples: int
+    ) -> Tensor | None:
+        """CLIP's features by sample; ValueError for pictures that the model type has no use for."""
+        needs = self.image_shape[0] > 0
+        if needs != (clip_fea is not None) or needs != (y is not None):
+            has = "needs clip_fea and y" if needs else "has no image branch: no clip_fea, no y"
+            raise ValueError(f"a model of type {self.model_type!r} {has}")
+        if clip_fea is None:
+            return None
+        return clip_fea.reshape(-1, *self.image_shape).expand(samples, -1, -1)
 
     def embed_patches(
         self, latents: list[Tensor], seq_len: int

@@ -2,10 +2,11 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from loguru import logger
@@ -101,16 +102,10 @@ class WanT2V:
                 logger.info(why)
         self.sparing_options = check_memory(sizes, load, self.device)
         self.offload_model = load.offload_model
-        text_len = model_kwargs(folder)["text_len"]
-        self.text_encoder = TextEncoder(
-            folder / config.t5_checkpoint,
-            folder / config.t5_tokenizer,
-            text_len,
-            (torch.device("cpu") if t5_cpu else self.device) if t5_fsdp else None,
-        )
+        self._load_encoders(folder, (torch.device("cpu") if t5_cpu else self.device), t5_fsdp)
         self.vae = VideoVAE(folder / config.vae_checkpoint, self.device)
         precision = Precision(blocks=self._computing_dtype) if dit_fsdp else None
-        waits = self._leaves(self.offload_model) and not t5_cpu
+        waits = self._leaves(self.offload_model) and (not t5_cpu or bool(config.pictures))
         place = torch.device("cpu") if waits else self.device
         self.model = load_transformer(folder, place, torch_dtype, precision)
         if self.ranks.degrees.sequence > 1:
@@ -126,6 +121,14 @@ class WanT2V:
         logger.info(f"attention on {self.device}: {kernel}")
         if torch_dtype == torch.float32 and emulates_bf16(self.device):
             logger.info("this processor has no bf16 instructions: the transformer runs in fp32")
+
+    def _load_encoders(self, folder: Path, device: torch.device, sharded: bool) -> None:
+        self.text_encoder = TextEncoder(
+            folder / self.config.t5_checkpoint,
+            folder / self.config.t5_tokenizer,
+            model_kwargs(folder)["text_len"],
+            device if sharded else None,
+        )
 
     @property
     def _computing_dtype(self) -> torch.dtype | None:
@@ -150,18 +153,22 @@ class WanT2V:
             torch.cuda.empty_cache()
 
     def _check_parts_fit(self) -> None:
-        channels = self.config.latent_channels
-        pairs = (
-            ("the text encoder's width", self.text_encoder.dim, "text_dim", self.model.text_dim),
-            ("the VAE's z_dim", self.vae.model.config.z_dim, "in_dim", self.model.in_dim),
-            ("the task's latent channels", channels, "out_dim", self.model.out_dim),
-        )
-        for what, found, name, expected in pairs:
+        for what, found, name, expected in self._parts():
             if found != expected:
                 raise InputError(
                     f"{what} {found} and the transformer's {name} {expected} do not match: "
                     "the folder mixes files of several checkpoints"
                 )
+
+    def _parts(self) -> list[tuple[str, Any, str, Any]]:
+        """What a part has, and what the transformer expects of it."""
+        channels, z_dim = self.config.latent_channels, self.vae.model.config.z_dim
+        taken = self.model.in_dim - self.config.condition_channels
+        return [
+            ("the text encoder's width", self.text_encoder.dim, "text_dim", self.model.text_dim),
+            ("the VAE's z_dim", z_dim, "in_dim", taken),
+            ("the task's latent channels", channels, "out_dim", self.model.out_dim),
+        ]
 
     def generate(
         self,
@@ -192,18 +199,6 @@ class WanT2V:
         the profile, best once the clip is saved;
         noise_device: where the noise is drawn ("cpu" gives the same noise on every machine).
         """
-        if plan is not None:
-            plan = plan_for_run(plan, sample_solver, sampling_steps, shift)
-        shape = self._latent_shape(size, frame_num)
-        seed = seed if seed >= 0 else random.randint(0, sys.maxsize)
-        logger.info(f"seed {seed}")
-        with timed(self.device) as encoding:
-            prompts = [input_prompt, n_prompt or self.config.sample_neg_prompt]
-            context, context_null = self.encode(prompts, offload_model=offload_model)
-        noise_device = torch.device(noise_device or self.device)
-        generator = torch.Generator(noise_device).manual_seed(seed)
-        noise = torch.randn(shape, generator=generator, device=noise_device)
-        noise = one_noise(noise.to(self.device), self.ranks)
         sampling = {
             "shift": shift,
             "sample_solver": sample_solver,
@@ -211,15 +206,46 @@ class WanT2V:
             "guide_scale": guide_scale,
             "progress": progress,
         }
-        latent = self.denoise(
-            context, context_null, noise, plan=plan, recorder=recorder, **sampling
-        )
+        run = {"offload_model": offload_model, "plan": plan, "recorder": recorder}
+        prompts = [input_prompt, n_prompt or self.config.sample_neg_prompt]
+        shape = self._latent_shape(size, frame_num)
+        return self._make_clip(prompts, shape, seed, noise_device, sampling, **run)
+
+    def _make_clip(
+        self,
+        prompts: list[str],
+        shape: tuple[int, ...],
+        seed: int,
+        noise_device: torch.device | str | None,
+        sampling: dict[str, Any],
+        *,
+        condition: Callable[[], dict[str, Any]] = dict,
+        offload_model: bool | None,
+        plan: CachePlan | None,
+        recorder: Recorder | None,
+    ) -> Tensor | None:
+        """A clip whose latent has `shape`, as `generate` returns it.
+
+        prompts: what to show and what to avoid; sampling: arguments of `denoise`; condition: makes
+        another one of them, in the time of the encoders.
+        """
+        if plan is not None:
+            grid = (sampling[name] for name in ("sample_solver", "sampling_steps", "shift"))
+            plan = plan_for_run(plan, *grid)
+        seed = seed if seed >= 0 else random.randint(0, sys.maxsize)
+        logger.info(f"seed {seed}")
+        with timed(self.device) as encoding:
+            contexts = self.encode(prompts, offload_model=offload_model)
+            sampling["condition"] = condition()
+        noise_device = torch.device(noise_device or self.device)
+        generator = torch.Generator(noise_device).manual_seed(seed)
+        noise = torch.randn(shape, generator=generator, device=noise_device)
+        noise = one_noise(noise.to(self.device), self.ranks)
+        latent = self.denoise(*contexts, noise, plan=plan, recorder=recorder, **sampling)
         if recorder is not None:
             recorder.measure_sensitivity(
                 latent,
-                lambda perturbed: self.denoise(
-                    context, context_null, noise, recorder=perturbed, **sampling
-                ),
+                lambda perturbed: self.denoise(*contexts, noise, recorder=perturbed, **sampling),
             )
         self.make_room(offload_model)
         with timed(self.device) as decoding:
@@ -227,7 +253,7 @@ class WanT2V:
         if video is not None:
             check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
         if recorder is not None:
-            facts = {"prompt": input_prompt, "seed": seed, "guidance": guide_scale}
+            facts = {"prompt": prompts[0], "seed": seed, "guidance": sampling["guide_scale"]}
             recorder.finish_later(latent, video=video, **facts)
         self.last_run.seed = seed
         self.last_run.encode_seconds = encoding.seconds
@@ -255,12 +281,14 @@ class WanT2V:
         sample_solver: str = "unipc",
         sampling_steps: int = 50,
         guide_scale: float = 5.0,
+        condition: dict[str, Any] | None = None,
         plan: CachePlan | None = None,
         recorder: Recorder | PerturbedRun | None = None,
         progress: bool = True,
     ) -> Tensor:
         """Latent fp32 (z, f, h, w) from noise of that shape; leaves statistics in `last_run`.
 
+        condition: what the model gets beside the text in both branches (`WanI2V.encode_pictures`);
         plan: on this grid of noise levels (`checks.plan_for_run`), else PlanError.
         """
         run = self._run(plan, recorder, sample_solver, sampling_steps, shift, noise)
@@ -270,15 +298,18 @@ class WanT2V:
         )
         if not self.sharded:
             self.model.to(self.device)
-        contexts = {"cond": context, "uncond": context_null}
         latent = noise.to(self.device, torch.float32)
-        seq_len = self.config.tokens(tuple(latent.shape))
+        shared = {"seq_len": self.config.tokens(tuple(latent.shape)), **(condition or {})}
+        given = {
+            branch: {"context": [text], **shared}
+            for branch, text in zip(BRANCHES, (context, context_null), strict=True)
+        }
         autocast = self.autocast()
         bar = steps_bar(sampling_steps, shown=progress and self.ranks.first)
         with timed(self.device) as loop, torch.no_grad(), autocast, bar, run.attached(self.guided):
             for step, t in zip(shown_steps(run, bar), scheduler.timesteps, strict=True):
                 timestep = t[None]  # one object for both calls of a step
-                cond, uncond = self._predictions(run, step, latent, timestep, contexts, seq_len)
+                cond, uncond = self._predictions(run, step, latent, timestep, given)
                 flow = uncond + guide_scale * (cond - uncond)
                 with no_autocast(self.device):
                     latent = scheduler.step(flow[None], t, latent[None], return_dict=False)[0][0]
@@ -322,18 +353,17 @@ class WanT2V:
         step: int,
         latent: Tensor,
         timestep: Tensor,
-        contexts: dict[str, Tensor],
-        seq_len: int,
+        given: dict[str, dict[str, Any]],
     ) -> Iterator[Tensor]:
         """Both branches, cond first; two groups of processes need one call for them."""
         if self.ranks.degrees.cfg > 1:
-            own = contexts[BRANCHES[self.ranks.cfg_rank]]
+            own = given[BRANCHES[self.ranks.cfg_rank]]
             run.begin(step, "cond")
-            yield from self.guided([latent], timestep, [own], seq_len)
+            yield from self.guided([latent], timestep, **own)
             return
         for branch in BRANCHES:
             run.begin(step, branch)
-            yield self.model([latent], timestep, [contexts[branch]], seq_len)[0]
+            yield self.model([latent], timestep, **given[branch])[0]
 
     def decode(self, latent: Tensor) -> Tensor | None:
         """Clip (3, F, H, W), fp32 in [-1, 1], of a latent (z, f, h, w), on the first process."""

@@ -35,12 +35,13 @@ from miniatures.clips import held_out_prompts
 from profiling_core.metrics import latent_error
 from profiling_core.plan.importers import from_steps, public_document
 from profiling_core.plan.model_specs import MODELS
-from profiling_core.plan.presets import STEPS, load_preset
-from profiling_core.plan.regrid import SPEEDUPS
+from profiling_core.plan.presets import STEPS, load_preset, public_plan
+from profiling_core.plan.regrid import SPEEDUPS, regrid
 from profiling_core.search.preset_search import robust_search
 
 NAME = "regret"
 OFFICIAL = {"wan": "wan2.1-t2v-14B", "hunyuan": "hunyuan-video-t2v-720p"}
+PICTURES = ("wan2.1-i2v-14B", "wan2.1-i2v-14B-720P", "wan2.1-flf2v-14B")
 BEFORE = {  # quality, balanced, fast at commit 0873175; of Wan 1.3B two steps differed by one
     "wan": (
         [*range(9), *range(10, 42, 2), *range(42, 50)],
@@ -85,6 +86,7 @@ def main() -> int:
         run_tree(name, args.prompts, args.seed)
     for name in args.trees:
         sys.stdout.write(matrix(name) + "\n\n")
+    sys.stdout.write(of_pictures() + "\n\n")
     sys.stdout.write(summary(load_rows(NAME)) + "\n")
     return 0
 
@@ -95,10 +97,10 @@ def lists_of(name: str) -> dict[str, tuple[int, ...]]:
     for preset, before in zip(SPEEDUPS, BEFORE[name], strict=True):
         found[f"{preset} before"] = tuple(before)
         found[f"{preset} now"] = load_preset(model, preset).prediction.compute_steps["cond"]
-    family = MODELS[model].fingerprint.family
+    family = MODELS[model].family
     for source in ("lemica", "golden-path"):
         for of, lists in public_document()[source].items():
-            if of in MODELS and MODELS[of].fingerprint.family == family:
+            if of in MODELS and MODELS[of].family is family:
                 kept = ("lemica", "budcache", "meancache", "uniform")
                 short = of.rpartition("-")[2]
                 found |= {f"{short} {n}": tuple(s) for n, s in lists.items() if n.startswith(kept)}
@@ -107,7 +109,7 @@ def lists_of(name: str) -> dict[str, tuple[int, ...]]:
 
 def matrix(name: str) -> str:
     """Regret of every list in every world, dB, with the worst of the laws and of all."""
-    search = robust_search(MODELS[OFFICIAL[name]].fingerprint.family)
+    search = robust_search(OFFICIAL[name])
     lines = []
     for label, steps in lists_of(name).items():
         by_world = search.regrets(steps)
@@ -116,6 +118,32 @@ def matrix(name: str) -> str:
         lines.append([label, str(len(steps)), *(f"{value:.1f}" for value in values)])
     worlds = [*search.laws, "Wan miniature", "HunyuanVideo miniature"]
     return table([name, "computed", *worlds, "worst law", "worst"], lines)
+
+
+def of_pictures() -> str:
+    """The worst of the laws and of all for the models that start from pictures.
+
+    Where a model takes another one's lists by step number, also for these by noise level.
+    """
+    lines = []
+    for model in PICTURES:
+        planned, search = MODELS[model], robust_search(model)
+        lists = {preset: load_preset(model, preset) for preset in SPEEDUPS}
+        if not planned.searched:
+            grid = planned.sigmas(search.steps), planned.family.solver, planned.family.shift
+            for preset in SPEEDUPS:
+                sigmas, solver, shift = grid
+                own = load_preset(str(planned.like), preset)
+                lists[f"{preset} by level"] = regrid(own, sigmas, solver=solver, shift=shift)
+        if "i2v" in model:
+            names = public_document()["lemica"]["wan2.1-i2v-14B"]
+            lists |= {name: public_plan(planned, name) for name in names}
+        for label, plan in lists.items():
+            steps = plan.prediction.compute_steps["cond"]
+            by_world = search.regrets(steps)
+            worst = max(by_world[world] for world in search.laws), max(by_world.values())
+            lines.append([model, label, str(len(steps)), *(f"{value:.1f}" for value in worst)])
+    return table(["model", "list", "computed", "worst law", "worst"], lines)
 
 
 def run_tree(name: str, prompts: int, seed: int) -> None:

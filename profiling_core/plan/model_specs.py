@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class ReleasedList:
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of one code base share: block lists, guidance branches, noise levels."""
+    """What models of one code base and task share: block lists, guidance branches, noise levels."""
 
     released: dict[str, ReleasedList]
     branches: tuple[Branch, ...]
@@ -55,6 +56,7 @@ class Family:
     stream: str  # dtype of the residual stream, and of the block deltas
     prediction: str  # dtype of what the model returns
     other_solvers: dict[str, float] = field(default_factory=dict)  # and their first levels
+    steps: int = 50  # of a run
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class PlannedModel:
     family: Family
     fingerprint: ModelFingerprint
     clip: Clip
+    like: str | None = None  # a model of the same blocks, whose presets it takes by step number
+    searched: bool = True  # it has SPEEDUPS of its own all the same
 
     def depth(self, block_list: str) -> int:
         return self.fingerprint.block_lists[block_list]
@@ -96,6 +100,8 @@ WAN = Family(
     prediction="float32",
     other_solvers={"dpm++": 1.0},
 )
+WAN_I2V = replace(WAN, shift=3.0, steps=40)  # at 480p
+WAN_I2V_720P, WAN_FLF2V = replace(WAN_I2V, shift=5.0), replace(WAN, shift=16.0)
 # Guidance is embedded, or both halves share one call: a single branch.
 HUNYUAN = Family(
     released={
@@ -113,11 +119,13 @@ HUNYUAN = Family(
 )
 
 
-def _wan(name: str, depth: int, width: int, clip: Clip) -> PlannedModel:
+def _wan(
+    name: str, depth: int, width: int, clip: Clip, family: Family = WAN, **others: Any
+) -> PlannedModel:
     fingerprint = ModelFingerprint(
         family="wan2.1", name=name, block_lists={"blocks": depth}, width=width
     )
-    return PlannedModel(WAN, fingerprint, clip)
+    return PlannedModel(family, fingerprint, clip, **others)
 
 
 def _hunyuan(name: str, double: int, single: int, width: int, clip: Clip) -> PlannedModel:
@@ -130,7 +138,9 @@ def _hunyuan(name: str, double: int, single: int, width: int, clip: Clip) -> Pla
     return PlannedModel(HUNYUAN, fingerprint, clip)
 
 
+WAN_14B = (40, 5120)  # blocks, width
 WAN_480P = Clip("832x480, 81 frames", tokens=21 * 30 * 52, latent=16 * 21 * 60 * 104)
+WAN_720P = Clip("1280x720, 81 frames", tokens=21 * 45 * 80, latent=16 * 21 * 90 * 160)
 HUNYUAN_720P = Clip(
     "1280x720, 129 frames, 256 text tokens", tokens=33 * 45 * 80 + 256, latent=16 * 33 * 90 * 160
 )
@@ -140,8 +150,18 @@ HUNYUAN_MINI = Clip("128x128, 33 frames, 32 text tokens", MINI.tokens + 32, MINI
 MODELS = {
     planned.fingerprint.name: planned
     for planned in (
-        _wan("wan2.1-t2v-14B", 40, 5120, WAN_480P),
+        _wan("wan2.1-t2v-14B", *WAN_14B, WAN_480P),
         _wan("wan2.1-t2v-1.3B", 30, 1536, WAN_480P),
+        _wan("wan2.1-i2v-14B", *WAN_14B, WAN_480P, WAN_I2V, like="wan2.1-t2v-14B"),
+        _wan(
+            "wan2.1-i2v-14B-720P",
+            *WAN_14B,
+            WAN_720P,
+            WAN_I2V_720P,
+            like="wan2.1-i2v-14B",
+            searched=False,
+        ),
+        _wan("wan2.1-flf2v-14B", *WAN_14B, WAN_720P, WAN_FLF2V, like="wan2.1-t2v-14B"),
         _wan("wan2.1-t2v-mini", 12, 160, MINI),
         _hunyuan("hunyuan-video-t2v-720p", 20, 40, 3072, HUNYUAN_720P),
         _hunyuan("hunyuan-video-t2v-mini", 4, 10, 128, HUNYUAN_MINI),

@@ -63,7 +63,9 @@ def plans_folder() -> Path:
 def available(model: str) -> list[str]:
     """Names of the presets shipped for `model`: the published ones, then ours."""
     files = {file.name for file in plans_folder().iterdir()}
-    return [preset for preset in ORDER if f"{model}.{preset}.json" in files]
+    planned = MODELS.get(model)
+    others = available(planned.like) if planned and planned.like else []
+    return [name for name in ORDER if f"{model}.{name}.json" in files or name in others]
 
 
 def load_preset(model: str, preset: str) -> CachePlan:
@@ -76,12 +78,17 @@ def load_preset(model: str, preset: str) -> CachePlan:
             f"no preset {preset!r} for {model}: there are {', '.join(names) or 'none'}; "
             f"or give the path of a plan file{meant}"
         )
-    return CachePlan.load(plans_folder() / f"{model}.{preset}.json")
+    file = plans_folder() / f"{model}.{preset}.json"
+    if file.is_file():
+        return CachePlan.load(file)
+    planned = MODELS[model]
+    return _steps_of(load_preset(str(planned.like), preset), planned)
 
 
 def public_plan(planned: PlannedModel, name: str) -> CachePlan:
     """A public list of steps as a plan that holds the prediction; PlanError lists what there is."""
-    document, model = public_document(), planned.fingerprint.name
+    document = public_document()
+    model = planned.fingerprint.name if planned.searched else str(planned.like)
     found = {
         list_name: (source, steps)
         for source in ("lemica", "golden-path")
@@ -95,13 +102,15 @@ def public_plan(planned: PlannedModel, name: str) -> CachePlan:
     source, steps = found[name]
     facts = document["sources"][source]
     words = f"{name} of {facts['of']} ({facts['licence']}), held as published"
-    sites = from_steps(STEPS, steps, planned.family.branches)
-    return _built(planned, name, (sites, words, {}))
+    count = planned.family.steps
+    sites = from_steps(count, steps, planned.family.branches)
+    return _built(planned, name, (sites, words, {}), count)
 
 
 def presets_of(model: PlannedModel) -> list[str]:
-    """Names of the model's presets, whether they are shipped or only built."""
-    own = (*PRESETS[model.fingerprint.family], *SPEEDUPS)
+    """Names of the model's own presets, whether they are shipped or only built."""
+    published = [] if model.like else [*PRESETS[model.fingerprint.family]]
+    own = published + [*SPEEDUPS] * model.searched
     return [preset for preset in ORDER if preset in own]
 
 
@@ -115,26 +124,25 @@ def build_preset(planned: PlannedModel, preset: str) -> CachePlan:
         return _built(planned, preset, PRESETS[planned.fingerprint.family][preset](planned))
     shipped = MODELS.get(planned.fingerprint.name)
     if shipped is None or shipped.fingerprint != planned.fingerprint:
-        return _as_official(planned, preset)
+        official = next(m for m in MODELS.values() if m.family is planned.family)
+        return _steps_of(load_preset(official.fingerprint.name, preset), planned)
     return load_preset(planned.fingerprint.name, preset)
 
 
-def _as_official(planned: PlannedModel, preset: str) -> CachePlan:
-    """The steps of the family's first official model, searched for that one."""
-    official = next(m for m in MODELS.values() if m.family is planned.family)
-    plan = load_preset(official.fingerprint.name, preset)
+def _steps_of(plan: CachePlan, planned: PlannedModel) -> CachePlan:
+    """The steps of another model's preset by their numbers."""
     sites = [site.model_dump(mode="json", exclude_none=True) for site in plan.sites]
     source = f"the steps of {plan.model.name}: {plan.provenance.source}"
-    return _built(planned, preset, (sites, source, plan.provenance.settings))
+    return _built(planned, plan.name, (sites, source, plan.provenance.settings), plan.steps)
 
 
-def _built(planned: PlannedModel, preset: str, recipe: Recipe) -> CachePlan:
+def _built(planned: PlannedModel, preset: str, recipe: Recipe, steps: int = STEPS) -> CachePlan:
     sites, source, settings = recipe
     return CachePlan.build(
         name=preset,
         model=planned.fingerprint,
-        steps=STEPS,
-        sigmas=[round(sigma, 6) for sigma in planned.sigmas(STEPS)],
+        steps=steps,
+        sigmas=[round(sigma, 6) for sigma in planned.sigmas(steps)],
         solver=planned.family.solver,
         shift=planned.family.shift,
         sites=sites,

@@ -19,7 +19,7 @@ import numpy as np
 from profiling_core.plan import CachePlan
 from profiling_core.plan.importers import from_steps
 from profiling_core.plan.model_specs import MODELS, PlannedModel
-from profiling_core.plan.presets import STEPS, build_preset
+from profiling_core.plan.presets import build_preset
 from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.plan.solvers import skips_of
 from profiling_core.profile.profile import Profile
@@ -52,7 +52,7 @@ def make_preset(planned: PlannedModel, preset: str) -> CachePlan:
         plan = _profiled(name).plan(preset)
         made = plan.provenance.model_copy(update={"made_by": SHIPPED_BY})
         return plan.model_copy(update={"provenance": made})
-    return robust_search(planned.fingerprint.family).plan(planned, preset)
+    return robust_search(name).plan(planned, preset)
 
 
 def presets_from(profile: Profile) -> list[CachePlan]:
@@ -90,7 +90,8 @@ class RobustSearch:
     """
 
     def __init__(self, planned: PlannedModel) -> None:
-        family, levels = planned.family, planned.sigmas(STEPS)
+        family, self.steps = planned.family, planned.family.steps
+        levels = planned.sigmas(self.steps)
         self.skip = _skip_of(family.solver)
         grid = SigmaGrid(family.solver, family.shift, tuple(levels))
         self.laws = {
@@ -100,17 +101,17 @@ class RobustSearch:
         self.own, self.best = cache(self._own), cache(self._best)
 
     def plan(self, planned: PlannedModel, preset: str) -> CachePlan:
-        """The preset of any model of the family. It states no error: laws have no unit."""
+        """The preset of any model with this grid. It states no error: laws have no unit."""
         family = planned.family
-        steps = self.best(count_of(STEPS, SPEEDUPS[preset]), MINIATURE[preset])
+        steps = self.best(count_of(self.steps, SPEEDUPS[preset]), MINIATURE[preset])
         return CachePlan.build(
             name=preset,
             model=planned.fingerprint,
-            steps=STEPS,
-            sigmas=[round(sigma, 6) for sigma in planned.sigmas(STEPS)],
+            steps=self.steps,
+            sigmas=[round(sigma, 6) for sigma in planned.sigmas(self.steps)],
             solver=family.solver,
             shift=family.shift,
-            sites=from_steps(STEPS, steps, family.branches, self.skip),
+            sites=from_steps(self.steps, steps, family.branches, self.skip),
             provenance={
                 "made_by": ROBUST_BY,
                 "source": LABEL,
@@ -130,7 +131,7 @@ class RobustSearch:
 
     def exchanged(self, steps: tuple[int, ...], share: float) -> tuple[int, ...] | None:
         """The best of all lists in which one step has moved; None where none is better."""
-        free = np.setdiff1d(np.arange(1, STEPS), steps)
+        free = np.setdiff1d(np.arange(1, self.steps), steps)
         lists = np.array(
             [sorted((*steps[:k], *steps[k + 1 :], b)) for k in range(1, len(steps)) for b in free]
         )
@@ -181,10 +182,15 @@ class RobustSearch:
         return StepSearch(table, search.sensitivity.values)
 
 
+def robust_search(model: str) -> RobustSearch:
+    """Of all models that have this one's grid."""
+    family = MODELS[model].family
+    return _robust(next(name for name, planned in MODELS.items() if planned.family is family))
+
+
 @cache
-def robust_search(family: str) -> RobustSearch:
-    """Of the models of a family: they have one grid."""
-    return RobustSearch(next(m for m in MODELS.values() if m.fingerprint.family == family))
+def _robust(model: str) -> RobustSearch:
+    return RobustSearch(MODELS[model])
 
 
 @cache

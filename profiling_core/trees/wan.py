@@ -59,6 +59,11 @@ class WanModel(TreeModel):
         self.config = WAN_CONFIGS[args.task]
         if self.config.still:
             raise CompareError(f"--model {args.task} makes images: take one that makes videos")
+        if self.config.pictures:
+            raise CompareError(
+                f"--model {args.task} starts from a picture, which prompts here do not name: take "
+                "generate.py, or a model that makes videos from text"
+            )
         script.fill_defaults(args, self.config)
         script.check_values(args, self.config)
         if not self._incomplete:

@@ -331,6 +331,7 @@ BAD = {
     "solver": (["--solver", "heun"], "argument --sample_solver: invalid choice: 'heun'"),
     "steps": (["--steps", "0"], "sample_steps 0 is too few"),
     "image": (["--model", "t2i-14B"], "--model t2i-14B makes images"),
+    "picture": (["--model", "i2v-14B"], "--model i2v-14B starts from a picture"),
     "dit": (["--dit-weight", "x"], "Wan2.1 has its weights in --ckpt-dir"),
     "lpips": (["--lpips-weights", "nowhere.pth"], "LPIPS weights nowhere.pth: no such file"),
     "quote": (["--tree-options='"], "--tree-options"),

@@ -12,6 +12,7 @@ from wan.model import WanModel
 
 WAN_TEXT_LEN, WAN_TEXT = 512, 64
 WAN_SIZES = {"dim": 96, "ffn_dim": 160, "num_heads": 2, "num_layers": 4, "text_dim": WAN_TEXT}
+WAN_PICTURE = {"image_tokens": 5, "image_dim": 24}
 WIDTH, HEADS, DOUBLE, SINGLE, ROPE = 96, 4, 4, 6, (4, 10, 10)
 TEXT, POOLED, TEXT_LEN, GRID = 40, 24, 12, (3, 4, 6)
 
@@ -129,18 +130,34 @@ def hunyuan_pair(
     return ours, theirs
 
 
-def wan_pair() -> tuple[WanModel, WanTransformer3DModel]:
+def wan_pair(model_type: str = "t2v") -> tuple[WanModel, WanTransformer3DModel]:
     """Ours with a head that does not start at zero; diffusers' through its own conversion."""
     torch.manual_seed(0)
-    ours = WanModel(**WAN_SIZES).eval()
+    pictures = {} if model_type == "t2v" else {"in_dim": 36, **WAN_PICTURE}
+    ours = WanModel(model_type, **WAN_SIZES, **pictures).eval()
     for parameter in ours.parameters():
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 48, "text_dim": WAN_TEXT}
-    theirs = WanTransformer3DModel(**sizes, ffn_dim=160, num_layers=4)
+    return ours, diffusers_wan(ours)
+
+
+def diffusers_wan(ours: WanModel) -> WanTransformer3DModel:
+    """diffusers' transformer with the weights of ours."""
+    width, image = ours.dim // ours.num_heads, {}
+    if ours.model_type != "t2v":
+        image = {"image_dim": ours.image_shape[1], "added_kv_proj_dim": ours.dim}
+    if ours.model_type == "flf2v":
+        image["pos_embed_seq_len"] = ours.image_shape[0]
+    theirs = WanTransformer3DModel(
+        **{"num_attention_heads": ours.num_heads, "attention_head_dim": width, **image},
+        **{"text_dim": ours.text_dim, "ffn_dim": ours.blocks[0].ffn[0].out_features},
+        **{"num_layers": len(ours.blocks), "in_channels": ours.in_dim, "out_channels": 16},
+    )
     converted = convert_wan_transformer_to_diffusers(dict(ours.state_dict()))
+    if ours.model_type == "flf2v":  # which that conversion leaves out
+        converted["condition_embedder.image_embedder.pos_embed"] = converted.pop("img_emb.emb_pos")
     theirs.load_state_dict(converted, strict=True)
-    return ours, theirs.eval()
+    return theirs.eval()
 
 
 def wan_inputs(batch: int, sizes: tuple[int, int, int] = (3, 8, 12)) -> tuple[Tensor, Tensor]:

@@ -11,16 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "Wan2.1"), str(ROOT / "HunyuanVideo")]
+sys.path.append(str(ROOT / "tests" / "lib"))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from loguru import logger  # noqa: E402
+from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -41,8 +44,9 @@ from profiling_core.runtime.options import resolve_plan  # noqa: E402
 from wan.attention import attention  # noqa: E402
 from wan.configs import WAN_CONFIGS as WAN  # noqa: E402
 from wan.configs import parse_size  # noqa: E402
+from wan.image2video import WanFLF2V, WanT2V  # noqa: E402
 from wan.sigmas import sigmas_fp32 as wan_sigmas  # noqa: E402
-from wan.text2video import WanT2V  # noqa: E402
+from wan_toys import write_checkpoint  # noqa: E402
 
 STEPS, FRAMES, SEED, CFG_SCALE = 8, 5, 7, 2.0
 PLANS = (None, "release", "balanced")
@@ -71,6 +75,30 @@ class Wan:
         return self.pipeline.denoise(*contexts, noise, plan=plan, **run, **more)
 
 
+class Pictures(Wan):
+    """The same with a first and a last frame: random weights of the miniature's sizes."""
+
+    def __init__(self, ranks: Ranks | None, **options: bool) -> None:
+        self.config = WAN["flf2v-14B"]
+        with tempfile.TemporaryDirectory() as folder:
+            sizes = {"dim": 160, "num_heads": 4, "num_layers": 12, "text_len": 32}
+            write_checkpoint(Path(folder), model_type="flf2v", **sizes)
+            own = {"fp32": True, "ranks": ranks, **options}
+            self.pipeline = WanFLF2V(self.config, folder, "cpu", **own)
+        shift = self.config.sample_shift
+        self.grid = {"solver": "unipc", "shift": shift}
+        self.sigmas = wan_sigmas("unipc", STEPS, shift)
+
+    def denoise(self, plan: CachePlan | None, cfg_scale: float) -> Tensor:
+        contexts = self.pipeline.encode(["red circle", "a square"])
+        pictures = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+        condition = self.pipeline.encode_pictures(pictures, (64, 64), FRAMES)
+        noise = torch.randn((16, 2, 8, 8), generator=torch.Generator().manual_seed(SEED))
+        run = {"sampling_steps": STEPS, "guide_scale": cfg_scale, "progress": False}
+        run |= {"shift": self.config.sample_shift, "condition": condition}
+        return self.pipeline.denoise(*contexts, noise, plan=plan, **run)
+
+
 class Hunyuan:
     """A pipeline of the HunyuanVideo miniature in fp32."""
 
@@ -93,8 +121,9 @@ class Hunyuan:
         return self.pipeline.denoise(conditioning, noise, plan=plan, **run, **more)
 
 
-TREES = {"wan": Wan, "hunyuan": Hunyuan}
+TREES = {"wan": Wan, "pictures": Pictures, "hunyuan": Hunyuan}
 MODELS = {"wan": "wan2.1-t2v-mini", "hunyuan": "hunyuan-video-t2v-mini"}
+MODELS["pictures"] = MODELS["wan"]
 
 
 def plan_of(tree: Wan | Hunyuan, name: str, preset: str | None) -> CachePlan | None:
@@ -136,7 +165,7 @@ def run_case(text: str, alone: dict[Any, dict[Any, Any]]) -> list[dict]:
     fsdp = bool(numbers.pop("fsdp", 0))
     ranks = ranks_of(Degrees(**numbers))
     guided = name == "hunyuan" and ranks.degrees.cfg > 1
-    cfg_scale = CFG_SCALE if guided or name == "wan" else 1.0
+    cfg_scale = CFG_SCALE if guided or name != "hunyuan" else 1.0
     if (name, guided) not in alone:
         alone[name, guided] = from_first(
             {plan: tree.denoise(plan_of(tree, name, plan), cfg_scale) for plan in PLANS}
@@ -277,7 +306,7 @@ def main(target: str, *cases: str) -> None:
     dist.init_process_group("gloo")
     alone: dict[Any, dict[Any, Any]] = {}  # what one process makes
     own = [row for case in cases for row in run_case(case, alone)]
-    own += [decode_case(name) for name in TREES]
+    own += [decode_case(name) for name in ("wan", "hunyuan")]
     own += share_cases() + layer_cases()
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, own)

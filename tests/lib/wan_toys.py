@@ -9,8 +9,18 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
+from wan.clip import BLOCK_NAMES as CLIP_BLOCK_NAMES
+from wan.clip import FIXED as CLIP_FIXED
+from wan.clip import NAMES as CLIP_NAMES
+from wan.configs import CLIP_CHECKPOINT
 from wan.model import WanModel
 from wan.t5 import BLOCK_NAMES, FIXED
 
@@ -23,6 +33,9 @@ TINY_DIT = {
     "text_len": 16,
 }
 TINY_VAE = {"base_dim": 8}
+TINY_CLIP = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
+TINY_CLIP |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+PICTURES = {"in_dim": 36, "image_dim": 16, "image_tokens": 5}  # of a model with a tiny CLIP
 TINY_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
 WORDS = "a red green blue circle square moving left right up down over stripes checks noise".split()
 OFFICIAL_CONFIG = {
@@ -59,6 +72,30 @@ def tiny_t5(seed: int = 2) -> UMT5EncoderModel:
         UMT5Config(**FIXED, **TINY_T5), attn_implementation="eager"
     )
     return randomise(model, seed, std=0.5).to(torch.bfloat16)
+
+
+def tiny_clip(seed: int = 3) -> CLIPVisionModel:
+    return randomise(CLIPVisionModel(CLIPVisionConfig(**TINY_CLIP, **CLIP_FIXED)), seed)
+
+
+def official_clip_state(clip: CLIPVisionModel) -> dict[str, Tensor]:
+    """The tensors of the official file; of its text half there is a token."""
+    state, found = dict(clip.state_dict()), {"log_scale": torch.zeros([])}
+    found |= {"textual.head.0.weight": torch.zeros(2), "visual.head": torch.zeros(16, 4)}
+    for official, own in CLIP_NAMES.items():
+        for kind in ("", ".weight", ".bias"):
+            if own + kind in state:
+                found[f"visual.{official}{kind}"] = state[own + kind]
+    found["visual.cls_embedding"] = found["visual.cls_embedding"][None, None]
+    found["visual.pos_embedding"] = state[CLIP_NAMES["pos_embedding"]][None]
+    for i in range(len(clip.encoder.layers)):
+        own, official = f"encoder.layers.{i}", f"visual.transformer.{i}"
+        for kind in ("weight", "bias"):
+            for name, theirs in CLIP_BLOCK_NAMES.items():
+                found[f"{official}.{name}.{kind}"] = state[f"{own}.{theirs}.{kind}"]
+            rows = [state[f"{own}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            found[f"{official}.attn.to_qkv.{kind}"] = torch.cat(rows)
+    return found
 
 
 def official_vae_name(name: str) -> str:
@@ -134,10 +171,16 @@ def write_dit(folder: Path, model: WanModel, shards: int = 1, **config: object) 
     (folder / f"{name}.safetensors.index.json").write_text(json.dumps(index))
 
 
-def write_checkpoint(folder: Path, *, seed: int = 0, shards: int = 1) -> Path:
+def write_checkpoint(
+    folder: Path, *, seed: int = 0, shards: int = 1, model_type: str = "t2v", **sizes: int
+) -> Path:
     """A complete tiny checkpoint folder; tests change it as they like."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_dit(folder, tiny_dit(seed), shards)
+    if model_type != "t2v":
+        sizes |= {"model_type": model_type, **PICTURES}
+        torch.save(official_clip_state(tiny_clip(seed + 3)), folder / CLIP_CHECKPOINT)
+        (folder / CLIP_CHECKPOINT).with_suffix(".json").write_text(json.dumps(TINY_CLIP))
+    write_dit(folder, tiny_dit(seed, **sizes), shards, **sizes)
     torch.save(official_vae_state(tiny_vae(seed + 1)), folder / "Wan2.1_VAE.pth")
     (folder / "Wan2.1_VAE.json").write_text(json.dumps(TINY_VAE))
     t5 = "models_t5_umt5-xxl-enc-bf16"

@@ -14,14 +14,17 @@ from torchrun import torchrun
 from tree_paths import ROOT
 from wan.attention import attention
 
-BLOCKS = {"wan": 12, "hunyuan": 14}
-ENCODER_UNITS = 2  # blocks of the Wan miniature's text encoder, each gathered once a prompt
+BLOCKS = {"wan": 12, "pictures": 12, "hunyuan": 14}
+ENCODER_UNITS = 2  # blocks of a text encoder of Wan's, each gathered once a prompt
 CASES = {
     2: (
         "wan:ulysses=2",
         "wan:ring=2",
         "wan:cfg=2",
         "wan:ulysses=2,fsdp=1",
+        "pictures:ulysses=2,fsdp=1",
+        "pictures:ring=2",
+        "pictures:cfg=2",
         "hunyuan:ulysses=2",
         "hunyuan:ring=2",
         "hunyuan:cfg=2",

@@ -14,6 +14,7 @@ from profiling_core.plan.importers import (
     public_document,
 )
 from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.presets import public_plan
 from profiling_core.plan.schedule import stepwise
 from toys import toy_plan
 
@@ -72,11 +73,11 @@ def test_every_source_has_a_licence_and_every_list_rises_from_0():
 
 
 def test_the_grids_of_the_lists_are_the_official_ones():
-    for model in ("wan2.1-t2v-14B", "hunyuan-video-t2v-720p"):
+    for model in ("wan2.1-t2v-14B", "wan2.1-i2v-14B", "hunyuan-video-t2v-720p"):
         grid = public_document()["grids"][model]
         level = np.linspace(grid["first_level"], 0, grid["steps"] + 1)[:-1]
         sigma = grid["shift"] * level / (1 + (grid["shift"] - 1) * level)
-        assert MODELS[model].sigmas(50) == pytest.approx(sigma, abs=1e-6)
+        assert MODELS[model].sigmas(grid["steps"]) == pytest.approx(sigma, abs=1e-6)
 
 
 def test_a_public_list_is_imported_as_published_and_held(tmp_path, capsys):
@@ -88,6 +89,12 @@ def test_a_public_list_is_imported_as_published_and_held(tmp_path, capsys):
     assert plan.prediction.compute_steps == {"cond": steps, "uncond": steps}
     assert "UnicomAI/LeMiCa" in plan.provenance.source and "Apache" in plan.provenance.source
     assert main(command) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_lists_of_image_to_video_are_for_both_of_its_grids():
+    found = [public_plan(MODELS[f"wan2.1-i2v-14B{end}"], "lemica-14") for end in ("", "-720P")]
+    assert [(plan.steps, plan.shift) for plan in found] == [(40, 3), (40, 5)]
+    assert {plan.prediction.compute_steps["cond"][-2:] for plan in found} == {(37, 39)}
 
 
 def test_a_wrong_list_is_refused_with_those_of_the_model(tmp_path, capsys):

@@ -37,6 +37,9 @@ OWN = {
         --size 640*480
         --size 832*480
         --offload_model maybe
+        --image x.png
+        --first_frame a.png
+        --last_frame b.png
         --task i2v-14B
         --task flf2v-14B
         --task vace-1.3B

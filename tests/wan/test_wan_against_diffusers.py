@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from diffusers_pairs import WAN_TEXT_LEN, wan_inputs, wan_pair
+from diffusers_pairs import WAN_PICTURE, WAN_TEXT_LEN, wan_inputs, wan_pair
 from wan.model import WanModel
 
 
@@ -28,6 +28,33 @@ def test_prediction_equals_diffusers(pair, timestep: int, batch: int) -> None:
     theirs = reference(x, t, text, return_dict=False)[0]
     assert ours.std() > 0.1
     assert (ours - theirs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("timestep", [999, 0])
+@pytest.mark.parametrize(("model_type", "pictures"), [("i2v", 1), ("flf2v", 2)])
+@torch.no_grad()
+def test_prediction_with_pictures_equals_diffusers(
+    model_type: str, pictures: int, timestep: int
+) -> None:
+    (model, reference), (x, text) = wan_pair(model_type), wan_inputs(2)
+    t = torch.full((2,), timestep)
+    features = torch.randn(2 * pictures, *WAN_PICTURE.values())
+    y = torch.randn(2, 20, *x.shape[2:])
+    ours = torch.stack(model(list(x), t, list(text), 3 * 4 * 6, features, list(y)))
+    theirs = reference(torch.cat((x, y), dim=1), t, text, features, return_dict=False)[0]
+    assert ours.std() > 0.1
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_pictures_and_model_type_have_to_fit(model) -> None:
+    x, text = wan_inputs(1)
+    picture = {"clip_fea": torch.zeros(1, 5, 24), "y": [torch.zeros(20, *x.shape[2:])]}
+    given = (list(x), torch.tensor([1]), list(text), 72)
+    with pytest.raises(ValueError, match="'t2v' has no image branch"):
+        model(*given, **picture)
+    with pytest.raises(ValueError, match="'i2v' needs clip_fea and y"):
+        wan_pair("i2v")[0](*given)
 
 
 @torch.no_grad()

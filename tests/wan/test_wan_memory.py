@@ -50,7 +50,10 @@ def call_peak(
     model: WanModel, latent: tuple[int, ...], cache: Any = None, steps: tuple[int, ...] = (0,)
 ) -> int:
     """Peak of one call, or of the calls of a cache's steps."""
-    tokens = latent[1] * latent[2] * latent[3] // 4
+    tokens, given = latent[1] * latent[2] * latent[3] // 4, {}
+    if model.image_shape[0]:
+        given["clip_fea"] = torch.randn(1, *model.image_shape)
+        given["y"] = [torch.randn(20, *latent[1:])]
     x, t = torch.randn(latent), torch.tensor([999])
     text = torch.randn(16, model.text_dim, dtype=torch.bfloat16)
     with contextlib.ExitStack() as stack:
@@ -62,8 +65,16 @@ def call_peak(
             for branch in ("cond", "uncond"):
                 if cache is not None:
                     cache.begin(step, branch)
-                model([x], t, [text], tokens)
+                model([x], t, [text], tokens, **given)
     return memory.peak
+
+
+def official_vae(base_dim: int = 96) -> VideoVAE:
+    """Without weights."""
+    vae = VideoVAE.__new__(VideoVAE)
+    vae.model = built(lambda: AutoencoderKLWan(base_dim=base_dim))
+    vae.mean, vae.inverse_std = torch.zeros(1, 16, 1, 1, 1), torch.ones(1, 16, 1, 1, 1)
+    return vae
 
 
 @pytest.mark.parametrize(
@@ -88,6 +99,22 @@ def test_the_activations_of_a_call_are_those_that_are_alive(
         peak = call_peak(model, latent)
     load = Load(dtype, degrees=Degrees(ulysses, ring), latent=latent)
     assert_holds(activation_bytes(sizes, load), peak)
+
+
+def test_a_call_with_a_picture_needs_what_one_without_does() -> None:
+    with fake_tensors():
+        sizes = WAN_14B.transformer | {"num_layers": 2, "model_type": "i2v", "in_dim": 36}
+        peak = call_peak(built(lambda: WanModel(**sizes)), AT_480P)
+    assert_holds(activation_bytes(WAN_14B, Load(latent=AT_480P)), peak)
+
+
+def test_encoding_a_picture_takes_less_than_decoding_the_clip() -> None:
+    shape = (3, 4 * AT_480P[1] - 3, 8 * AT_480P[2], 8 * AT_480P[3])
+    with fake_tensors():
+        vae = official_vae()
+        with LiveMemory() as memory:
+            vae.encode(torch.randn(shape))
+    assert 0 < memory.peak <= decode_bytes(AT_480P)
 
 
 def test_tensors_without_numbers_have_the_peak_of_real_ones() -> None:
@@ -128,9 +155,7 @@ def test_a_plan_adds_its_anchors_and_one_input_of_an_interval() -> None:
 )
 def test_a_decode_needs_what_is_alive(latent: tuple[int, ...], base_dim: int, ranks: int) -> None:
     with fake_tensors():
-        vae = VideoVAE.__new__(VideoVAE)
-        vae.model = built(lambda: AutoencoderKLWan(base_dim=base_dim))
-        vae.mean, vae.inverse_std = torch.zeros(1, 16, 1, 1, 1), torch.ones(1, 16, 1, 1, 1)
+        vae = official_vae(base_dim)
         tiles = vae._tiles(latent[-2:], ranks)
         tiled = vae._tiled(latent[-2:], *tiles) if ranks > 1 else contextlib.nullcontext()
         with tiled, LiveMemory() as memory:
@@ -247,6 +272,14 @@ def test_offload_leaves_one_large_part_on_the_gpu_at_a_time() -> None:
     }
     needs = device_needs(WAN_14B, Load(latent=AT_480P, offload_model=False))
     assert all({"transformer", "text encoder", "VAE"} <= set(parts) for parts in needs.values())
+
+
+def test_the_image_encoder_counts_where_it_waits() -> None:
+    sizes = replace(WAN_14B, image_encoder=1_264_000_000)
+    for offload, stays in ((False, True), (True, False)):
+        needs = device_needs(sizes, Load(offload_model=offload, latent=AT_480P))
+        has = {moment: "image encoder" in parts for moment, parts in needs.items()}
+        assert has == {"encoding": True, "denoising": stays, "decoding": stays}
 
 
 def test_fsdp_counts_its_share_and_what_it_gathers() -> None:

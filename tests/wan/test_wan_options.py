@@ -11,6 +11,7 @@ import generate
 import wan
 from profiling_core.errors import InputError
 from profiling_core.parallel.degrees import Degrees
+from profiling_core.plan.model_specs import MODELS
 from wan.configs import WAN_CONFIGS
 
 
@@ -41,6 +42,24 @@ def test_task_defaults(task: str, size: str, frames: int, negative: str) -> None
     name = generate.file_of(args, WAN_CONFIGS[task], Degrees(2, 3)).name
     assert f"_2_3_{args.prompt.split()[0]}" in name
     assert name.endswith(".png" if task == "t2i-14B" else ".mp4")
+
+
+@pytest.mark.parametrize(
+    ("task", "steps", "shifts", "negative"),
+    [
+        ("i2v-14B", 40, {"1280*720": 5.0, "480*832": 3.0}, "镜头晃动，色调艳丽"),
+        ("flf2v-14B", 50, {"1280*720": 16.0, "480*832": 16.0}, "镜头切换，镜头晃动，色调艳丽"),
+    ],
+)
+def test_image_tasks_have_the_official_defaults(
+    task: str, steps: int, shifts: dict[str, float], negative: str
+) -> None:
+    assert WAN_CONFIGS[task].sample_neg_prompt.startswith(negative)
+    for size, shift in shifts.items():
+        args = resolved("--task", task, "--size", size)
+        assert (args.sample_steps, args.sample_shift, args.frame_num) == (steps, shift, 81)
+        planned = MODELS[WAN_CONFIGS[task].plan_model_of(size)].family
+        assert (planned.steps, planned.shift) == (steps, shift)
 
 
 @pytest.mark.parametrize("task", ["t2v-14B", "t2v-1.3B", "t2i-14B"])

@@ -33,6 +33,24 @@ def official_shapes(model: str) -> dict[str, list[int]]:
     return {**facts["other"], **blocks}
 
 
+def with_pictures(shapes: dict[str, list[int]], dim: int, pictures: int) -> dict[str, list[int]]:
+    """The tensors of the official image-to-video model beside those of text to video."""
+    added = {"patch_embedding.weight": [dim, 36, 1, 2, 2]}
+    for i in range(40):
+        cross = f"blocks.{i}.cross_attn"
+        for part in ("k_img", "v_img"):
+            added |= {f"{cross}.{part}.weight": [dim, dim], f"{cross}.{part}.bias": [dim]}
+        added[f"{cross}.norm_k_img.weight"] = [dim]
+    for layer, out, *inside in ((0, 1280), (1, 1280, 1280), (3, dim, 1280), (4, dim)):
+        added |= {
+            f"img_emb.proj.{layer}.weight": [out, *inside],
+            f"img_emb.proj.{layer}.bias": [out],
+        }
+    if pictures == 2:
+        added["img_emb.emb_pos"] = [1, 514, 1280]
+    return shapes | added
+
+
 def write_empty_shards(folder: Path, shapes: dict[str, list[int]], shards: int) -> None:
     """Real fp32 shards with true headers and a hole for the data: full size, no disk space."""
     names = sorted(shapes)
@@ -52,17 +70,28 @@ def write_empty_shards(folder: Path, shapes: dict[str, list[int]], shards: int) 
     (folder / f"{NAME}.safetensors.index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize(("model", "shards"), [("T2V-1.3B", 2), ("T2V-14B", 6)])
-def test_official_checkpoints_load_at_full_size(tmp_path: Path, model: str, shards: int) -> None:
-    shapes = official_shapes(model)
-    (tmp_path / "config.json").write_text(json.dumps({**OFFICIAL_CONFIG, **FULL_SIZES[model]}))
+@pytest.mark.parametrize(
+    ("model", "model_type", "shards", "keys", "parameters"),
+    [
+        ("T2V-1.3B", "t2v", 2, 825, 1_418_996_800),
+        ("T2V-14B", "t2v", 6, 1095, 14_288_491_584),
+        ("T2V-14B", "i2v", 7, 1303, 16_394_878_784),
+        ("T2V-14B", "flf2v", 7, 1304, 16_395_536_704),
+    ],
+)
+def test_official_checkpoints_load_at_full_size(
+    tmp_path: Path, model: str, model_type: str, shards: int, keys: int, parameters: int
+) -> None:
+    shapes, sizes = official_shapes(model), {**OFFICIAL_CONFIG, **FULL_SIZES[model]}
+    if model_type != "t2v":
+        sizes |= {"model_type": model_type, "in_dim": 36}
+        shapes = with_pictures(shapes, 5120, 1 if model_type == "i2v" else 2)
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
     write_empty_shards(tmp_path, shapes, shards)
     loaded = load_transformer(tmp_path, "meta")
     found = {name: list(tensor.shape) for name, tensor in loaded.state_dict().items()}
     assert found == shapes
-    assert len(found) == SHAPES["models"][model]["keys"]
-    parameters = sum(p.numel() for p in loaded.parameters())
-    assert parameters == SHAPES["models"][model]["parameters"]
+    assert (len(found), sum(p.numel() for p in loaded.parameters())) == (keys, parameters)
 
 
 def test_a_full_size_shard_of_the_other_model_is_refused(tmp_path: Path) -> None:
@@ -173,7 +202,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path, index: str, says: str) -> No
         ({**TINY_DIT, "dim": -48}, "dim is -48, expected 1 to 1000000"),
         ({**TINY_DIT, "num_layers": 10**6}, "num_layers is 1000000, expected 1 to 1000"),
         ({**TINY_DIT, "patch_size": [10**6] * 3}, r"config\.json: .*overflow"),
-        ({**TINY_DIT, "model_type": "i2v"}, "model_type 'i2v' is not supported yet"),
+        ({**TINY_DIT, "model_type": "s2v"}, "model_type 's2v' is not supported, expected t2v"),
         ({**TINY_DIT, "patch_size": [1, 2]}, r"patch_size is \(1, 2\), expected 3 numbers"),
     ],
 )
