@@ -75,7 +75,7 @@ class ProfiledPresets:
         self.search = PlanSearch(profile, (self.skip,))
 
     def plan(self, preset: str) -> CachePlan:
-        point = self.search.point_of(self.skip, count_of(self.search.steps, SPEEDUPS[preset]))
+        point = self.search.exactly(count_of(self.search.steps, SPEEDUPS[preset]), (self.skip,))
         point = replace(point, error=_rounded(point.error))
         return self.search.plan_of(point, Budget(speedup=SPEEDUPS[preset]), preset)
 

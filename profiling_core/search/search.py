@@ -37,7 +37,6 @@ from profiling_core.search.segments import Segments
 from profiling_core.search.sensitivity import Sensitivity, sensitivity_of
 from profiling_core.search.step_search import (
     CALIBRATION,
-    SENSITIVITY_EXPONENT,
     Choice,
     StepSearch,
 )
@@ -51,6 +50,7 @@ FITTED_BELOW = 3.5
 # taken by its third digit lost 2.6 dB, 6 on the worst prompt (docs/research/prediction.md).
 BEST_FIRST = ("fitted", "jump", "corrected", "linear", "hold")
 GIVE_UP = 2.0  # times the least error, from which on plans of fewer steps are no start
+LESS = 0.9  # times the error, from which on a plan of fewer steps is one: no near tie
 FRONTIER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
 
@@ -173,7 +173,7 @@ class PlanSearch:
                 f"the profile's {self.steps} steps, without forecast weights of their own"
             )
         skip = "fitted" if plan.solver_weights else site.skip
-        return self._search(skip, SENSITIVITY_EXPONENT).evaluate(site.compute_steps["cond"])
+        return self._search(skip).evaluate(site.compute_steps["cond"])
 
     def _chosen(self, budget: Budget) -> Point:
         """The best point at the budget's speed-up, or the fastest below its error."""
@@ -192,7 +192,7 @@ class PlanSearch:
     def exactly(self, count: int, skips: tuple[str, ...] | None = None) -> Point:
         """The least error with `count` compute steps in the best of the modes.
 
-        Where a plan of fewer steps has less error than `point_of`, steps are added to it.
+        Where a plan of fewer steps has clearly less error than `point_of`, steps are added to it.
         """
         skip = min(self.skips_at(count, skips or self.skips), key=BEST_FIRST.index)
         best = self.point_of(skip, count)
@@ -200,10 +200,10 @@ class PlanSearch:
             fewer = self.point_of(skip, steps)
             if fewer.error > GIVE_UP * best.error:
                 break
-            best = fewer if fewer.error < best.error else best
+            best = fewer if fewer.error < LESS * best.error else best
         if len(best.steps) == count:
             return best
-        choice = self._search(skip, SENSITIVITY_EXPONENT).filled(best.steps, count)
+        choice = self._search(skip).filled(best.steps, count)
         return Point(skip, choice.steps, self.steps / count, choice.error)
 
     def skips_at(self, count: int, skips: tuple[str, ...]) -> tuple[str, ...]:
@@ -211,23 +211,18 @@ class PlanSearch:
         fitted = self.trajectories.solver == "unipc" and self.steps < FITTED_BELOW * count
         return tuple(skip for skip in skips if fitted or skip != "fitted") or skips
 
-    def point_of(self, skip: str, count: int, exponent: float = SENSITIVITY_EXPONENT) -> Point:
-        """The best `count` compute steps in one reuse mode.
+    def point_of(self, skip: str, count: int) -> Point:
+        """The best `count` compute steps in one reuse mode, by one search."""
+        return self._point(skip, count)
 
-        Another exponent of the sensitivity chooses other steps; their error is predicted with the
-        default one.
-        """
-        return self._point(skip, count, exponent)
+    def _best_point(self, skip: str, count: int) -> Point:
+        more = [self.point_of("jump", count).steps] if skip == "fitted" else []
+        choice = self._search(skip).best(count, *more)
+        return Point(skip, choice.steps, self.steps / count, choice.error)
 
-    def _best_point(self, skip: str, count: int, exponent: float) -> Point:
-        more = [self.point_of("jump", count, exponent).steps] if skip == "fitted" else []
-        steps = self._search(skip, exponent).best(count, *more).steps
-        error = self._search(skip, SENSITIVITY_EXPONENT).evaluate(steps).error
-        return Point(skip, steps, self.steps / count, error)
-
-    def _step_search(self, skip: str, exponent: float) -> StepSearch:
+    def _step_search(self, skip: str) -> StepSearch:
         table, sensitivity = self._segments[skip].table, self.sensitivity.values
-        return StepSearch(table, sensitivity, exponent, CALIBRATION[skip])
+        return StepSearch(table, sensitivity, calibration=CALIBRATION[skip])
 
     @cached_property
     def _segments(self) -> dict[str, Segments]:

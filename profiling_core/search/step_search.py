@@ -81,19 +81,18 @@ class Choice:
 class StepSearch:
     """Chooses compute steps.
 
-    sensitivity: S_n of every run, (S + 1, R); exponent: a of (6); calibration: of (10).
+    sensitivity: S_n of every run, (S + 1, R); calibration: of (10).
     """
 
     def __init__(
         self,
         table: Table,
         sensitivity: np.ndarray,
-        exponent: float = SENSITIVITY_EXPONENT,
         calibration: float = 1.0,
     ) -> None:
         self.calibration, self.steps = calibration, len(table.row_of)
         self._rows, self._ends = table.row_of, table.ends
-        weights = (sensitivity[table.ends] ** exponent).astype(np.float32)  # (N, R)
+        weights = (sensitivity[table.ends] ** SENSITIVITY_EXPONENT).astype(np.float32)  # (N, R)
         # one more row: no segment at all
         self._weighted = np.pad(table.errors * weights[..., None], ((0, 1), (0, 0), (0, 0)))
         norms = np.linalg.norm(table.errors, axis=-1)

@@ -16,7 +16,7 @@ from profiling_core.commands.main import main
 from profiling_core.commands.report.frontier import frontier_lines
 from profiling_core.plan import CachePlan
 from profiling_core.profile.profile import Profile
-from profiling_core.search.search import Budget, PlanSearch, Point, undominated
+from profiling_core.search.search import LESS, Budget, PlanSearch, Point, undominated
 from tree_paths import ROOT
 
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_searched_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_single_search_of_fewer_steps_has_a_smaller_error():
+def test_no_single_search_of_fewer_steps_has_a_clearly_smaller_error():
     profile = Profile.load(ROOT / "HunyuanVideo" / "ckpts" / "HYVideo-mini" / "profile.safetensors")
     search = PlanSearch(profile, ("corrected",))
     counts = range(16, 29)
@@ -111,7 +111,7 @@ def test_no_single_search_of_fewer_steps_has_a_smaller_error():
     assert exact != sorted(exact, reverse=True)  # of 17 computed steps less than of 18
     chosen = [search.point(Budget(speedup=50 / count)) for count in counts]
     for place, (point, count) in enumerate(zip(chosen, counts, strict=True)):
-        assert len(point.steps) == count and point.error <= min(exact[: place + 1])
+        assert len(point.steps) == count and LESS * point.error <= min(exact[: place + 1])
     points = search.frontier((1.75, 2.0, 2.5, 3.0))
     assert all(slow.error < fast.error for slow, fast in pairwise(points)) and len(points) == 3
 

@@ -47,7 +47,7 @@ def test_a_near_tie_of_modes_is_decided_by_runs_not_by_the_prediction(
 ) -> None:
     search = PlanSearch(made_profile(model=model, runs=LEAST_RUNS, steps=12), skips)
 
-    def nearly_tied(skip: str, count: int, exponent: float) -> Point:
+    def nearly_tied(skip: str, count: int) -> Point:
         return Point(skip, tuple(range(count)), 12 / count, (1 - 0.01 * (skip != expected)) / count)
 
     monkeypatch.setattr(search, "_point", nearly_tied)
@@ -65,10 +65,10 @@ def test_steps_are_added_to_a_plan_of_fewer_that_errs_less(
     search: PlanSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skip, good = search.skips[-1], search.point_of(search.skips[-1], 8)
-    bad = search._search(skip, 1.0).evaluate(range(10))  # the end is one stretch
+    bad = search._search(skip).evaluate(range(10))  # the end is one stretch
     stuck = Point(skip, bad.steps, 2.0, 2 * good.error)
     kept = {10: stuck, 9: stuck, 8: good}
-    monkeypatch.setattr(search, "_point", lambda skip, count, exponent: kept.get(count, stuck))
+    monkeypatch.setattr(search, "_point", lambda skip, count: kept.get(count, stuck))
     found = search.exactly(10)
     assert set(good.steps) < set(found.steps) and len(found.steps) == 10
     assert found.error < good.error and found.speedup == 2.0
