@@ -5,7 +5,6 @@ by ours. A run may visit a subset of them. No step waits for the device.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,10 @@ class UniPC(UniPCMultistepScheduler):
         self, model_output: Tensor, *, sample: Tensor, order: int
     ) -> Tensor:
         start, scale, first = self._parts(sample, self.step_index + 1, order)[:3]
-        return _weighted(self, start if first is None else start - scale * (0.5 * first))
+        latent = start if first is None else start - scale * (0.5 * first)
+        if not self.weights:
+            return latent
+        return latent + self.weights[self.step_index][2] * self._last_change()
 
     def multistep_uni_c_bh_update(
         self, this_model_output: Tensor, *, last_sample: Tensor, this_sample: Tensor, order: int
@@ -51,7 +53,7 @@ class UniPC(UniPCMultistepScheduler):
         now = this_model_output - self.model_outputs[-1]
         if self.weights:
             c, d, _ = self.weights[self.step_index]
-            start = start + c * now + d * _last_change(self)
+            start = start + c * now + d * self._last_change()
         if first is None:
             return start - scale * (0.5 * now)
         b = torch.expm1(-h)
@@ -76,30 +78,10 @@ class UniPC(UniPCMultistepScheduler):
         first = (self.model_outputs[-2] - m0) / r if order == 2 else None
         return start, scale, first, r, h
 
-
-class DPM(DPMSolverMultistepScheduler):
-    """diffusers' DPM++ 2M; weights as of UniPC, of which it takes p: it does not correct."""
-
-    weights: Weights = ()
-
-    def dpm_solver_first_order_update(self, *given: Any, **named: Any) -> Tensor:
-        return _weighted(self, super().dpm_solver_first_order_update(*given, **named))
-
-    def multistep_dpm_solver_second_order_update(self, *given: Any, **named: Any) -> Tensor:
-        return _weighted(self, super().multistep_dpm_solver_second_order_update(*given, **named))
-
-
-def _weighted(scheduler: UniPC | DPM, latent: Tensor) -> Tensor:
-    """The predicted latent with the step's own share of the last change."""
-    if not scheduler.weights:
-        return latent
-    return latent + scheduler.weights[scheduler.step_index][2] * _last_change(scheduler)
-
-
-def _last_change(scheduler: UniPC | DPM) -> Tensor | float:
-    """Between the last two predictions of x0; 0 where there is one."""
-    older, newest = scheduler.model_outputs
-    return 0.0 if older is None else newest - older
+    def _last_change(self) -> Tensor | float:
+        """Between the last two predictions of x0; 0 where there is one."""
+        older, newest = self.model_outputs
+        return 0.0 if older is None else newest - older
 
 
 def build_scheduler(
@@ -112,7 +94,7 @@ def build_scheduler(
 ) -> Scheduler:
     """The solver, set up to visit the steps `visit` of the grid (all of them by default).
 
-    weights: of a fitted plan, for every visited step.
+    weights: of UniPC with a fitted plan, for every visited step.
 
     `scheduler.sigmas` holds the visited levels and a final 0 (fp32, on the CPU),
     `scheduler.timesteps` their 1000 * sigma truncated to int64, on `device`.
@@ -122,9 +104,9 @@ def build_scheduler(
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     if solver == "unipc":
         scheduler: Scheduler = UniPC(num_train_timesteps=TRAIN_TIMESTEPS, **flow)
+        scheduler.weights = tuple(weights)
     else:
-        scheduler = DPM(num_train_timesteps=TRAIN_TIMESTEPS, **flow)
-    scheduler.weights = tuple(weights)
+        scheduler = DPMSolverMultistepScheduler(num_train_timesteps=TRAIN_TIMESTEPS, **flow)
     scheduler.set_timesteps(len(visited), device=device)
     scheduler.sigmas = torch.from_numpy(np.append(visited, 0.0).astype(np.float32))
     timesteps = torch.from_numpy(visited * TRAIN_TIMESTEPS)

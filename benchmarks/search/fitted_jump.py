@@ -1,13 +1,11 @@
 """Fitted jumps beside plain ones, on held-out prompts of the Wan miniature, by latents alone.
 
-At every budget the search's best `jump` and its best `fitted` run in fp32 against the full run of
-the same solver: UniPC on the grid of the profile, and DPM++ on the profile resampled for it, as
-`plan --for-solver dpm++` does. Rows go to results/fitted_jump.jsonl, full latents to out/compare,
-beside those of benchmarks.compare; what is there is not made again:
+At every budget the search's best `jump` and its best `fitted` run in fp32 against the full run.
+Rows go to results/fitted_jump.jsonl, full latents to out/compare, beside those of
+benchmarks.compare; what is there is not made again:
 
     python -m benchmarks.search.fitted_jump --threads 1 --budgets 4 5
-    python -m benchmarks.search.fitted_jump --threads 1 --solver dpm++
-    python -m benchmarks.search.fitted_jump --table     # and --solver dpm++; from the rows alone
+    python -m benchmarks.search.fitted_jump --table     # from the rows alone
 """
 
 from __future__ import annotations
@@ -37,7 +35,6 @@ from benchmarks.lib.rows import (
 )
 from profiling_core.metrics import latent_error
 from profiling_core.plan import CachePlan
-from profiling_core.search.resample import on_grid
 from profiling_core.search.search import Budget, PlanSearch, Point
 
 NAME, TREE, STEPS = "fitted_jump", "wan", 50
@@ -51,14 +48,14 @@ def main() -> int:
     if not args.table:
         torch.set_num_threads(args.threads)
         measure(args)
-    sys.stdout.write(summary(load_rows(f"compare_{TREE}") + load_rows(NAME), args.solver) + "\n")
+    sys.stdout.write(summary(load_rows(f"compare_{TREE}") + load_rows(NAME)) + "\n")
     return 0
 
 
 def measure(args: argparse.Namespace) -> None:
     """The missing rows, prompt after prompt."""
     tree = load(TREE, fp32=True)
-    search = PlanSearch(on_grid(profile_of(tree), solver=args.solver))
+    search = PlanSearch(profile_of(tree))
     plans = [planned(search, mode, budget) for budget in args.budgets for mode in MODES]
     known, weights = Rows(load_rows(NAME), KEY, ("policy", "budget")), weights_hash(tree)
     for prompt, seed in held_out(args.prompts):
@@ -68,9 +65,9 @@ def measure(args: argparse.Namespace) -> None:
         if not missing:
             continue
         inputs, folder = tree.inputs(prompt, seed), args.out / f"{TREE}-{weights}"
-        full = full_latent(tree, inputs, folder, args.solver, seed)
+        full = full_latent(tree, inputs, folder, seed)
         for row, plan in missing:
-            latent = tree.denoise(inputs, plan, solver=args.solver).cpu()
+            latent = tree.denoise(inputs, plan).cpu()
             row["latent_error"] = round(latent_error(latent, full), 6)
             row["seconds"] = round(tree.last_run.denoise_seconds, 3)
             append_row(NAME, {**row, "precision": "fp32", **environment(default_device())})
@@ -87,12 +84,11 @@ def planned(search: PlanSearch, mode: str, budget: float) -> tuple[Row, CachePla
     return {**facts, "speedup": round(point.speedup, 4)}, plan
 
 
-def full_latent(tree: Tree, inputs: Inputs, folder: Path, solver: str, seed: int) -> torch.Tensor:
+def full_latent(tree: Tree, inputs: Inputs, folder: Path, seed: int) -> torch.Tensor:
     """The full run's latent, kept in a file."""
-    own = "" if solver == tree.solvers[0] else f"{solver}-"
-    path = folder / f"held-out-{own}{seed}.npy"
+    path = folder / f"held-out-{seed}.npy"
     if not path.exists():
-        save_array(path, tree.denoise(inputs, solver=solver).cpu().numpy())
+        save_array(path, tree.denoise(inputs).cpu().numpy())
     return torch.from_numpy(np.load(path))
 
 
@@ -101,12 +97,12 @@ def decibels(row: Row) -> float:
     return 16 - 20 * log10(row["latent_error"])
 
 
-def summary(rows: list[Row], solver: str) -> str:
-    """Mean (worst) of both modes at every budget, and the gain; of the newest plans."""
+def summary(rows: list[Row]) -> str:
+    """Mean (worst) of both modes at every budget, and the gain; of the newest plans with UniPC."""
     found: dict[float, dict[str, dict[Any, Row]]] = {}
     newest: dict[tuple[float, str], Any] = {}
     policies = [f"search {mode}" for mode in MODES]
-    rows = [r for r in rows if r["policy"] in policies and r.get("solver", "unipc") == solver]
+    rows = [r for r in rows if r["policy"] in policies and r.get("solver", "unipc") == "unipc"]
     for row in rows:
         newest[row["budget"], row["policy"]] = _plan(row)
     for row in rows:
@@ -139,9 +135,7 @@ def _line(budget: float, jump: dict[Any, Row], fitted: dict[Any, Row]) -> list[s
 
 
 def build_parser() -> Parser:
-    parser = Parser(__doc__, prompts=24, budgets=BUDGETS, out="out/compare", table=True)
-    parser.add_argument("--solver", choices=("unipc", "dpm++"), default="unipc")
-    return parser
+    return Parser(__doc__, prompts=24, budgets=BUDGETS, out="out/compare", table=True)
 
 
 if __name__ == "__main__":

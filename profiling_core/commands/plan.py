@@ -164,7 +164,8 @@ def _stored(args: argparse.Namespace) -> dict[str, Any]:
 def _around(search: PlanSearch, chosen: Point) -> list[Point]:
     """The frontier, with the chosen point's own row."""
     count = len(chosen.steps)
-    points = [*search.frontier(), *(search.point_of(skip, count) for skip in search.skips)]
+    skips = search.skips_at(count, search.skips)
+    points = [*search.frontier(), *(search.point_of(skip, count) for skip in skips)]
     others = [p for p in points if (p.skip, len(p.steps)) != (chosen.skip, count)]
     return [*dict.fromkeys(undominated(others)), chosen]
 

@@ -42,11 +42,8 @@ _SOLVERS = {
     "DPMSolverMultistepScheduler": "dpm++",
     "FlowDPMSolverMultistepScheduler": "dpm++",
 }
-# what a solver is set to where the weights of a fitted plan are for its steps
-_WEIGHED = {
-    "unipc": dict(solver_order=2, solver_type="bh2", predict_x0=True, disable_corrector=[]),
-    "dpm++": dict(solver_order=2, solver_type="midpoint", algorithm_type="dpmsolver++"),
-}
+# what UniPC is set to where the weights of a fitted plan are for its steps
+_WEIGHED = dict(solver_order=2, solver_type="bh2", predict_x0=True, disable_corrector=[])
 See = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # prediction, latent, the next
 _PART = (
     "plans are for loops that visit every level from the first; call it with strength=1 and "
@@ -126,10 +123,9 @@ def visit_only(scheduler: Any, steps: Sequence[int]) -> None:
 
 def takes_weights(scheduler: Any) -> bool:
     """Are the weights of a fitted plan for the steps of this scheduler?"""
-    wanted = _WEIGHED.get(_solver(scheduler))
     config = getattr(scheduler, "config", None)
-    return wanted is not None and all(
-        getattr(config, name, None) == value for name, value in wanted.items()
+    return _solver(scheduler) == "unipc" and all(
+        getattr(config, name, None) == value for name, value in _WEIGHED.items()
     )
 
 
@@ -160,7 +156,7 @@ def _weighted_class(plain: type) -> type:
 
 
 class _Weighted:
-    """The updates that a step of UniPC or DPM++ calls, with the weights of the visited step."""
+    """The updates that a step of UniPC calls, with the weights of the visited step."""
 
     def multistep_uni_c_bh_update(self: Any, this_model_output: Any, **named: Any) -> Any:
         above: Any = super()
@@ -170,19 +166,8 @@ class _Weighted:
 
     def multistep_uni_p_bh_update(self: Any, *given: Any, **named: Any) -> Any:
         above: Any = super()
-        return _predicted(self, above.multistep_uni_p_bh_update(*given, **named))
-
-    def dpm_solver_first_order_update(self: Any, *given: Any, **named: Any) -> Any:
-        above: Any = super()
-        return _predicted(self, above.dpm_solver_first_order_update(*given, **named))
-
-    def multistep_dpm_solver_second_order_update(self: Any, *given: Any, **named: Any) -> Any:
-        above: Any = super()
-        return _predicted(self, above.multistep_dpm_solver_second_order_update(*given, **named))
-
-
-def _predicted(scheduler: Any, latent: torch.Tensor) -> torch.Tensor:
-    return latent + scheduler._delta_weights[scheduler.step_index][2] * _last_change(scheduler)
+        plain = above.multistep_uni_p_bh_update(*given, **named)
+        return plain + self._delta_weights[self.step_index][2] * _last_change(self)
 
 
 def _last_change(scheduler: Any) -> torch.Tensor | float:

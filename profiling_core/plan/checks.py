@@ -110,10 +110,10 @@ def _check_solver_weights(
     weights: dict[str, tuple[float, float, float]],
     place: str,
 ) -> None:
-    if site.skip != "jump" or plan.solver == "euler":
+    if site.skip != "jump" or plan.solver != "unipc":
         raise ValueError(
-            f"{place}.solver_weights: go with skip 'jump' and the solvers unipc and dpm++, found "
-            f"{site.skip!r} and {plan.solver}"
+            f"{place}.solver_weights: go with skip 'jump' and the solver unipc, found "
+            f"{site.skip!r} and {plan.solver}: search a plan for it"
         )
     wrong = set(weights) ^ {str(step) for step in site.compute_steps["cond"]}
     if wrong:

@@ -7,6 +7,9 @@ SKIPS = ("hold", "linear", "corrected", "fitted", "jump")
 
 
 def skips_of(solver: str) -> tuple[str, ...]:
-    """The reuse modes that differ: Euler's jump is holding, and a jump has its own corrector."""
-    others = ("fitted", "jump") if solver == "euler" else ("corrected",)
-    return tuple(skip for skip in SKIPS if skip not in others)
+    """The reuse modes that differ: Euler's jump is holding, and a jump needs no correction.
+
+    `fitted` did not pay with DPM++ (docs/research/did-not-pay.md).
+    """
+    others = {"euler": ("fitted", "jump"), "unipc": ("corrected",)}
+    return tuple(s for s in SKIPS if s not in others.get(solver, ("corrected", "fitted")))

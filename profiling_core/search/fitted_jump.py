@@ -1,10 +1,10 @@
-"""Fitted jumps: weights of the solver's step over skipped levels, from Gram matrices alone.
+"""Fitted jumps: weights of UniPC's step over skipped levels, from Gram matrices alone.
 
 A jump from j to n, i being the compute step before j, is changed by differences of the clean
 latents m, so that it stays exact where the prediction is constant:
 
     (1)  x_n = the jump's + p (m_j - m_i)                             what the model sees
-    (2)  y_n = the jump's + c (m_n - m_j) + d (m_j - m_i)             what goes on, UniPC
+    (2)  y_n = the jump's + c (m_n - m_j) + d (m_j - m_i)             what goes on
 
 p, and c and d, are least squares over the runs of what the plain jump misses of the recorded
 latents. Every run counts by its own share of it; a ridge keeps the weights small, and so does a
@@ -35,8 +35,7 @@ class FittedJumps(Segments):
     def errors(self, i: int, j: int) -> np.ndarray:
         sees, seen, leaves, left = self._missed(i, j)
         found = seen + _mended(sees, seen)
-        if self.trajectories.solver == "unipc":
-            found[:-1] = (left + _mended(leaves, left) + SEEN * found)[:-1]
+        found[:-1] = (left + _mended(leaves, left) + SEEN * found)[:-1]
         return found
 
     def step_weights(self, computed: Sequence[int]) -> dict[int, StepWeights]:
@@ -47,7 +46,7 @@ class FittedJumps(Segments):
             sees, seen, leaves, left = (part[..., [n - j - 1], :, :] for part in self._missed(i, j))
             if i != j:
                 found[j][2] = float(fitted(sees, seen)[0, 0])
-            if n in found and self.trajectories.solver == "unipc":
+            if n in found:
                 weights = fitted(leaves, left)[0].tolist()
                 found[n][: len(weights)] = weights
         return {step: (c, d, p) for step, (c, d, p) in found.items()}
@@ -57,12 +56,10 @@ class FittedJumps(Segments):
         (N, R, D); the same of (2) and of the latent that goes on. K is 0 or 1, and one more in (2).
         """
         went_on, clean = self.recorded
-        solver, latents = self.trajectories.solver, self.trajectories.latents
         later = np.append(clean[j + 1 :], clean[-1:], axis=0)  # at the end there is none
         known = [np.broadcast_to(clean[j] - clean[i], later.shape)] if i != j else []
-        left = seen = self.jump_misses(solver, i, j, went_on)
-        if solver == "unipc":
-            seen = self.jump_misses("dpm++", i, j, latents)
+        left = self.jump_misses("unipc", i, j, went_on)
+        seen = self.jump_misses("dpm++", i, j, self.trajectories.latents)  # UniPC's predictor
         sees = np.array(known).reshape(-1, *later.shape)
         return sees, seen, np.array([later - clean[j], *known]), left
 

@@ -44,7 +44,7 @@ from profiling_core.search.trajectories import Trajectories, trajectories_of
 from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
-# fitted jumps are taken with UniPC alone and below this speed-up: docs/research/prediction.md
+# fitted jumps are taken below this speed-up alone: docs/research/prediction.md
 FITTED_BELOW = 3.5
 # By runs: predictions of two modes are too near to decide between them, and a near tie that was
 # taken by its third digit lost 2.6 dB, 6 on the worst prompt (docs/research/prediction.md).
@@ -172,7 +172,8 @@ class PlanSearch:
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
                 f"the profile's {self.steps} steps, without forecast weights of their own"
             )
-        skip = "fitted" if plan.solver_weights else site.skip
+        weighted = plan.solver_weights and plan.solver == self.trajectories.solver
+        skip = "fitted" if weighted else site.skip  # on another solver its steps are plain jumps
         return self._search(skip).evaluate(site.compute_steps["cond"])
 
     def _chosen(self, budget: Budget) -> Point:
@@ -208,7 +209,7 @@ class PlanSearch:
 
     def skips_at(self, count: int, skips: tuple[str, ...]) -> tuple[str, ...]:
         """Those of `skips` that pay at so many compute steps; the only one stays."""
-        fitted = self.trajectories.solver == "unipc" and self.steps < FITTED_BELOW * count
+        fitted = self.steps < FITTED_BELOW * count
         return tuple(skip for skip in skips if fitted or skip != "fitted") or skips
 
     def point_of(self, skip: str, count: int) -> Point:

@@ -159,6 +159,6 @@ def test_the_gain_of_fitted_jumps_is_of_the_newest_plans_on_prompts_that_both_ra
     rows = [row("fitted", 1, 9.0, "old"), row("jump", 1, 0.1), row("fitted", 1, 0.01)]
     rows += [row("jump", 2, 0.1), row("fitted", 2, 0.2), row("jump", 3, 0.1)]
     rows += [row("jump", 1, 0.5, solver="dpm++"), row("linear", 1, 0.001)]
-    lines = fitted_jump.summary(rows, "unipc").splitlines()
+    lines = fitted_jump.summary(rows).splitlines()
     cells = "| 4x | 12 | 36.0 (36.0) | 43.0 (30.0) | +20.0 | +7.0 +-13.0 | 1 of 2 |"
     assert lines[2:] == [cells]

@@ -50,6 +50,17 @@ def test_a_speed_up_between_the_rows_gets_its_own(recorded, tmp_path, capsys):
     assert "2.22x            9" in capsys.readouterr().out
 
 
+def test_fitted_jumps_are_not_shown_at_a_speed_where_they_did_not_win(tmp_path, capsys):
+    made_profile(runs=5, steps=20).save(tmp_path / "wan.profile")
+    for speedup, last in (("2", "<"), ("4.4", "-")):
+        out = tmp_path / f"{speedup}.json"
+        assert main(command(tmp_path / "wan.profile", out, "--speedup", speedup)) == 0
+        (row,) = [line for line in capsys.readouterr().out.splitlines() if "<" in line]
+        assert row.split()[4].endswith(last)
+        assert main(["show", str(out)]) == 0
+        assert ("with the plan's weights" in capsys.readouterr().out) == (last == "<")
+
+
 def test_a_figure_that_cannot_be_written_does_not_cost_the_plan(recorded, tmp_path, monkeypatch):
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(plan_module, "save_frontier", full)

@@ -11,6 +11,7 @@ import torch
 from made_profiles import made_profile
 from profiling_core.errors import PlanError
 from profiling_core.plan.cost import bytes_held, speedup_flops
+from profiling_core.plan.regrid import regrid
 from profiling_core.search import flow_solvers
 from profiling_core.search.fitted_jump import FittedJumps
 from profiling_core.search.flow_solvers import Levels
@@ -24,42 +25,35 @@ from wan.sigmas import sigmas_fp32
 STEPS, RUNS, WAN = 12, 6, "wan2.1-t2v-mini"
 
 
-def made_trajectories(solver: str, turn: float = 0.1, likeness: float = 1.0) -> Trajectories:
+def made_trajectories(turn: float = 0.1, likeness: float = 1.0) -> Trajectories:
     """Predictions that turn alike in all runs, and what the solver makes of them."""
     rng = np.random.default_rng(3)
     wave = np.cumsum(np.sin(np.arange(STEPS) / 2)[:, None, None] * rng.normal(size=(RUNS, 7)), 0)
     noise = np.cumsum(rng.normal(size=(STEPS, RUNS, 7)), 0)
     predictions = rng.normal(size=(RUNS, 7)) + turn * (likeness * wave + (1 - likeness) * noise)
-    levels = Levels(sigmas_fp32(solver, STEPS, 5.0))
+    levels = Levels(sigmas_fp32("unipc", STEPS, 5.0))
     start = rng.normal(size=(RUNS, 7))
-    latents = flow_solvers.run(solver, levels, start, lambda k, _: predictions[k])
-    return Trajectories(solver, levels, predictions, latents)
+    latents = flow_solvers.run("unipc", levels, start, lambda k, _: predictions[k])
+    return Trajectories("unipc", levels, predictions, latents)
 
 
-@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
-def test_a_constant_prediction_stays_exact(solver: str) -> None:
-    jumps = FittedJumps(made_trajectories(solver, turn=0.0), "fitted")
+def test_a_constant_prediction_stays_exact() -> None:
+    jumps = FittedJumps(made_trajectories(turn=0.0), "fitted")
     assert max(np.abs(jumps.errors(i, j)).max() for i, j in ((0, 0), (0, 3), (2, 5))) < 1e-9
 
 
-@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
-def test_runs_that_bend_alike_leave_less_than_plain_jumps_and_noise_does_no_harm(
-    solver: str,
-) -> None:
+def test_runs_that_bend_alike_leave_less_than_plain_jumps_and_noise_does_no_harm() -> None:
     for likeness, at_most in ((1.0, 0.8), (0.0, 1.05)):
-        trajectories = made_trajectories(solver, likeness=likeness)
+        trajectories = made_trajectories(likeness=likeness)
         plain, ours = Segments(trajectories, "jump"), FittedJumps(trajectories, "fitted")
         norms = [np.linalg.norm(kind.table.errors, axis=-1) + 1e-9 for kind in (ours, plain)]
         assert np.exp(np.log(norms[0] / norms[1]).mean()) < at_most
 
 
-@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
 @pytest.mark.parametrize(("i", "j", "n"), [(2, 4, 7), (0, 0, 3), (3, 6, STEPS)])
-def test_an_error_in_the_table_has_weights_of_the_other_runs(
-    solver: str, i: int, j: int, n: int
-) -> None:
+def test_an_error_in_the_table_has_weights_of_the_other_runs(i: int, j: int, n: int) -> None:
     """Run 2 dropped, weights fitted on the rest, and the weighted scheduler run on run 2."""
-    whole, r = made_trajectories(solver), 2
+    whole, r = made_trajectories(), 2
     others = [run for run in range(RUNS) if run != r]
     rest = replace(
         whole, predictions=whole.predictions[:, others], latents=whole.latents[:, others]
@@ -72,16 +66,15 @@ def test_an_error_in_the_table_has_weights_of_the_other_runs(
     c, d, _ = weights.get(n, (0.0, 0.0, 0.0))
     p, at = weights[j][2], n - j - 1
     wanted = seen[at, r] + sum(p * basis[at, r] for basis in sees)
-    if solver == "unipc" and n < STEPS:
+    if n < STEPS:
         kept = left[at, r] + sum(w * b[at, r] for w, b in zip((c, d), leaves, strict=False))
         wanted = kept + SEEN * wanted
     assert np.allclose(FittedJumps(whole, "fitted").errors(i, j)[at, r], wanted, atol=1e-12)
 
 
-@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
-def test_the_weighted_scheduler_is_a_naive_loop(solver: str) -> None:
+def test_the_weighted_scheduler_is_a_naive_loop() -> None:
     """Clean latents, the solver's factors and the three weights, summed by hand, step by step."""
-    trajectories = made_trajectories(solver)
+    trajectories = made_trajectories()
     computed = (0, 1, 2, 4, 7, 9, 11)
     weights = FittedJumps(trajectories, "fitted").step_weights(computed)
     weights = {step: tuple(30 * w for w in own) for step, own in weights.items()}  # to be seen
@@ -93,10 +86,10 @@ def test_the_weighted_scheduler_is_a_naive_loop(solver: str) -> None:
     for k, (c, d, p) in enumerate(sums):
         clean.append(x - levels.sigma[k] * given[k])
         change = clean[k - 1] - clean[k - 2] if k > 1 else 0.0
-        if solver == "unipc" and k == 1:
+        if k == 1:
             keep, new = flow_solvers.first_order(levels, 0, 1)
             x = keep * came + new * (clean[0] + clean[1]) / 2 + c * (clean[1] - clean[0])
-        elif solver == "unipc" and k:
+        elif k:
             keep, new, old, there = flow_solvers.corrector(levels, k - 2, k - 1, k)
             x = keep * came + new * clean[k - 1] + old * clean[k - 2] + there * clean[k]
             x = x + c * (clean[k] - clean[k - 1]) + d * change
@@ -110,7 +103,7 @@ def test_the_weighted_scheduler_is_a_naive_loop(solver: str) -> None:
         x = x + (p * (clean[k] - clean[k - 1]) if k else 0.0)
     ends = []
     for own in (sums, ()):
-        scheduler = build_scheduler(solver, STEPS, 5.0, visit=computed, weights=own)
+        scheduler = build_scheduler("unipc", STEPS, 5.0, visit=computed, weights=own)
         latent = torch.from_numpy(start).float()
         for t, v in zip(scheduler.timesteps, given, strict=True):
             latent = scheduler.step(torch.from_numpy(v).float(), t, latent, return_dict=False)[0]
@@ -135,10 +128,19 @@ def test_a_fitted_jump_is_left_where_it_did_not_win() -> None:
         assert points[1].error < points[0].error  # as predicted
         assert search.exactly(count) == points[taken]
     assert {point.skip for point in search.frontier((4.0, 5.0))} == {"jump"}
-    other = PlanSearch(on_grid(search.profile, solver="dpm++"), ("jump", "fitted"))
-    assert other.skips_at(10, other.skips) == ("jump",)
-    for asked, count in ((search, 5), (other, 10)):
-        assert asked.exactly(count, ("fitted",)).skip == "fitted"
+    assert search.exactly(5, ("fitted",)).skip == "fitted"
+
+
+def test_dpm_has_no_fitted_jumps_and_a_plan_with_them_jumps_there() -> None:
+    profile = made_profile(model=WAN, runs=5, steps=20)
+    plan = PlanSearch(profile).plan(Budget(speedup=2.0))
+    other = on_grid(profile, solver="dpm++")
+    search = PlanSearch(other)
+    assert search.skips == ("hold", "linear", "jump") and plan.solver_weights
+    there = regrid(plan, other.recorded.sigmas, solver="dpm++", shift=plan.shift)
+    assert not there.solver_weights and search.predicted(plan) == search.predicted(there)
+    with pytest.raises(PlanError, match=r"'fitted' is no reuse mode with dpm\+\+: hold, linear, "):
+        PlanSearch(other, ("fitted",))
 
 
 def test_a_profile_of_few_runs_is_searched_without_fitted_jumps() -> None:

@@ -131,8 +131,6 @@ def weighing(scheduler: type, plan: CachePlan) -> Iterator[None]:
         "convert_model_output": converted,
         "multistep_uni_c_bh_update": corrected,
         "multistep_uni_p_bh_update": predicted,
-        "dpm_solver_first_order_update": predicted,
-        "multistep_dpm_solver_second_order_update": predicted,
     }
     with ExitStack() as stack:
         for name, answer in answers.items() if plan.solver_weights else ():

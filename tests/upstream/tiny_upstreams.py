@@ -122,7 +122,7 @@ class TinyRun(ABC):
         branches = ("cond", "uncond")[: self.branches]
         steps = {"compute_steps": dict.fromkeys(branches, tuple(computed)), "skip": skip}
         sites: list[dict] = []
-        if family == "fitted jump" and grid.solver != "euler":
+        if family == "fitted jump" and grid.solver == "unipc":
             weights = {step: (0.1 * (step % 3), 0.02 * step, -0.01 * step) for step in computed}
             steps |= {"solver_weights": weights}
         if kind in ("prediction", "both"):
