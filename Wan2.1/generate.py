@@ -232,9 +232,9 @@ def generate(args: argparse.Namespace) -> None:
     config = WAN_CONFIGS[args.task]
     asked = {name: value for name, value in vars(args).items() if name not in LOCAL}
     fill_defaults(args, config)
-    check_values(args, config)
     pictures = read_pictures(args, config)
     config.size_for(args.size, pictures[0].size if pictures else None)
+    check_values(args, config)
     check_folder(Path(args.ckpt_dir), config)
     check_profile_target(args, file_of(args, config))
     plan = resolve_plan(args.delta_cache, config.plan_model_of(args.size))

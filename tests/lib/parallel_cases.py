@@ -50,7 +50,13 @@ from wan_toys import write_checkpoint  # noqa: E402
 
 STEPS, FRAMES, SEED, CFG_SCALE = 8, 5, 7, 2.0
 PLANS = (None, "release", "balanced")
-PROFILED = ("wan:ulysses=2", "wan:cfg=2", "hunyuan:ring=2", "hunyuan:cfg=2")
+PROFILED = (
+    "wan:ulysses=2",
+    "wan:cfg=2",
+    "pictures:cfg=2",
+    "hunyuan:ring=2",
+    "hunyuan:cfg=2",
+)
 COLLECTIVES = {"all_to_all": "alltoall", "all_gather": "allgather", "send": "send"}
 
 
@@ -89,14 +95,14 @@ class Pictures(Wan):
         self.grid = {"solver": "unipc", "shift": shift}
         self.sigmas = wan_sigmas("unipc", STEPS, shift)
 
-    def denoise(self, plan: CachePlan | None, cfg_scale: float) -> Tensor:
+    def denoise(self, plan: CachePlan | None, cfg_scale: float, **more: Any) -> Tensor:
         contexts = self.pipeline.encode(["red circle", "a square"])
         pictures = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
         condition = self.pipeline.encode_pictures(pictures, (64, 64), FRAMES)
         noise = torch.randn((16, 2, 8, 8), generator=torch.Generator().manual_seed(SEED))
         run = {"sampling_steps": STEPS, "guide_scale": cfg_scale, "progress": False}
         run |= {"shift": self.config.sample_shift, "condition": condition}
-        return self.pipeline.denoise(*contexts, noise, plan=plan, **run)
+        return self.pipeline.denoise(*contexts, noise, plan=plan, **run, **more)
 
 
 class Hunyuan:
@@ -222,7 +228,7 @@ def profile_case(
 ) -> dict[str, Any]:
     """A run that all ranks record, against one that a process alone does: errors of its arrays."""
     name, ranks = case_of(text)[0], tree.pipeline.ranks
-    cfg_scale = CFG_SCALE if name == "wan" or ranks.degrees.cfg > 1 else 1.0
+    cfg_scale = CFG_SCALE if name != "hunyuan" or ranks.degrees.cfg > 1 else 1.0
     if ("profile", name, cfg_scale) not in alone:
         one = profile_of(TREES[name](None), name, cfg_scale).arrays if ranks.first else None
         alone["profile", name, cfg_scale] = from_first(one)

@@ -309,10 +309,12 @@ def error_of(
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_picture_is_one_line(name: str, tmp_path: Path, error_of: Callable) -> None:
+def test_a_bad_picture_is_one_line_before_weights_are_asked_for(
+    name: str, tmp_path: Path, error_of: Callable
+) -> None:
     content, says = BAD[name]
     write_bad(tmp_path / name, content)
-    line = error_of("--task", "i2v-14B", "--ckpt_dir", "x", "--image", name)
+    line = error_of("--task", "i2v-14B", "--image", name)
     assert says in line and (name in line or "too narrow" in line)
 
 

@@ -88,9 +88,17 @@ def test_without_a_folder_the_official_one_beside_the_script_is_taken(
     assert resolved("--task", "t2i-14B").ckpt_dir is None
     with pytest.raises(InputError, match=r"missing and .*/Wan2.1-T2V-14B does not exist: download"):
         generate.check_values(resolved("--task", "t2i-14B"), WAN_CONFIGS["t2i-14B"])
-    for task, name in (("t2i-14B", "Wan2.1-T2V-14B"), ("t2v-1.3B", "Wan2.1-T2V-1.3B")):
+    small = ("--size", "480*832")
+    for name, *argv in (
+        ("Wan2.1-T2V-14B", "t2i-14B"),
+        ("Wan2.1-T2V-1.3B", "t2v-1.3B"),
+        ("Wan2.1-I2V-14B-480P", "i2v-14B", *small),
+        ("Wan2.1-I2V-14B-720P", "i2v-14B"),
+        ("Wan2.1-FLF2V-14B-720P", "flf2v-14B", *small),
+    ):
+        assert resolved("--task", *argv).ckpt_dir is None
         (tmp_path / name).mkdir()
-        assert resolved("--task", task).ckpt_dir == tmp_path / name
+        assert resolved("--task", *argv).ckpt_dir == tmp_path / name
     assert resolved("--ckpt_dir", "mine").ckpt_dir == "mine"
 
 
