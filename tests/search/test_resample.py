@@ -78,6 +78,15 @@ def test_levels_that_are_no_shifted_line_are_refused(wan):
         grid_like(subject, 30)
 
 
+def test_a_profile_of_levels_that_are_no_shifted_line_is_searched_on_its_own_grid(wan):
+    bent = tuple(sigma**1.1 for sigma in wan.recorded.sigmas)
+    subject = wan.recorded.model_copy(update={"sigmas": bent})
+    profile = Profile(wan.settings, subject, wan.runs, wan.arrays)
+    assert on_grid(profile) is profile
+    with pytest.raises(ProfileError, match="are no line shifted by 5"):
+        on_grid(profile, steps=8)
+
+
 # -- resampling
 
 
