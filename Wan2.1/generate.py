@@ -53,6 +53,7 @@ from wan.configs import (
     WanConfig,
 )
 from wan.pictures import read_picture
+from wan.prompt_extend import check_language_model, extend
 from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
 from wan.video import check_target, default_name, save_image, save_video
 
@@ -62,15 +63,13 @@ if TYPE_CHECKING:
 
 PICTURES = {"image": "i2v", "first_frame": "flf2v", "last_frame": "flf2v"}  # and their tasks
 # paths may differ between machines
-LOCAL = ("ckpt_dir", "save_file", "delta_cache", *PICTURES)
+LOCAL = ("ckpt_dir", "save_file", "delta_cache", "prompt_extend_model", *PICTURES)
 # officially read by other tasks, or with another option
-UNUSED = {
-    **dict.fromkeys(
-        ("--prompt_extend_method", "--prompt_extend_model", "--prompt_extend_target_lang"),
-        "it belongs to --use_prompt_extend",
-    ),
-    **dict.fromkeys(("--src_video", "--src_mask", "--src_ref_images"), "it is for vace tasks"),
-}
+UNUSED = dict.fromkeys(("--src_video", "--src_mask", "--src_ref_images"), "it is for vace tasks")
+UNEXTENDED = dict.fromkeys(
+    ("--prompt_extend_method", "--prompt_extend_model", "--prompt_extend_target_lang"),
+    "it belongs to --use_prompt_extend",
+)
 LARGEST_SEED = 2**64 - 1  # torch's generators take 64 bits
 
 
@@ -113,9 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--src_mask", help="for vace tasks")
     add("--src_ref_images", help="for vace tasks")
     add("--prompt", help="default: an example")
-    add("--use_prompt_extend", action="store_true", help="not available")
+    add("--use_prompt_extend", action="store_true", help="a language model writes more")
     add("--prompt_extend_method", default="local_qwen", choices=["dashscope", "local_qwen"])
-    add("--prompt_extend_model", help="not available")
+    add("--prompt_extend_model", help="folder of a text model, such as Qwen2.5-14B-Instruct")
     add("--prompt_extend_target_lang", default="zh", choices=["zh", "en"])
     add("--base_seed", type=int, default=-1, help="negative: one is drawn and logged")
     for name, kind in PICTURES.items():
@@ -133,9 +132,12 @@ def check_supported(args: argparse.Namespace) -> None:
     if args.task in ABSENT_TASKS:
         raise InputError(f"task {args.task} is not there yet: take one of {', '.join(WAN_CONFIGS)}")
     if args.use_prompt_extend:
-        raise InputError(
-            "--use_prompt_extend is not available: write the longer text into --prompt yourself"
-        )
+        if args.prompt_extend_method == "dashscope":
+            raise InputError(
+                "--prompt_extend_method dashscope would send the prompt to a remote service, which "
+                "is not done here: take local_qwen and a folder in --prompt_extend_model"
+            )
+        check_language_model(args.prompt_extend_model)
     for name, kind in PICTURES.items():
         if getattr(args, name) is not None and name not in WAN_CONFIGS[args.task].pictures:
             raise InputError(
@@ -143,7 +145,7 @@ def check_supported(args: argparse.Namespace) -> None:
                 f"it out or take --task {kind}-14B"
             )
     check_processes(args)
-    warn_unused(args, UNUSED, build_parser)
+    warn_unused(args, UNUSED | ({} if args.use_prompt_extend else UNEXTENDED), build_parser)
 
 
 def given_degrees(args: argparse.Namespace) -> Given:
@@ -294,6 +296,11 @@ def run(
     room = out_of_memory_as_input_error(device, what, way_out, sparing)
     with joined(degrees, device, facts) as ranks, room:
         seed = from_first(args.base_seed)
+        if args.use_prompt_extend:
+            logger.info(f"extending the prompt with {args.prompt_extend_model}")
+            given = (args.prompt, Path(args.prompt_extend_model), args.prompt_extend_target_lang)
+            args.prompt = from_first(extend(*given, seed, device) if ranks.first else None)
+            logger.info(f"extended prompt: {args.prompt}")
         logger.info(f"loading {args.ckpt_dir}")
         pipeline = {"t2v": WanT2V, "i2v": WanI2V, "flf2v": WanFLF2V}[config.model_type](
             config,

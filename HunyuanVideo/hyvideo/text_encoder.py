@@ -1,8 +1,6 @@
 """The two text encoders: states of a language model, and CLIP's one vector per prompt."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,13 +15,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from profiling_core.errors import InputError
 from profiling_core.files import first_line
 from profiling_core.runtime.prompt_tokens import padded_tokens
 from profiling_core.runtime.state_dicts import (
     check_types,
+    load_pretrained,
     plain_state,
     read_header,
     read_torch_file,
@@ -71,26 +69,16 @@ def load_model(
     On the meta device no weight is read.
     """
     _check_types(folder)
+    name, way_out = f"text encoder folder {folder}", HOW_TO_GET.get(folder.name, "make it again")
+    meta = torch.device(device).type == "meta"
     try:
-        with _quiet():
-            model, report = kind.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                output_loading_info=True,
-                device_map="meta" if torch.device(device).type == "meta" else None,
-            )
+        return load_pretrained(
+            kind, folder, name, way_out, dtype=dtype, device_map="meta" if meta else None
+        )
+    except InputError:
+        raise
     except Exception as error:
         raise _unusable(folder, "weights", error) from None
-    for what in ("missing_keys", "mismatched_keys"):
-        names = sorted(map(str, report.get(what) or ()))
-        if names:
-            raise InputError(
-                f"text encoder folder {folder}: {len(names)} tensors are "
-                f"{what.removesuffix('_keys')}, the first is {names[0]}: "
-                f"{HOW_TO_GET.get(folder.name, 'make it again')}"
-            )
-    return model.eval().requires_grad_(False)
 
 
 def _check_types(folder: Path) -> None:
@@ -102,21 +90,6 @@ def _check_types(folder: Path) -> None:
         kinds = {path: types_of(plain_state(path, read_torch_file(path))) for path in found}
     for path, kind in kinds.items():
         check_types(path, kind, "take the files in fp16 or bf16")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's progress bar and its list of tensors: those that count raise errors."""
-    verbosity = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
 
 
 def _unusable(folder: Path, part: str, error: Exception) -> InputError:

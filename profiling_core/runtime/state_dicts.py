@@ -1,7 +1,8 @@
 """Weight files as state dicts, and strict loading of them into modules on the meta device."""
 
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,43 @@ def check_finite(result: Tensor, what: str, way_out: str) -> None:
     """InputError when an overflow or damaged weights would give a black or random clip."""
     if not result.isfinite().all():
         raise InputError(f"{what} gave numbers that are not finite: {way_out}")
+
+
+def load_pretrained(kind: Any, folder: Path, name: str, way_out: str, **options: Any) -> Any:
+    """A model of transformers from its folder; InputError unless every weight of it is there.
+
+    name: what errors call the folder. No code of the folder runs and nothing is fetched; whatever
+    the library raises on a damaged file is the caller's.
+    """
+    with quiet_transformers():
+        model, report = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    for what in ("missing_keys", "mismatched_keys"):
+        names = sorted(map(str, report.get(what) or ()))
+        if names:
+            raise InputError(
+                f"{name}: {len(names)} tensors are {what.removesuffix('_keys')}, the first is "
+                f"{names[0]}: {way_out}"
+            )
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the library's progress bar and its list of tensors: those that count raise errors."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

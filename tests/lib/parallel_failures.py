@@ -31,6 +31,23 @@ def fail_at_a_step(end: str) -> None:
     WanModel.forward = failing
 
 
+def note_prompt(target: str) -> None:
+    """Every rank writes down the prompt that it samples with; the first alone may extend it."""
+    from transformers import AutoModelForCausalLM
+
+    from wan.text2video import WanT2V
+
+    generate = WanT2V.generate
+
+    def noting(self: WanT2V, prompt: str, *args: object, **kwargs: object) -> object:
+        Path(f"{target}.{RANK}").write_bytes(prompt.encode())
+        return generate(self, prompt, *args, **kwargs)
+
+    WanT2V.generate = noting
+    if RANK:
+        AutoModelForCausalLM.from_pretrained = None
+
+
 def main(way: str, target: str) -> None:
     prompt, plan, seed = "red circle", "balanced", "5"
     if way == "prompt" and RANK == 1:
@@ -42,6 +59,9 @@ def main(way: str, target: str) -> None:
     what = ["--delta_cache", plan]
     if way == "seed":
         seed, what = "-1", ["--offload_model", "true", "--delta_profile", f"{target}.profile"]
+    if way == "extend":
+        note_prompt(target)
+        what = ["--use_prompt_extend", "--prompt_extend_model", f"{target}.qwen"]
     options = ["--task", "t2v-mini", "--frame_num", "5", "--sample_steps", "6"]
     options += ["--prompt", prompt, "--base_seed", seed, "--save_file", target]
     sys.argv = ["generate.py", *options, *what]

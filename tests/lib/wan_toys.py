@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -38,6 +40,12 @@ TINY_CLIP |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 PICTURES = {"in_dim": 36, "image_dim": 16, "image_tokens": 5}  # of a model with a tiny CLIP
 TINY_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
 WORDS = "a red green blue circle square moving left right up down over stripes checks noise".split()
+TINY_QWEN = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+TINY_QWEN |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 OFFICIAL_CONFIG = {
     "_class_name": "WanModel",
     "_diffusers_version": "0.30.0",
@@ -187,4 +195,24 @@ def write_checkpoint(
     torch.save(official_t5_state(tiny_t5(seed + 2)), folder / f"{t5}.pth")
     (folder / f"{t5}.json").write_text(json.dumps(TINY_T5))
     write_tokenizer(folder / "google" / "umt5-xxl")
+    return folder
+
+
+def write_language_model(folder: Path, seed: int = 4) -> Path:
+    """A tiny Qwen2 that samples, with a tokenizer of single bytes and Qwen's chat template."""
+    signs = {sign: i for i, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytewise = Tokenizer(models.BPE(signs, []))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    marks = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bytewise, additional_special_tokens=["<|im_start|>"], **marks
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen2Config(vocab_size=len(tokenizer), bos_token_id=None, **ids, **TINY_QWEN)
+    model = randomise(Qwen2ForCausalLM(config), seed)
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder)
     return folder

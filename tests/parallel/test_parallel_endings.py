@@ -18,8 +18,10 @@ from profiling_core.plan.restrict import plan_of_both
 from profiling_core.profile.profile import Profile
 from profiling_core.runtime import exit_codes as endings
 from profiling_core.runtime.options import resolve_plan
+from profiling_core.runtime.terminal import printable
 from torchrun import torchrun
 from tree_paths import ROOT
+from wan_toys import write_language_model
 
 SAYS = {
     "prompt": "error: the processes were not given the same --prompt: 'red circle' on rank 0, "
@@ -57,6 +59,18 @@ def test_a_launch_without_degrees_and_seed_chooses_both_once_and_records(tmp_pat
     (seed,) = re.findall(r"drew base_seed (\d+)", result.stdout)
     (run,) = Profile.load(tmp_path / "clip.mp4.profile").runs
     assert str(run.seed) == seed
+
+
+@pytest.mark.slow
+def test_the_first_process_extends_the_prompt_for_all(tmp_path: Path) -> None:
+    target = tmp_path / "clip.mp4"
+    write_language_model(tmp_path / "clip.mp4.qwen")
+    result = torchrun(2, ROOT / "tests" / "lib" / "parallel_failures.py", "extend", str(target))
+    assert result.returncode == 0 and target.stat().st_size, result.stderr[-2000:]
+    first, second = (Path(f"{target}.{rank}").read_bytes().decode() for rank in (0, 1))
+    assert first == second and len(first) > len("red circle")
+    (line,) = re.findall("extended prompt: (.*)", result.stdout)
+    assert line == printable(first)
 
 
 NAMES = ("--u", "--r", "--c")
