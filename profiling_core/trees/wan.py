@@ -107,7 +107,10 @@ class WanModel(TreeModel):
             check_folder(Path(self.args.ckpt_dir), self.config)
 
     def parts(self) -> dict[str, Part]:
+        import torch
+
         from wan.checkpoint import DIT, TOKENIZER_FILES, dit_files
+        from wan.clip import ImageEncoder
         from wan.t5 import TextEncoder
         from wan.vae import VideoVAE
         from wan.weights import load_transformer
@@ -120,7 +123,7 @@ class WanModel(TreeModel):
         index = folder / f"{DIT}.safetensors.index.json"
         transformer = [folder / "config.json", *([index] if index.exists() else [])]
         transformer += [folder / name for name in dit_files(folder)]
-        return {
+        parts = {
             "transformer": Part(tuple(transformer), partial(load_transformer, folder, "meta")),
             "text encoder": Part(
                 (t5, *(tokenizer / name for name in words)),
@@ -128,6 +131,10 @@ class WanModel(TreeModel):
             ),
             "VAE": Part((vae,), partial(VideoVAE, vae, "meta")),
         }
+        if config.clip_checkpoint is not None:
+            clip = folder / config.clip_checkpoint
+            parts["image encoder"] = Part((clip,), partial(ImageEncoder, clip, torch.float16))
+        return parts
 
     def needed_bytes(self) -> dict[str, dict[str, int]]:
         from wan.checks import device_needs

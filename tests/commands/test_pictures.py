@@ -1,4 +1,4 @@
-"""`compare` and `batch` on models that start from pictures, with tiny random checkpoints."""
+"""`compare`, `batch` and `check` on models that start from pictures, tiny random ones."""
 
 import json
 from collections.abc import Iterator
@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from profiling_core.commands.check import calls as check_calls
+from profiling_core.commands.check import command as check_command
 from profiling_core.commands.main import main
 from profiling_core.plan import CachePlan
-from wan.configs import MAX_AREA_CONFIGS, WAN_CONFIGS
+from wan.configs import CLIP_CHECKPOINT, MAX_AREA_CONFIGS, WAN_CONFIGS
 from wan.image2video import PIPELINES
 from wan.sigmas import sigmas_fp32
 from wan_toys import write_checkpoint
@@ -186,12 +188,35 @@ def test_a_wrong_picture_is_one_line_that_names_the_line(
     assert not Path("out").exists()
 
 
-def test_other_commands_say_that_they_have_no_picture(
+@pytest.mark.parametrize("kind", TAKEN)
+def test_check_draws_its_pictures_and_looks_at_the_image_encoder(
+    kind: str, checkpoints: dict[str, Path], given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MAX_AREA_CONFIGS, "832*480", 160 * 96)  # of the drawn one's aspect
+    plan = CachePlan.load(plan_file(given, kind))
+    for module in (check_command, check_calls):
+        monkeypatch.setattr(module, "load_preset", lambda *names: plan)
+    model = ["--model", f"{kind}-14B", "--ckpt-dir", str(checkpoints[kind]), "--steps", str(STEPS)]
+    argv = ["check", "--tree", "wan", *model, "--frame-num", "5", "--size", "832*480", "--quiet"]
+    assert main([*argv, "--plans", "fast"]) == 0
+    stages = {one["stage"]: one for one in json.loads(Path("check.json").read_text())["stages"]}
+    assert stages["files"]["parts"]["image encoder"][0]["tensors"]
+    assert stages["model"]["decoded"]["shape"] == [3, 5, 80, 160]
+    encoder = checkpoints[kind] / CLIP_CHECKPOINT
+    whole = encoder.read_bytes()
+    encoder.write_bytes(whole[:999])
+    try:
+        assert main([*argv, "--files-only"]) == 2
+    finally:
+        encoder.write_bytes(whole)
+    faults = json.loads(Path("check.json").read_text())["stages"][1]["faults"]
+    assert any(CLIP_CHECKPOINT in one for one in faults)
+
+
+def test_a_picture_among_the_trees_options_is_refused(
     checkpoints: dict[str, Path], given: Path, capsys: pytest.CaptureFixture
 ) -> None:
     model = ["--tree", "wan", "--model", "i2v-14B", "--ckpt-dir", str(checkpoints["i2v"])]
-    assert main(["check", *model]) == 2
-    assert "check has no picture, and wan2.1-i2v-14B needs one" in capsys.readouterr().err
     prompts = str(write_lines(given / "prompts.jsonl", {"prompt": PROMPT, "image": "a.png"}))
     argv = ["compare", *model, "--prompts", prompts, "--plans", "fast", "--out", "out"]
     assert main([*argv, "--tree-options=--image a.png"]) == 2

@@ -53,8 +53,6 @@ def check(args: argparse.Namespace) -> list[str]:
     out = Path(args.out)
     check_out(out)
     model = tree_class(args.tree)(request_of(args), PROMPT, incomplete=True)
-    if model.pictures:
-        raise InputError(f"check has no picture, and {model.plan_model} needs one: take compare")
     presets = args.plans or available(model.plan_model)
     for preset in presets:
         load_preset(model.plan_model, preset)  # PlanError for a name that is none
