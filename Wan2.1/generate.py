@@ -265,7 +265,7 @@ def run(
     from profiling_core.recording.recorder import recorder_of
     from profiling_core.runtime.memory import out_of_memory_as_input_error
     from wan.checks import check_plan
-    from wan.image2video import WanFLF2V, WanI2V, WanT2V
+    from wan.image2video import PIPELINES
     from wan.weights import model_kwargs
 
     folder = Path(args.ckpt_dir)
@@ -302,7 +302,7 @@ def run(
             args.prompt = from_first(extend(*given, seed, device) if ranks.first else None)
             logger.info(f"extended prompt: {args.prompt}")
         logger.info(f"loading {args.ckpt_dir}")
-        pipeline = {"t2v": WanT2V, "i2v": WanI2V, "flf2v": WanFLF2V}[config.model_type](
+        pipeline = PIPELINES[config.model_type](
             config,
             args.ckpt_dir,
             device,

@@ -117,8 +117,9 @@ class WanI2V(WanT2V):
         """What `denoise` takes as `condition`: CLIP's features, and a mask with the latent.
 
         The latent is that of a clip of `size` (width, height) that holds the first picture, grey,
-        and the last picture where there is one.
+        and the last picture where there is one, fitted to the first.
         """
+        pictures = [fitted(picture, pictures[0].size) for picture in pictures]
         offload = self.offload_model if offload_model is None else offload_model
         self.make_room(offload)
         tensors = [to_tensor(picture).to(self.device) for picture in pictures]
@@ -165,10 +166,12 @@ class WanFLF2V(WanI2V):
         """
         sampling = _sampling(shift, sample_solver, sampling_steps, guide_scale)
         prompts, pictures = [input_prompt, n_prompt], [first_frame, last_frame]
-        pictures[1] = fitted(last_frame, first_frame.size)
         return self._from_pictures(
             prompts, pictures, max_area, frame_num, sampling, seed, offload_model, **options
         )
+
+
+PIPELINES: dict[str, type[WanT2V]] = {"t2v": WanT2V, "i2v": WanI2V, "flf2v": WanFLF2V}
 
 
 def _sampling(shift: float, solver: str, steps: int, guide_scale: float) -> dict[str, Any]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import ValidationError
 
 from profiling_core.errors import InputError, UserError, nearest
 from profiling_core.files import check_writable
+from profiling_core.plan.plan import without_doubles
+from profiling_core.plan.schema import Checked, first_mistake
 from profiling_core.runtime.terminal import printable, write_to
 
 log = logging.getLogger("profiling_core.commands")
+Line = TypeVar("Line", bound=Checked)
 
 MOST_BYTES = 64 * 2**20  # of a file of prompts or jobs
 INSTALL = {  # what brings a module that the core does without
@@ -149,6 +155,22 @@ def read_lines(path: Path, what: str, error: type[UserError]) -> list[str]:
     except UnicodeDecodeError as problem:
         number = content[: problem.start].count(b"\n") + 1
         raise error(f"{what} {path}: line {number} is not UTF-8: save it as that") from None
+
+
+def object_of(text: str, schema: type[Line], error: type[UserError]) -> Line:
+    """A line of a .jsonl file; `error` says in one line what is wrong with it."""
+    try:
+        document = json.loads(text, object_pairs_hook=without_doubles)
+    except RecursionError:
+        raise error("nested too deeply") from None
+    except ValueError as problem:
+        raise error(f"not JSON: {problem}") from None
+    if not isinstance(document, dict):
+        raise error(f"expected a JSON object, found {type(document).__name__}")
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as problem:
+        raise error(first_mistake(problem)) from None
 
 
 def at_least(least: int) -> Callable[[str], int]:

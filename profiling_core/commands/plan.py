@@ -217,6 +217,11 @@ def request_of(
     family, name = subject.model.family, subject.model.name
     if family not in TREES:
         raise PlanError(f"--refit: {family!r} is no tree of this project: {', '.join(TREES)}")
+    if re.search("-(i2v|flf2v)-", name):
+        raise PlanError(
+            f"--refit repeats the profile's clips, and a profile keeps no picture, which {name} "
+            "needs: leave --refit out"
+        )
     _, frames, rows, columns = subject.latent
     tree, solver = TREES[family], subject.solver if family == "wan2.1" else None
     return tree, ModelRequest(

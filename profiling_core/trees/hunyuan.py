@@ -10,7 +10,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import ModelRequest, Part, Sampling, TreeModel, parse_size
+from profiling_core.trees.tree_model import (
+    NO_PICTURES,
+    ModelRequest,
+    Part,
+    Pictures,
+    Sampling,
+    TreeModel,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -211,9 +219,10 @@ class HunyuanModel(TreeModel):
             ranks=ranks,
         )
 
-    def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
+    def inputs(self, prompt: str, seed: int, pictures: Pictures = NO_PICTURES) -> tuple[Any, ...]:
         from hyvideo.config import NEGATIVE_PROMPT
 
+        self.read_pictures(pictures)  # refuses any
         args, negative = self.args, None
         if args.cfg_scale > 1:
             negative = args.neg_prompt or NEGATIVE_PROMPT

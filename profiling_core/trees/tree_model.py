@@ -7,6 +7,7 @@ gives the defaults and its checks the errors; this module only says which option
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import sys
@@ -14,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -54,6 +55,31 @@ class ModelRequest:
         names = [one.name for one in fields(cls) if one.name not in ("model", "tree_options")]
         chosen = {name: getattr(given, name) for name in names}
         return cls(model=model, tree_options=tuple(tree_options), **chosen)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The files of the pictures that a clip begins and ends with; None: it has no such picture."""
+
+    image: Path | None = None
+    last_image: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for path in (self.image, self.last_image) if path is not None]
+
+    @property
+    def names(self) -> str:
+        return ", ".join(path.name for path in self.paths)
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Of what the files hold, whatever their names; None without a picture."""
+        content = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in self.paths)
+        return hashlib.sha256(content).hexdigest() if content else None
+
+
+NO_PICTURES = Pictures()
 
 
 @dataclass(frozen=True)
@@ -128,6 +154,28 @@ class TreeModel(ABC):
     @property
     def plan_model(self) -> str:
         return self.config.plan_model
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """The fields of `Pictures` that every clip of this model needs."""
+        return ()
+
+    def read_pictures(self, given: Pictures) -> list[Any]:
+        """What the files hold; CompareError for one that is missing, unreadable or not taken."""
+        takes = " and ".join(self.pictures) or "no picture"
+        for name in (one.name for one in fields(given)):
+            path = getattr(given, name)
+            if path is not None and name not in self.pictures:
+                raise CompareError(
+                    f"{name} {path}: {self.plan_model} takes {takes}: leave it out, or take a "
+                    "model that does"
+                )
+            if path is None and name in self.pictures:
+                raise CompareError(
+                    f"{name} is missing: {self.plan_model} takes {takes} beside the prompt, name "
+                    "the file"
+                )
+        return []
 
     @property
     def steps(self) -> int:
@@ -242,7 +290,7 @@ class TreeModel(ABC):
     @property
     @abstractmethod
     def clip_shape(self) -> tuple[int, int, int]:
-        """Frames, height, width."""
+        """Frames, height, width; pictures may ask for another aspect of the same area."""
 
     @property
     @abstractmethod
@@ -294,8 +342,11 @@ class TreeModel(ABC):
         """Read the weights; ranks: the processes that share a clip, all of them load."""
 
     @abstractmethod
-    def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
-        """The encoded prompt and the noise, drawn as the tree's command line draws it."""
+    def inputs(self, prompt: str, seed: int, pictures: Pictures = NO_PICTURES) -> tuple[Any, ...]:
+        """The encoded prompt and the noise, drawn as the tree's command line draws it.
+
+        Where there are pictures, what they are encoded to comes last.
+        """
 
     @abstractmethod
     def _denoise(self, inputs: tuple[Any, ...], run: Sampling, options: dict[str, Any]) -> Any:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from profiling_core.errors import CompareError
 from profiling_core.plan import CachePlan
-from profiling_core.trees.tree_model import ModelRequest, Part, Sampling, TreeModel, parse_size
+from profiling_core.trees.tree_model import (
+    NO_PICTURES,
+    ModelRequest,
+    Part,
+    Pictures,
+    Sampling,
+    TreeModel,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from profiling_core.parallel.ranks import Ranks
@@ -59,16 +67,38 @@ class WanModel(TreeModel):
         self.config = WAN_CONFIGS[args.task]
         if self.config.still:
             raise CompareError(f"--model {args.task} makes images: take one that makes videos")
-        if self.config.pictures:
-            raise CompareError(
-                f"--model {args.task} starts from a picture, which prompts here do not name: take "
-                "generate.py, or a model that makes videos from text"
-            )
+        for name in self.config.pictures:
+            if getattr(args, name) is not None:
+                raise CompareError(
+                    f"--tree-options --{name} {getattr(args, name)}: name pictures beside their "
+                    "prompts"
+                )
         script.fill_defaults(args, self.config)
         script.check_values(args, self.config)
         if not self._incomplete:
             self.check_files()
         args.ckpt_dir = Path(args.ckpt_dir).resolve()
+
+    @property
+    def plan_model(self) -> str:
+        return self.config.plan_model_of(self.args.size)
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        return ("image", "last_image")[: len(self.config.pictures)]
+
+    def read_pictures(self, given: Pictures) -> list[Any]:
+        from wan.pictures import read_picture
+
+        super().read_pictures(given)
+        with self.as_user_error():
+            found = [read_picture(getattr(given, name), name) for name in self.pictures]
+            self._size_for(found)
+        return found
+
+    def _size_for(self, pictures: list[Any]) -> tuple[int, int]:
+        """(width, height) of a clip that starts from these."""
+        return self.config.size_for(self.args.size, pictures[0].size if pictures else None)
 
     def check_files(self) -> None:
         from wan.checkpoint import check_folder
@@ -77,7 +107,10 @@ class WanModel(TreeModel):
             check_folder(Path(self.args.ckpt_dir), self.config)
 
     def parts(self) -> dict[str, Part]:
+        import torch
+
         from wan.checkpoint import DIT, TOKENIZER_FILES, dit_files
+        from wan.clip import ImageEncoder
         from wan.t5 import TextEncoder
         from wan.vae import VideoVAE
         from wan.weights import load_transformer
@@ -90,7 +123,7 @@ class WanModel(TreeModel):
         index = folder / f"{DIT}.safetensors.index.json"
         transformer = [folder / "config.json", *([index] if index.exists() else [])]
         transformer += [folder / name for name in dit_files(folder)]
-        return {
+        parts = {
             "transformer": Part(tuple(transformer), partial(load_transformer, folder, "meta")),
             "text encoder": Part(
                 (t5, *(tokenizer / name for name in words)),
@@ -98,6 +131,10 @@ class WanModel(TreeModel):
             ),
             "VAE": Part((vae,), partial(VideoVAE, vae, "meta")),
         }
+        if config.clip_checkpoint is not None:
+            clip = folder / config.clip_checkpoint
+            parts["image encoder"] = Part((clip,), partial(ImageEncoder, clip, torch.float16))
+        return parts
 
     def needed_bytes(self) -> dict[str, dict[str, int]]:
         from wan.checks import device_needs
@@ -168,9 +205,9 @@ class WanModel(TreeModel):
         return self.config.sample_fps
 
     def describe(self) -> str:
-        args = self.args
+        args, size = self.args, self.args.size.replace("*", "x")
         return (
-            f"{args.task}, {args.size.replace('*', 'x')}, {args.frame_num} frames, "
+            f"{args.task}, {'the area of ' * bool(self.pictures)}{size}, {args.frame_num} frames, "
             f"{args.sample_steps} {args.sample_solver} steps, shift {args.sample_shift:g}, "
             f"guidance {args.sample_guide_scale:g}"
         )
@@ -211,10 +248,10 @@ class WanModel(TreeModel):
         return checkpoint_files(self.checkpoint_dir, self.config)
 
     def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
-        from wan.text2video import WanT2V
+        from wan.image2video import PIPELINES
 
         args = self.args
-        self.pipeline = WanT2V(
+        self.pipeline = PIPELINES[self.config.model_type](
             self.config,
             args.ckpt_dir,
             self.device,
@@ -227,20 +264,27 @@ class WanModel(TreeModel):
             ranks=ranks,
         )
 
-    def inputs(self, prompt: str, seed: int) -> tuple[Any, ...]:
+    def inputs(self, prompt: str, seed: int, pictures: Pictures = NO_PICTURES) -> tuple[Any, ...]:
         import torch
 
+        images = self.read_pictures(pictures)
+        size, frames = self._size_for(images), self.args.frame_num
         prompts = [prompt, self.config.sample_neg_prompt]
         context, context_null = self.pipeline.encode(prompts)
-        shape = self._latent_shape
+        encoded = [self.pipeline.encode_pictures(images, size, frames)] if images else []
+        shape = self.config.latent_shape(size, frames)
         device = self.noise_device or self.device
         generator = torch.Generator(device).manual_seed(seed)
         noise = torch.randn(shape, generator=generator, device=device)
-        return context, context_null, noise
+        return context, context_null, noise, *encoded
 
     def _denoise(self, inputs: tuple[Any, ...], run: Sampling, options: dict[str, Any]) -> Any:
+        context, context_null, noise, *encoded = inputs
         return self.pipeline.denoise(
-            *inputs,
+            context,
+            context_null,
+            noise,
+            condition=encoded[0] if encoded else None,
             shift=run.shift,
             sample_solver=run.solver,
             sampling_steps=run.steps,

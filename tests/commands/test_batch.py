@@ -260,7 +260,7 @@ def test_two_batches_in_one_folder_and_foreign_folders_are_refused(tmp_path) -> 
         ({**MINI, "k" * 10_000: 1}, "line 2: k{300}[.]{3};"),
         ({**MINI, "ckpt_dir": "x" * 5000}, "line 2: .*File name too long"),
         ({**MINI, "plan": "a\0b"}, "line 2: plan: "),
-        ("[" * 100_000, "line 2: not a job: nested too deeply"),
+        ("[" * 100_000, "line 2: nested too deeply"),
         ('{"tree": "wan", "tree": "wan"}', "line 2: not JSON: key 'tree' twice"),
         (MINI, "line 2: this is the job of line 1 once more"),
         ({**MINI, "size": "5*5"}, "line 2: .*5"),

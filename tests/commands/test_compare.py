@@ -21,7 +21,7 @@ from lpips_toys import random_state
 from profiling_core.commands.compare.exports import file_names
 from profiling_core.commands.compare.folder import Folder, check_out, strip_of
 from profiling_core.commands.compare.page import scatter
-from profiling_core.commands.compare.prompts import pairs_of, read_prompts, read_seeds
+from profiling_core.commands.compare.prompts import Prompt, pairs_of, read_prompts, read_seeds
 from profiling_core.commands.compare.rows import Row, Rows
 from profiling_core.commands.compare.summary import METRICS, summarise
 from profiling_core.commands.main import main
@@ -331,7 +331,6 @@ BAD = {
     "solver": (["--solver", "heun"], "argument --sample_solver: invalid choice: 'heun'"),
     "steps": (["--steps", "0"], "sample_steps 0 is too few"),
     "image": (["--model", "t2i-14B"], "--model t2i-14B makes images"),
-    "picture": (["--model", "i2v-14B"], "--model i2v-14B starts from a picture"),
     "dit": (["--dit-weight", "x"], "Wan2.1 has its weights in --ckpt-dir"),
     "lpips": (["--lpips-weights", "nowhere.pth"], "LPIPS weights nowhere.pth: no such file"),
     "quote": (["--tree-options='"], "--tree-options"),
@@ -444,7 +443,9 @@ def summary_of(folder: Path, *rows: Row):
     for one in rows:
         known.append(one)
     plan = SimpleNamespace(label="paper", sha256="paper" * 2)
-    return summarise(Rows(known.path), pairs_of(["red", "green"], [0]), [plan])
+    return summarise(
+        Rows(known.path), pairs_of([Prompt(prompt=one) for one in ("red", "green")], [0]), [plan]
+    )
 
 
 def test_speedups_are_ratios_inside_a_session(tmp_path):
@@ -483,7 +484,7 @@ def test_a_row_whose_session_lost_its_full_runs_does_not_count(tmp_path):
 def test_prompts_are_lines_of_any_script_and_line_end(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeff# note\r\n  两只猫  \r\n\r\nred #1\r\n".encode())
-    assert read_prompts(path) == ["两只猫", "red #1"]
+    assert [one.prompt for one in read_prompts(path).values()] == ["两只猫", "red #1"]
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,12 @@ def test_runs_of_several_guidance_scales_are_refused() -> None:
         request_of(with_run(made_profile(runs=2), guidance=3.0), None, None)
 
 
+@pytest.mark.parametrize("kind", ["i2v", "flf2v"])
+def test_a_profile_of_pictures_is_not_refitted(kind: str) -> None:
+    with pytest.raises(PlanError, match=f"keeps no picture, which wan2.1-{kind}-14B needs"):
+        request_of(made_profile(model=f"wan2.1-{kind}-14B", runs=1), "ckpts", None)
+
+
 def test_a_model_of_no_tree_is_refused() -> None:
     profile = made_profile(runs=1)
     model = profile.subject.model.model_copy(update={"family": "flux"})

@@ -83,7 +83,11 @@ class Checker:
         model, facts, weights = self._models(job.tree, job.request)
         plan = self._plans(job.tree, job.request, job.plan)
         text, label = (None, FULL) if plan is None else (plan.dumps(), plan.name)
-        pair = _sha256({**facts, "prompt": job.prompt, "seed": job.seed})
+        model.read_pictures(job.pictures)
+        facts = {**facts, "prompt": job.prompt, "seed": job.seed}
+        if job.pictures.paths:
+            facts["pictures"] = job.pictures.sha256
+        pair = _sha256(facts)
         places = {"ckpt_dir": str(model.checkpoint_dir.absolute())}
         if job.dit_weight is not None:
             places["dit_weight"] = str(Path(job.dit_weight).absolute())
@@ -133,7 +137,8 @@ class TreeMaker:
         size = self._take_over(clip, model)
         with model.loaded(self.ranks):
             self._loaded = clip.model, size, model.pipeline
-            latent = model.denoise(model.inputs(job.prompt, job.seed), clip.plan)
+            inputs = model.inputs(job.prompt, job.seed, job.pictures)
+            latent = model.denoise(inputs, clip.plan)
             run = model.last_run
             decoding = time.perf_counter()
             video = model.decode(latent)
@@ -177,6 +182,7 @@ def row_of(clip: Clip, made: Made, **facts: Any) -> dict[str, Any]:
         "key": clip.key,
         "name": clip.stem,
         "prompt": job.prompt,
+        "pictures": job.pictures.names,
         "tree": job.tree,
         "seed": job.seed,
         "plan": clip.plan_label,

@@ -24,7 +24,8 @@ MOST_MISTAKES = 10  # that are shown
 DESCRIPTION = """\
 Makes every clip of a jobs file, one JSON object a line: prompt and tree (wan, hunyuan), and where
 they differ from the tree's defaults task, seed, size, frame_num, steps, solver, shift, guidance,
-plan, ckpt_dir, dit_weight, name. With Ray every worker keeps its model loaded; without it the
+plan, ckpt_dir, dit_weight, name; image and last_image where the task starts from pictures, relative
+to the jobs file. With Ray every worker keeps its model loaded; without it the
 clips are made one after the other. The same command goes on where it was stopped.
 """
 

@@ -27,6 +27,7 @@ from profiling_core.runtime.terminal import csv_cell
 COLUMNS = (
     "name",
     "prompt",
+    "pictures",
     "tree",
     "seed",
     "plan",

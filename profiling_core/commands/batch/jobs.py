@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from profiling_core.commands.arguments import read_lines
-from profiling_core.commands.compare.prompts import LARGEST_SEED
+from profiling_core.commands.arguments import object_of, read_lines
+from profiling_core.commands.compare.prompts import LARGEST_SEED, Prompt, Text
 from profiling_core.errors import BatchError
-from profiling_core.plan.plan import without_doubles
-from profiling_core.plan.schema import Checked, first_mistake
 from profiling_core.trees.tree_model import ModelRequest
 
 MOST_NAME_BYTES = 200  # file systems take 255, endings and temporary names included
@@ -22,17 +19,15 @@ SIGNS = " .,()+=-"  # in a name, though not first
 JOINERS = "\u200c\u200d"  # between the letters of Persian and of India's scripts
 
 MOST_SHOWN = 300  # characters of a mistake
-Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no path holds a zero byte
 
 
-class Job(Checked):
+class Job(Prompt):
     """One clip. What is not given is the default of the tree's own command line.
 
     size: width*height in pixels; plan: a preset or a plan file, absent: every step is computed;
     name: of the clip's files, absent: made from the prompt and what identifies the job.
     """
 
-    prompt: Annotated[str, Field(min_length=1)]
     tree: Literal["wan", "hunyuan"]
     task: Text | None = None  # of HunyuanVideo: its --model
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
@@ -46,13 +41,6 @@ class Job(Checked):
     ckpt_dir: Text | None = None
     dit_weight: Text | None = None
     name: str | None = None
-
-    @field_validator("prompt")
-    @classmethod
-    def _says_something(cls, prompt: str) -> str:
-        if not prompt.strip():
-            raise ValueError("the prompt is empty: say what is to be seen")
-        return prompt
 
     @field_validator("name")
     @classmethod
@@ -96,7 +84,7 @@ def read_jobs(path: Path) -> tuple[list[Line], list[str]]:
         if not text or text.startswith("#"):
             continue
         try:
-            job = _job(text)
+            job = object_of(text, Job, BatchError).beside(path.parent)
             if job.name is not None and job.name.casefold() in names:
                 earlier = names[job.name.casefold()]
                 raise BatchError(f"the name {job.name!r} is that of line {earlier}, too")
@@ -122,18 +110,3 @@ def mistake_in(number: int, error: Exception) -> str:
     """One line on a line that cannot be used; values of any length are cut."""
     text = " ".join(str(error).split())
     return f"line {number}: {text[:MOST_SHOWN]}{'...' if len(text) > MOST_SHOWN else ''}"
-
-
-def _job(text: str) -> Job:
-    try:
-        document = json.loads(text, object_pairs_hook=without_doubles)
-    except RecursionError:
-        raise BatchError("not a job: nested too deeply") from None
-    except ValueError as error:
-        raise BatchError(f"not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise BatchError(f"expected a JSON object, found {type(document).__name__}")
-    try:
-        return Job.model_validate_json(text)
-    except ValidationError as error:
-        raise BatchError(first_mistake(error)) from None

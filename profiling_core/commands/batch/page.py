@@ -41,6 +41,7 @@ def _figure(row: dict[str, Any]) -> Markup:
     )
     blocks = row["block_runs_full"] / max(1, row["block_runs"])
     facts = [f"{row['tree']}, seed {row['seed']}", f"plan {row['plan']}"]
+    facts[:0] = filter(None, [row.get("pictures")])
     facts.append(f"{row['denoise_seconds']:.2f} s")
     if row["plan"] != FULL:
         measured = f"{row['speedup']:.2f}x as fast, " if "speedup" in row else ""

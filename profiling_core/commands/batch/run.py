@@ -176,7 +176,12 @@ class Batch:
         errors = self.errors.get(clip.key, [])
         return {
             **{"key": clip.key, "name": clip.stem, "prompt": clip.job.prompt},
-            **{"tree": clip.job.tree, "seed": clip.job.seed, "plan": clip.plan_label},
+            **{
+                "pictures": clip.job.pictures.names,
+                "tree": clip.job.tree,
+                "seed": clip.job.seed,
+                "plan": clip.plan_label,
+            },
             "state": "failed" if errors else "not made",
             "attempts": len(errors),
             "error": errors[-1].splitlines()[-1] if errors else "",

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from profiling_core.plan.describe import format_bytes
 from profiling_core.plan.presets import load_preset
 from profiling_core.plan.schema import Branch
 from profiling_core.plan.site_schedule import corrections
-from profiling_core.trees.tree_model import TreeModel
+from profiling_core.trees.tree_model import Pictures, TreeModel
 
 LOOP_STEPS = 2
 LATENT_FRAMES = 2  # that are decoded
@@ -80,8 +82,8 @@ def check_model(
     plans = {name: model.check_plan(load_preset(model.plan_model, name)) for name in presets}
     peak = found["peak_bytes"] = {}
     start = time.perf_counter()
-    with model.loaded():
-        inputs, encoding = timed_call(lambda: model.inputs(prompt, seed=0), model.device)
+    with model.loaded(), drawn(model) as pictures:
+        inputs, encoding = timed_call(lambda: model.inputs(prompt, 0, pictures), model.device)
         found["encode_seconds"] = round(encoding, 3)
         found["load_seconds"] = round(time.perf_counter() - start - encoding, 3)
         say(f"loaded in {found['load_seconds']:.1f} s, prompt encoded in {encoding:.2f} s")
@@ -106,6 +108,17 @@ def check_model(
     if peak["in full"] is not None:
         most = max(peak[name] for name in ("in full", *plans))
         say(f"denoising took {format_bytes(most)} of the GPU, {format_bytes(needed)} estimated")
+
+
+@contextmanager
+def drawn(model: TreeModel) -> Iterator[Pictures]:
+    """A gradient of the clip's size, as every picture that the model needs."""
+    from PIL import Image
+
+    with TemporaryDirectory() as folder:
+        path, (_, height, width) = Path(folder) / "drawn.png", model.clip_shape
+        Image.linear_gradient("L").resize((width, height)).save(path)
+        yield Pictures(**dict.fromkeys(model.pictures, path))
 
 
 def in_full(

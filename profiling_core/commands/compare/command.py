@@ -51,8 +51,14 @@ def compare_clips(args: argparse.Namespace) -> list[str]:
 def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     """Everything that can be checked before weights are read; nothing is written."""
     prompts, seeds = read_prompts(Path(args.prompts)), read_seeds(args.seeds)
-    pairs = pairs_of(prompts, seeds)
-    model = tree_class(args.tree)(request_of(args), prompts[0])
+    first, *_ = prompts.values()
+    model = tree_class(args.tree)(request_of(args), first.prompt)
+    for number, one in prompts.items():
+        try:
+            model.read_pictures(one.pictures)
+        except (CompareError, OSError) as error:
+            raise CompareError(f"--prompts {args.prompts}: line {number}: {error}") from None
+    pairs = pairs_of(prompts.values(), seeds)
 
     # torch takes seconds to import; a wrong argument is refused at once
     from profiling_core.commands.compare.exports import Exports
@@ -141,7 +147,12 @@ def add_model_options(group: Any) -> None:
 
 def _add_comparison(group: Any) -> None:
     add = group.add_argument
-    add("--prompts", required=True, metavar="FILE", help="UTF-8, one prompt a line, # a comment")
+    add(
+        "--prompts",
+        required=True,
+        metavar="FILE",
+        help="UTF-8, a prompt a line, # a comment; .jsonl: objects of prompt, image, last_image",
+    )
     add(
         "--seeds",
         default="1",

@@ -42,11 +42,16 @@ class Exports:
 
     def __init__(self, root: Path, model: TreeModel, pairs: Sequence[Pair]) -> None:
         self.root, self.model = root, model
-        prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
-        self.names = dict(zip(prompts, file_names(prompts), strict=True))
+        prompts = {pair.prompt_number: pair.prompt for pair in pairs}
+        self.names = dict(zip(prompts, file_names(list(prompts.values())), strict=True))
 
     def video(self, pair: Pair, label: str) -> Path:
-        return self.root / "videos" / label / f"{self.names[pair.prompt]}-{pair.seed_number}.mp4"
+        return (
+            self.root
+            / "videos"
+            / label
+            / f"{self.names[pair.prompt_number]}-{pair.seed_number}.mp4"
+        )
 
     def frame(self, pair: Pair, label: str, number: int) -> Path:
         return self.root / "frames" / label / f"{pair.key}-{number:04d}.png"

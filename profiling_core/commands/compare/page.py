@@ -9,6 +9,7 @@ from statistics import mean
 
 from profiling_core.commands.compare.folder import Folder
 from profiling_core.commands.compare.prompts import Pair
+from profiling_core.commands.compare.rows import Clip
 from profiling_core.commands.compare.summary import Summary
 from profiling_core.commands.compare.table import (
     SPREAD,
@@ -67,13 +68,13 @@ def scatter(summary: Summary) -> Scatter:
 
 def _frames(summary: Summary, pairs: Sequence[Pair], folder: Folder) -> list[Markup]:
     """Strips of every clip, or of those with the lowest PSNR of any plan where there are many."""
-    worst: dict[tuple[str, int], float] = {}
+    worst: dict[Clip, float] = {}
     for one in summary.plans:
         for row in one.rows:
             if row.psnr_frames is not None:
                 worst[row.clip] = min(worst.get(row.clip, row.psnr_frames), row.psnr_frames)
-    known = [pair for pair in pairs if (pair.prompt, pair.seed) in worst]
-    shown = sorted(known, key=lambda pair: worst[pair.prompt, pair.seed])[:MOST_STRIPS]
+    known = [pair for pair in pairs if pair.clip in worst]
+    shown = sorted(known, key=lambda pair: worst[pair.clip])[:MOST_STRIPS]
     said = "Four frames of every clip, first to last, as small JPEG."
     if len(shown) < len(known):
         said = f"The {len(shown)} of {len(known)} clips with the lowest PSNR. {said}"
@@ -83,7 +84,7 @@ def _frames(summary: Summary, pairs: Sequence[Pair], folder: Folder) -> list[Mar
 def _strips(summary: Summary, pair: Pair, folder: Folder) -> Markup:
     cells: list[Markup] = []
     for one in (summary.full, *summary.plans):
-        row = next((row for row in one.rows if row.clip == (pair.prompt, pair.seed)), None)
+        row = next((row for row in one.rows if row.clip == pair.clip), None)
         if row is None:
             continue
         path = folder.strip(pair, row.plan_sha256)
@@ -91,7 +92,8 @@ def _strips(summary: Summary, pair: Pair, folder: Folder) -> Markup:
             psnr = [] if row.psnr_frames is None else [f"{row.psnr_frames:.2f} dB"]
             under = [tag("br"), tag("span", *psnr)] if psnr else []
             cells += [tag("p", one.label, *under), _picture(path, f"{one.label}: {pair.prompt}")]
-    title = tag("h3", f"{pair.prompt} · seed {pair.seed}")
+    words = [pair.prompt, pair.pictures.names, f"seed {pair.seed}"]
+    title = tag("h3", " · ".join(filter(None, words)))
     return tag("figure", title, tag("div", *cells, class_="strips"))
 
 

@@ -33,7 +33,7 @@ def summary_of(work: Comparison) -> Summary | None:
 
 def facts_of(work: Comparison, summary: Summary) -> list[tuple[str, str]]:
     """What was run, how often and where."""
-    prompts = len({pair.prompt for pair in work.pairs})
+    prompts = len({pair.prompt_number for pair in work.pairs})
     seeds = len({pair.seed for pair in work.pairs})
     rows = [row for one in (summary.full, *summary.plans) for row in one.rows]
     days = sorted({row.utc[:10] for row in rows})

@@ -17,6 +17,7 @@ FULL = "full"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
+Clip = tuple[str, int, str | None]  # prompt, seed, SHA-256 of its pictures
 
 
 class Row(Checked):
@@ -27,6 +28,8 @@ class Row(Checked):
     """
 
     prompt: str
+    pictures: str | None = None  # the names of the files
+    pictures_sha256: str | None = None
     seed: Count
     method: str
     plan_sha256: str | None = None  # of the plan as it was given; none of a full run
@@ -56,8 +59,13 @@ class Row(Checked):
     utc: str
 
     @property
-    def clip(self) -> tuple[str, int]:
-        return self.prompt, self.seed
+    def clip(self) -> Clip:
+        return self.prompt, self.seed, self.pictures_sha256
+
+    @property
+    def subject(self) -> str:
+        """The prompt, and what it stands beside."""
+        return f"{self.prompt} ({self.pictures})" if self.pictures else self.prompt
 
 
 class Rows:
@@ -66,7 +74,7 @@ class Rows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.all: list[Row] = []
-        self._latest: dict[tuple[tuple[str, int], str | None], Row] = {}
+        self._latest: dict[tuple[Clip, str | None], Row] = {}
         self._full: dict[str, list[Row]] = {}
         for row in read_rows(path) if path.exists() else ():
             self._add(row)
@@ -86,7 +94,7 @@ class Rows:
         if row.method == FULL:
             self._full.setdefault(row.session, []).append(row)
 
-    def latest(self, clip: tuple[str, int], plan_sha256: str | None) -> Row | None:
+    def latest(self, clip: Clip, plan_sha256: str | None) -> Row | None:
         """The last run of this clip with this plan (None: in full).
 
         None also when lines were removed and its session has no full run left to compare with.

@@ -56,7 +56,7 @@ class Comparison:
         return self._is_done(pair, None, FULL)
 
     def _is_done(self, pair: Pair, plan_sha256: str | None, label: str) -> bool:
-        if self.folder.rows.latest((pair.prompt, pair.seed), plan_sha256) is None:
+        if self.folder.rows.latest(pair.clip, plan_sha256) is None:
             return False
         return self.exports is None or self.exports.has(pair, label)
 
@@ -73,7 +73,8 @@ class Comparison:
                 after_each_clip()
 
     def _clip(self, pair: Pair, missing: list[Method]) -> None:
-        inputs, encoding = self._timed(self.model.inputs, pair.prompt, pair.seed)
+        given = (pair.prompt, pair.seed, pair.pictures)
+        inputs, encoding = self._timed(self.model.inputs, *given)
         self._warm_up(inputs)
         reference = self._full(pair, inputs, encoding, timed=bool(missing))
         for method in missing:
@@ -91,7 +92,7 @@ class Comparison:
     ) -> Reference:
         """The full run of a clip: kept, or taken now; `timed`: this session needs one's time."""
         rows = self.folder.rows
-        known = rows.latest((pair.prompt, pair.seed), None) is not None
+        known = rows.latest(pair.clip, None) is not None
         reference = self.folder.reference(pair) if known else None
         if reference is None:
             latent = self.model.denoise(inputs)
@@ -164,6 +165,8 @@ class Comparison:
         run = self.model.last_run
         row = Row(
             prompt=pair.prompt,
+            pictures=pair.pictures.names or None,
+            pictures_sha256=pair.pictures.sha256,
             seed=pair.seed,
             method=label,
             plan_sha256=method.sha256 if method else None,

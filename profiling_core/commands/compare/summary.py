@@ -116,7 +116,7 @@ def speedup_of(row: Row, rows: Rows) -> float:
     """Seconds of a full run of the same session over the row's.
 
     That of the same clip where there is one, else the median of the session's full runs: clips of
-    one comparison differ in prompt and seed alone, which hardly matter for time.
+    one comparison differ in prompt, picture and seed alone, which hardly matter for time.
     """
     full = rows.full_runs(row.session)
     own = [r.seconds for r in full if r.clip == row.clip]
@@ -124,7 +124,7 @@ def speedup_of(row: Row, rows: Rows) -> float:
 
 
 def _measured(rows: Rows, pairs: Sequence[Pair], label: str, sha256: str | None) -> Measured | None:
-    latest = (rows.latest((pair.prompt, pair.seed), sha256) for pair in pairs)
+    latest = (rows.latest(pair.clip, sha256) for pair in pairs)
     found = tuple(row for row in latest if row is not None)
     if not found:
         return None

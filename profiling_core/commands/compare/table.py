@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from profiling_core.commands.compare.rows import FULL
+from profiling_core.commands.compare.rows import FULL, Clip
 from profiling_core.commands.compare.summary import (
     IN_THE_PAPERS_TABLE,
     METRICS,
@@ -79,11 +79,11 @@ def spread_table(summary: Summary) -> tuple[list[str], Cells]:
 def clip_table(summary: Summary) -> tuple[list[str], Cells]:
     """One row a clip and method, in the order of the clips."""
     head = ["prompt", "seed", "method", *(m.heading for m in summary.metrics), "s", "speed-up"]
-    by_clip: dict[tuple[str, int], Cells] = {row.clip: [] for row in summary.full.rows}
+    by_clip: dict[Clip, Cells] = {row.clip: [] for row in summary.full.rows}
     for one in (summary.full, *summary.plans):
         for row, speedup in zip(one.rows, one.speedups, strict=True):
             values = [m.show(getattr(row, m.field)) for m in summary.metrics]
-            cells = [row.prompt, str(row.seed), row.method, *values]
+            cells = [row.subject, str(row.seed), row.method, *values]
             by_clip.setdefault(row.clip, []).append(
                 [*cells, f"{row.seconds:.2f}", f"{speedup:.2f}x"]
             )
