@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from profiling_core.errors import InputError
 from profiling_core.files import first_line
 from profiling_core.runtime.checkpoint_files import check_present, read_json
-from profiling_core.runtime.memory import GB, available_bytes, out_of_memory_as_input_error
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +96,12 @@ def extend(prompt: str, folder: Path, language: str, seed: int, device: torch.de
     with the short prompt, and whose seed has no effect.
     """
     import torch
+
+    from profiling_core.runtime.memory import (
+        GB,
+        available_bytes,
+        out_of_memory_as_input_error,
+    )
 
     need, free = sum(path.stat().st_size for path in weight_files(folder)), available_bytes(device)
     if free is not None and need > free:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 import generate
 from profiling_core.errors import InputError
+from profiling_core.runtime import memory
 from profiling_core.runtime.terminal import printable
 from tree_cases import TreeCase, official_setting, wan_case
 from wan import prompt_extend, text2video
@@ -224,10 +225,10 @@ def test_memory_that_does_not_suffice_and_an_empty_answer_are_one_line(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prompt_extend, "available_bytes", lambda device: 10)
+        patch.setattr(memory, "available_bytes", lambda device: 10)
         with pytest.raises(InputError, match=r"on cpu, 0\.0 GB are free: take a smaller model"):
             extend(PROMPT, qwen, "en", SEED, CPU)
-        patch.setattr(prompt_extend, "available_bytes", lambda device: None)
+        patch.setattr(memory, "available_bytes", lambda device: None)
         patch.setattr(Qwen2ForCausalLM, "generate", full)
         with pytest.raises(InputError, match="not enough memory on cpu for --prompt_extend_model"):
             extend(PROMPT, qwen, "en", SEED, CPU)
