@@ -15,7 +15,7 @@ import pytest
 from tree_paths import ROOT
 
 PACKAGE = (
-    "errors files metrics lpips version plan profile search engine recording refit loops parallel "
+    "errors files metrics lpips version plan profile search engine recording loops parallel "
     "runtime runtime-files trees profiling_core"
 )
 TREE = "tree tree-checks tree-parts tree-model"
@@ -31,7 +31,6 @@ ALLOWED = {  # room: what it may import; heavy: torch, diffusers, transformers
     "parallel": "errors heavy",
     "engine": "errors plan heavy",
     "recording": "errors files version plan profile engine heavy",
-    "refit": "errors metrics plan profile search engine recording heavy",
     "runtime-files": "errors files heavy",
     "runtime": "errors files plan profile parallel runtime-files heavy",
     "loops": "errors plan profile engine recording runtime heavy",

@@ -49,7 +49,7 @@ NEEDS = {  # the first pattern that a command holds says what it needs
     "files of a run before it": r"examples/vbench\.py layout|batch out/vbench|out/14b",
     "minutes to hours": r"benchmarks\.(compare|search|lib|speed\.(engine|demo|call))|"
     r"search\.prediction|miniatures\.(train|check)|tests/parallel/|pytest tests/plan|"
-    r"examples/jobs\.jsonl|--refit",
+    r"examples/jobs\.jsonl",
 }
 SHORT = {  # of a tree's command, where the document does not say it: the run is the same, shorter
     "generate.py": ("--frame_num 5", "--sample_steps 20"),

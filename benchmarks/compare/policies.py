@@ -21,7 +21,6 @@ from benchmarks.compare.searched_grid import students_of
 from benchmarks.compare.tuning import TOLERANCE, Tuning, calibrated, tuned, write_json
 from benchmarks.lib.calibrate import SEED, calibration_prompts
 from benchmarks.lib.clips import Inputs, Tree
-from benchmarks.lib.command_line import log
 from benchmarks.lib.schedules import even
 from benchmarks.search.law_scores import CLASSES
 from profiling_core.errors import PlanError, UserError
@@ -30,9 +29,6 @@ from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import public_plan
 from profiling_core.plan.solvers import SKIPS
 from profiling_core.profile.profile import Profile
-from profiling_core.refit import PASSES
-from profiling_core.refit.refit import forms, refit, rollouts_of, with_facts
-from profiling_core.refit.rollout import Rollout
 from profiling_core.search.paper_method import BLOCKS, PATTERNS, paper_plan
 from profiling_core.search.search import Budget, PlanSearch, Point
 
@@ -59,7 +55,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "packages": tuple(peer.name for peer in PACKAGES),
     "lists": LISTS,
     "classes": tuple(name for name in CLASS_OF if name not in LISTS),
-    "ours": (OURS, "search refit", *(f"search {skip}" for skip in SKIPS)),
+    "ours": (OURS, *(f"search {skip}" for skip in SKIPS)),
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 ALL = tuple(GROUP_OF)
@@ -83,11 +79,6 @@ class Given:
         """Inputs of the calibration prompts."""
         prompts = calibration_prompts(self.calibration)
         return [self.tree.inputs(prompt, SEED + n) for n, prompt in enumerate(prompts)]
-
-    @cached_property
-    def rollouts(self) -> list[Rollout]:
-        """The profile's prompts, recorded in full, for refits."""
-        return rollouts_of(self.profile, self.tree, range(self.tree.steps), log)
 
     def steps_at(self, budget: float) -> int:
         """Computed steps that come nearest to the budget."""
@@ -228,7 +219,6 @@ def _peer(given: Given, build: type[Peer]) -> Callable[[float], Sampler]:
 
 def _ours(given: Given) -> Iterator[Policy]:
     yield Policy(OURS, lambda budget: _searched(given, None, budget))
-    yield Policy("search refit", partial(_refitted, given))
     for skip in given.search.skips:
         yield Policy(f"search {skip}", partial(_searched, given, skip))
 
@@ -237,21 +227,6 @@ def _searched(given: Given, skip: str | None, budget: float) -> Sampler:
     """The best predicted error of one reuse mode, or of all."""
     search, count = given.search, given.steps_at(budget)
     return _planned(given, search.exactly(count, (skip,) if skip else None), count)
-
-
-def _refitted(given: Given, budget: float) -> Sampler:
-    """The best of the search's choice and its refits, from its file where it was fitted before."""
-    count = given.steps_at(budget)
-    asked = Budget(speedup=given.tree.steps / count)
-    point = given.search.exactly(count)
-    start = given.search.plan_of(point, asked)
-    path = given.tuning.path(f"{count}-{plan_hash(start)}.json")
-    if not path.exists():
-        best = refit(given.rollouts, start, forms(given.search, point, asked)[:PASSES], log)[0]
-        facts = {"refit": best.words, "measured_error": best.error}
-        with_facts(best.plan, f"refit-{count}", **facts).save(path)
-    plan = CachePlan.load(path)
-    return Planned(plan, f"{plan.provenance.settings['refit']}, {count} steps")
 
 
 def _planned(given: Given, point: Point, count: int) -> Sampler:

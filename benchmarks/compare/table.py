@@ -18,7 +18,7 @@ OFF = 0.03  # a speed-up further off than this is said in a summary
 # one line for the lists of a method, each of which has its own speed
 LINES = {name: f"{name.split('-')[0]} lists" for name in GROUPS["lists"]}
 SUMMED = (
-    *GROUPS["ours"][:2],
+    OURS,
     *GROUPS["fewer"],
     *GROUPS["uniform"],
     *GROUPS["peers"],
@@ -134,8 +134,8 @@ def tables(rows: Sequence[Row]) -> str:
 def summary(rows: Sequence[Row]) -> str:
     """One Markdown table per tree: policies down, budgets across, PSNR mean (worst prompt).
 
-    The paper's published blocks and pattern, ours that choose the reuse mode themselves, and one
-    line for the public lists of a method, each at the budget that its own speed is nearest to.
+    The paper's published blocks and pattern, our search, and one line for the public lists of a
+    method, each at the budget that its own speed is nearest to.
     """
     found: dict[str, dict[str, dict[float, list[Group]]]] = {}
     for group in grouped(rows):
@@ -159,7 +159,7 @@ def _summed(tree: str, found: dict[str, dict[float, list[Group]]]) -> str:
             "; ".join(_summed_cell(group, most, best[b]) for group in found[line].get(b, []))
             for b in budgets
         )
-        name = f"**{line}**, ours" if GROUP_OF.get(line) == "ours" else line
+        name = f"**{line}**, ours" if line == OURS else line
         lines.append([name, *(cell or "-" for cell in cells)])
     return f"### {tree}, {most} prompts\n\n{markdown(header, lines)}\n"
 

@@ -7,10 +7,7 @@ from itertools import pairwise
 
 from profiling_core.plan import schedule
 from profiling_core.plan.cost import expected_cost
-from profiling_core.plan.schema import Branch, IntervalSite, PlanDocument, PredictionSite, Site
-from profiling_core.plan.site_schedule import computes
-
-Weights = dict[Branch, dict[str, tuple[float, ...]]]
+from profiling_core.plan.schema import IntervalSite, PlanDocument, PredictionSite
 
 
 def check_grid(plan: PlanDocument) -> None:
@@ -40,10 +37,6 @@ def check_sites(plan: PlanDocument) -> None:
                 )
         if site.kind == "intervals":
             _check_intervals(plan, site, place)
-        if site.weights is not None:
-            _check_weights(plan, site, site.weights, place)
-        if site.kind == "prediction" and site.given is not None:
-            _check_given(plan, site, site.given, place)
         if site.kind == "prediction" and site.solver_weights is not None:
             _check_solver_weights(plan, site, site.solver_weights, place)
         if site.skip == "corrected" and plan.solver != "euler":
@@ -62,46 +55,6 @@ def _check_intervals(plan: PlanDocument, site: IntervalSite, place: str) -> None
         raise ValueError(
             f"{place}.intervals: block {site.intervals[-1][1]} of {length} {site.block_list}"
         )
-
-
-def _check_weights(plan: PlanDocument, site: Site, weights: Weights, place: str) -> None:
-    for branch in plan.branches:
-        computed = sorted(computes(plan, site, branch))
-        given = weights.get(branch, {})
-        needed = [step for step in range(plan.steps) if step not in site.compute_steps[branch]]
-        wrong = set(given) ^ {str(step) for step in needed}
-        if wrong:
-            first = min(map(int, wrong))
-            what = "missing for" if first in needed else "given for computed or unknown"
-            raise ValueError(f"{place}.weights.{branch}: {what} step {first}")
-        for step in needed:
-            available = sum(anchor < step for anchor in computed)
-            if len(given[str(step)]) > available:
-                raise ValueError(
-                    f"{place}.weights.{branch}.{step}: {len(given[str(step)])} weights, "
-                    f"but {available} anchors before this step"
-                )
-
-
-def _check_given(plan: PlanDocument, site: PredictionSite, given: Weights, place: str) -> None:
-    if plan.solver != "euler":
-        raise ValueError(
-            f"{place}.given: made for Euler's steps, this plan's solver is {plan.solver}: search a "
-            "plan for it"
-        )
-    if site.skip != "weights" or set(given) != set(plan.branches):
-        raise ValueError(f"{place}.given: goes with skip 'weights', and names every branch")
-    for branch, per_step in given.items():
-        computed = [str(step) for step in site.compute_steps[branch]]
-        for step, weights in per_step.items():
-            if step not in computed:
-                raise ValueError(f"{place}.given.{branch}: {step!r} is no compute step")
-            most = min(4, computed.index(step) + 1)
-            if not 1 <= len(weights) <= most:
-                raise ValueError(
-                    f"{place}.given.{branch}.{step}: {len(weights)} weights, expected 1 to {most}: "
-                    "of the new prediction and of anchors before it, newest first"
-                )
 
 
 def _check_solver_weights(

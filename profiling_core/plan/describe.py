@@ -82,7 +82,6 @@ def site_lines(plan: PlanDocument) -> list[str]:
 _SKIP = {
     "hold": "reuse the last one",
     "linear": "forecast by a line in log-SNR",
-    "weights": "forecast with the plan's weights",
     "corrected": "forecast by a line in log-SNR and corrected at the next computed step",
     "jump": "stepped over by the solver",
 }

@@ -16,7 +16,6 @@ from math import isclose
 
 import numpy as np
 
-from profiling_core.errors import PlanError
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.plan import CachePlan
 from profiling_core.plan.schema import Site
@@ -39,10 +38,9 @@ def regrid(
     level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
     computed once; step 0 and every level outside the planned range are computed. keep_speed: the
     compute steps are first thinned out, or filled up, to the planned share of the steps (`_spread`)
-    and then matched, each with a step of its own. Fitted weights belong to their own levels and are
-    refused on a grid where the steps do not match one to one; those of a fitted jump are
-    left out, its steps are then plain jumps. A plan that is on the levels already is returned as it
-    is. `notes` of the result name what was kept and what else to know.
+    and then matched, each with a step of its own. The weights of a fitted jump belong to their own
+    levels and are left out: its steps are then plain jumps. A plan that is on the levels already is
+    returned as it is. `notes` of the result name what was kept and what else to know.
     """
     sigmas = tuple(float(sigma) for sigma in sigmas)
     if keep_speed is None:
@@ -57,7 +55,6 @@ def regrid(
     kept = f"its {'speed is' if keep_speed else 'noise levels are'} kept"
     sites = plan.sites
     if not one_to_one:
-        _refuse_weights(plan)
         sites = (_spread_sites if keep_speed else _nearest_sites)(plan, sigmas, outside)
     if few:
         sites = tuple(_with_steps(site, lambda _: set(range(len(sigmas)))) for site in plan.sites)
@@ -86,9 +83,7 @@ def regrid(
 def on_grid(plan: CachePlan, sigmas: Sequence[float], *, solver: str) -> bool:
     """Are these the plan's own noise levels, and a solver that its corrections are made for?"""
     site = plan.prediction
-    bound = site is not None and (
-        site.skip == "corrected" or site.given is not None or site.solver_weights is not None
-    )
+    bound = site is not None and (site.skip == "corrected" or site.solver_weights is not None)
     if len(sigmas) != plan.steps or (bound and solver != plan.solver):
         return False
     pairs = zip(sigmas, plan.sigmas, strict=True)
@@ -129,14 +124,6 @@ def _outside(planned: tuple[float, ...], sigmas: tuple[float, ...]) -> set[int]:
     high = planned[0] + max(planned[0] - planned[1], 1e-3) / 2
     low = planned[-1] - (planned[-2] - planned[-1]) / 2
     return {step for step, sigma in enumerate(sigmas) if not low <= sigma <= high}
-
-
-def _refuse_weights(plan: CachePlan) -> None:
-    if any(site.skip == "weights" for site in plan.sites):
-        raise PlanError(
-            f"plan {plan.name!r} has weights fitted to its own {plan.steps} noise levels; on other "
-            "levels take a plan that forecasts 'hold' or 'linear', or search one for this grid"
-        )
 
 
 def plain_jumps(plan: CachePlan) -> CachePlan:

@@ -8,8 +8,8 @@ from typing import Any
 from profiling_core.errors import PlanError
 from profiling_core.plan.plan import CachePlan
 from profiling_core.plan.regrid import plain_jumps
-from profiling_core.plan.schema import BRANCHES, Branch, Site
-from profiling_core.plan.site_schedule import computes, line
+from profiling_core.plan.schema import BRANCHES, Site
+from profiling_core.plan.site_schedule import computes
 
 
 def on_visited_steps(plan: CachePlan) -> CachePlan:
@@ -26,14 +26,10 @@ def on_visited_steps(plan: CachePlan) -> CachePlan:
 def also_computed(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     """The plan with `steps` computed as well: the first ones of the models that a loop changes to.
 
-    Forecast weights are of the plan's own compute steps: their sites, and what depends on them,
-    stay. A fitted jump becomes a plain one.
+    A fitted jump becomes a plain one.
     """
-    fitted = plan.prediction is not None and plan.prediction.weights is not None
     sites = [
-        site
-        if fitted or site.weights is not None
-        else site.model_copy(
+        site.model_copy(
             update={
                 "compute_steps": {
                     branch: tuple(sorted({*own, *steps}))
@@ -55,8 +51,7 @@ def also_computed(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
 def on_steps(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     """The plan on some of its steps, for a model that is called at these alone.
 
-    Nothing is reused across its first step, which is computed. Fitted weights of anchors that lie
-    before it give way to the line.
+    Nothing is reused across its first step, which is computed.
     """
     if list(steps) == list(range(plan.steps)):
         return plan
@@ -77,22 +72,18 @@ def plan_of_both(plan: CachePlan) -> CachePlan:
         return plan
     sites = [site.model_dump(mode="json", exclude_none=True) for site in plan.sites]
     for site in sites:
-        for name in ("compute_steps", "weights", "given"):
-            if name not in site:
-                continue
-            first, *others = (site[name][branch] for branch in plan.branches)
-            if any(other != first for other in others):
-                raise PlanError(
-                    f"plan {plan.name!r} treats cond and uncond differently ({name}): with its "
-                    "branches on different processes it would idle, leave --cfg_size out"
-                )
-            site[name] = {plan.branches[0]: first}
+        first, *others = (site["compute_steps"][branch] for branch in plan.branches)
+        if any(other != first for other in others):
+            raise PlanError(
+                f"plan {plan.name!r} treats cond and uncond differently (compute_steps): with its "
+                "branches on different processes it would idle, leave --cfg_size out"
+            )
+        site["compute_steps"] = {plan.branches[0]: first}
     return plan.replace(sites=sites, predicted_error=plan.predicted_error)
 
 
 def _for_both(site: dict[str, Any]) -> dict[str, Any]:
-    named = {key: site[key] for key in ("compute_steps", "weights", "given") if key in site}
-    return site | {key: dict.fromkeys(BRANCHES, value["cond"]) for key, value in named.items()}
+    return site | {"compute_steps": dict.fromkeys(BRANCHES, site["compute_steps"]["cond"])}
 
 
 def _restricted(plan: CachePlan, site: Site, steps: Sequence[int]) -> dict[str, Any]:
@@ -102,35 +93,7 @@ def _restricted(plan: CachePlan, site: Site, steps: Sequence[int]) -> dict[str, 
         branch: [n for n, s in enumerate(steps) if n == 0 or s in computes(plan, site, branch)]
         for branch in plan.branches
     }
-    document |= {"compute_steps": computed}
-    document.pop("given", None)
-    if site.weights is not None:
-        document["weights"] = {
-            b: _weights(plan, site, b, site.weights[b], steps, computed[b]) for b in plan.branches
-        }
-    return document
-
-
-def _weights(
-    plan: CachePlan,
-    site: Site,
-    branch: Branch,
-    fitted: dict[str, tuple[float, ...]],
-    steps: Sequence[int],
-    computed: Sequence[int],
-) -> dict[str, list[float]]:
-    """The weights of every reuse step, newest anchor first."""
-    own, found = sorted(computes(plan, site, branch)), {}
-    for place, step in enumerate(steps):
-        if place in computed:
-            continue
-        weights = fitted[str(step)]
-        before = [anchor for anchor in own if anchor < step][-len(weights) :]
-        anchors = [steps[c] for c in computed if c < place]
-        if not set(before) <= set(anchors):
-            weights = tuple(weight for _, weight in line(plan, step, anchors))
-        found[str(place)] = list(weights)
-    return found
+    return document | {"compute_steps": computed}
 
 
 def _on(plan: CachePlan, steps: Sequence[int], sites: Sequence[dict[str, Any]]) -> CachePlan:

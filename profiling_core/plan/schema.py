@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from profiling_core.errors import PlanError
 
@@ -61,32 +60,21 @@ class _SiteSteps(Checked):
     """What prediction and intervals share: compute steps per branch, and how the others are met."""
 
     compute_steps: dict[Branch, Steps]
-    weights: dict[Branch, dict[str, tuple[Finite, ...]]] | None = None
-    if TYPE_CHECKING:
-        skip: str  # every kind of site has its own
 
-    @model_validator(mode="after")
-    def _weights_belong_to_reuse_steps(self) -> _SiteSteps:
-        if (self.weights is not None) != (self.skip == "weights"):
-            raise ValueError("'weights' go with skip 'weights', and only with it")
-        for branch, per_step in (self.weights or {}).items():
-            if branch not in self.compute_steps:
-                raise ValueError(f"weights for branch {branch!r} without its compute_steps")
-            for step, weights in per_step.items():
-                if not re.fullmatch(r"0|[1-9][0-9]{0,4}", step):
-                    raise ValueError(f"weights.{branch}: {step!r} is not a step number")
-                if not 1 <= len(weights) <= 3:
-                    raise ValueError(f"weights.{branch}.{step}: give 1 to 3, newest anchor first")
-        return self
+    @field_validator("skip", mode="before", check_fields=False)
+    @classmethod
+    def _no_forecast_weights(cls, skip: Any) -> Any:
+        """Files written before version 0.2 may hold this mode."""
+        if skip == "weights":
+            raise ValueError("'weights' was removed in version 0.2: search a new plan")
+        return skip
 
 
 class PredictionSite(_SiteSteps):
     """The model's whole prediction: on a reuse step the model is not run at all."""
 
     kind: Literal["prediction"]
-    skip: Literal["hold", "linear", "weights", "corrected", "jump"]
-    # what Euler is given at compute steps: weights of the new prediction, then of anchors before it
-    given: dict[Branch, dict[str, tuple[Finite, ...]]] | None = None
+    skip: Literal["hold", "linear", "corrected", "jump"]
     # of a jump, by compute steps: what the solver adds to its latents, search.fitted_jump
     solver_weights: dict[str, tuple[Finite, Finite, Finite]] | None = None
 
@@ -97,7 +85,7 @@ class IntervalSite(_SiteSteps):
     kind: Literal["intervals"]
     block_list: str
     intervals: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...]
-    skip: Literal["hold", "linear", "weights"]
+    skip: Literal["hold", "linear"]
 
     @model_validator(mode="after")
     def _intervals_are_sorted(self) -> IntervalSite:
@@ -140,7 +128,7 @@ class Expected(Checked):
 
 
 class PlanDocument(Checked):
-    """Sites, compute steps and forecast weights for one model and one grid of noise levels."""
+    """Sites and compute steps for one model and one grid of noise levels."""
 
     format: Literal[1]
     name: str

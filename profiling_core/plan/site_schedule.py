@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log
 
-from profiling_core.plan.schema import Branch, Forecast, PlanDocument, PredictionSite, Site
+from profiling_core.plan.schema import Branch, Forecast, PlanDocument, Site
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,8 @@ def forecasts(plan: PlanDocument, site: Site, branch: Branch) -> dict[int, Forec
         if step in computed:
             anchors.append(step)
         elif site is plan.prediction or visited is None or step in visited:
-            found[step] = _forecast(plan, site, branch, step, anchors)
+            found[step] = line(plan, step, anchors[-1:] if site.skip == "hold" else anchors)
     return found
-
-
-def _forecast(
-    plan: PlanDocument, site: Site, branch: Branch, step: int, anchors: list[int]
-) -> Forecast:
-    if site.weights is not None:
-        weights = site.weights[branch][str(step)]
-        return tuple(zip(reversed(anchors[-len(weights) :]), weights, strict=True))
-    return line(plan, step, anchors[-1:] if site.skip == "hold" else anchors)
 
 
 def line(plan: PlanDocument, step: int, anchors: Sequence[int]) -> Forecast:
@@ -80,9 +71,8 @@ def line(plan: PlanDocument, step: int, anchors: Sequence[int]) -> Forecast:
 def corrections(plan: PlanDocument, branch: Branch) -> dict[int, Forecast]:
     """Where skip is "corrected": what the solver is given at a compute step n after a skip.
 
-    A site with `given` holds its own weights. For all others: the forecasts f_s of the skipped
-    steps were drawn from the anchors before; now that v_n is known, the line from v_j to v_n in
-    lambda is the better estimate of them,
+    The forecasts f_s of the skipped steps were drawn from the anchors before; now that v_n is
+    known, the line from v_j to v_n in lambda is the better estimate of them,
 
         line_s = v_j + (lambda_s - lambda_j) / (lambda_n - lambda_j) (v_n - v_j).
 
@@ -91,8 +81,6 @@ def corrections(plan: PlanDocument, branch: Branch) -> dict[int, Forecast]:
     the latent. The step itself comes first, then its anchors with their weights.
     """
     site = plan.prediction
-    if site is not None and site.given is not None:
-        return _given(site, site.given[branch], branch)
     if site is None or site.skip != "corrected":
         return {}
     levels, computed = (*plan.sigmas, 0.0), site.compute_steps[branch]
@@ -109,18 +97,6 @@ def corrections(plan: PlanDocument, branch: Branch) -> dict[int, Forecast]:
                 weights[anchor] = weights.get(anchor, 0.0) - step * weight
         own = levels[n + 1] - levels[n]
         found[n] = tuple((k, (k == n) + change / own) for k, change in weights.items())
-    return found
-
-
-def _given(
-    site: PredictionSite, given: dict[str, tuple[float, ...]], branch: Branch
-) -> dict[int, Forecast]:
-    """The site's own weights with the steps that they belong to."""
-    computed, found = site.compute_steps[branch], {}
-    for step, weights in given.items():
-        last = computed.index(int(step)) + 1
-        anchors = reversed(computed[last - len(weights) : last])
-        found[int(step)] = tuple(zip(anchors, weights, strict=True))
     return found
 
 

@@ -167,10 +167,10 @@ class PlanSearch:
 
     def _evaluated(self, plan: CachePlan) -> Choice:
         site = plan.prediction
-        if site is None or site.weights or plan.interval_sites or plan.steps != self.steps:
+        if site is None or plan.interval_sites or plan.steps != self.steps:
             raise PlanError(
                 f"plan {plan.name!r}: errors are predicted for plans of the whole prediction with "
-                f"the profile's {self.steps} steps, without forecast weights of their own"
+                f"the profile's {self.steps} steps"
             )
         weighted = plan.solver_weights and plan.solver == self.trajectories.solver
         skip = "fitted" if weighted else site.skip  # on another solver its steps are plain jumps

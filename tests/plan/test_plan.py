@@ -101,7 +101,6 @@ STEPS = "sites/0/compute_steps/cond"
         (change("sites/0/intervals", [[38, 40]]), "block 40 of 40 blocks"),
         (change("sites/0/block_list", "layers"), "'layers' is not one of blocks"),
         (change("sites/0/skip", "guess"), r"sites\[0\]\.skip: .* found 'guess'"),
-        (change("sites/0/skip", "weights"), "'weights' go with skip 'weights'"),
         (change("model/width", 0), r"model\.width"),
         (change("model/block_lists", {}), r"model\.block_lists: .* at least 1 item"),
         (change("model/block_cost", {"blocks": 2.0}), "model: block_cost .* counts the same"),
@@ -113,6 +112,13 @@ def test_mistakes_are_refused_with_their_place(mistake, text):
     doc = document()
     mistake(doc)
     with pytest.raises(PlanError, match=text):
+        CachePlan.from_dict(doc)
+
+
+def test_forecast_weights_of_older_files_are_refused():
+    doc = document()
+    doc["sites"][0] |= {"skip": "weights", "weights": {"cond": {"1": [1.0]}}}
+    with pytest.raises(PlanError, match=r"sites\[0\].skip: 'weights' was removed in version 0.2"):
         CachePlan.from_dict(doc)
 
 
@@ -160,25 +166,6 @@ def test_weights_of_the_solver_belong_to_the_compute_steps_of_a_jump(changes, te
     for solver in ("euler", "dpm++"):
         with pytest.raises(PlanError, match=re.escape(f"found 'jump' and {solver}: search a plan")):
             CachePlan.from_dict(document | {"sites": [site], "solver": solver})
-
-
-def test_weights_are_needed_for_every_reuse_step_and_only_there():
-    def planned(weights, computed=(0, 1, 2)):
-        site = prediction(both(*computed), "weights")
-        return toy_plan([{**site, "weights": {"cond": weights, "uncond": weights}}], steps=6)
-
-    give = {str(step): [2.0, -1.0] for step in range(3, 6)}
-    planned(give)
-    for broken, text in (
-        ({k: v for k, v in give.items() if k != "4"}, "missing for step 4"),
-        ({**give, "1": [1.0]}, "given for computed or unknown step 1"),
-        ({**give, "4": [1, 1, 1, 1]}, "give 1 to 3"),
-        ({**give, "x": [1.0]}, "'x' is not a step number"),
-    ):
-        with pytest.raises(PlanError, match=text):
-            planned(broken)
-    with pytest.raises(PlanError, match="2 weights, but 1 anchors before this step"):
-        planned({str(s): [2.0, -1.0] for s in (1, 2, 4, 5)}, computed=(0, 3))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from profiling_core.plan.importers import from_steps
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset
 from profiling_core.plan.regrid import SPEEDUPS, plain_jumps, regrid
-from toys import both, prediction, toy_plan
 
 MINI = "wan2.1-t2v-mini"
 WAN = {"solver": "unipc", "shift": 5.0}
@@ -197,16 +196,6 @@ def test_grid_without_distinct_levels_is_refused_in_one_line():
     with pytest.raises(PlanError, match=r"plan 'paper' on 3 unipc steps.*sigmas must fall") as e:
         regrid(paper, (1.0, 1.0, 0.5), solver="unipc", shift=1.0)
     assert "\n" not in str(e.value)
-
-
-def test_fitted_weights_are_not_put_on_other_levels():
-    give = {str(step): [2.0, -1.0] for step in range(3, 6)}
-    site = {**prediction(both(0, 1, 2), "weights"), "weights": {"cond": give, "uncond": give}}
-    own = toy_plan([site], steps=6)
-    close = tuple(s * 0.9999 for s in own.sigmas)
-    assert regrid(own, close, solver="euler", shift=1.0).sites == own.sites
-    with pytest.raises(PlanError, match="weights fitted to its own 6 noise levels"):
-        regrid(own, grid(9, 1.0), solver="euler", shift=1.0)
 
 
 def test_a_fitted_plan_runs_as_plain_jumps_on_another_grid_and_says_so():

@@ -1,7 +1,5 @@
 """Plans on some of their steps and for other branches."""
 
-import pytest
-
 from profiling_core.plan.restrict import for_both_branches, on_steps, on_visited_steps
 from profiling_core.plan.site_schedule import corrections, forecasts, line
 from toys import both, intervals, prediction, toy_plan
@@ -28,17 +26,6 @@ def test_a_part_computes_its_first_step_and_forecasts_from_its_own_anchors() -> 
     found = forecasts(part, part.prediction, "cond")
     assert found[2] == line(part, 2, [0, 1]) and set(found) == {2, 3, 5, 6}
     assert on_steps(plan, range(12)) is plan
-
-
-def test_fitted_weights_whose_anchors_are_gone_give_way_to_the_line() -> None:
-    weights = {str(step): [1.5, -0.5] for step in range(12) if step not in COMPUTED}
-    site = prediction(both(*COMPUTED), "weights") | {"weights": {b: weights for b in both()}}
-    plan = toy_plan([site])
-    part = on_steps(plan, range(5, 12))
-    found = forecasts(part, part.prediction, "cond")
-    expected = dict(line(part, 2, [0, 1]))
-    assert dict(found[2]) == pytest.approx(expected)  # 7: anchors 6 and 4, 4 is gone
-    assert found[5] == ((4, 1.5), (1, -0.5))  # 10 of the plan: 9 and 6 are there
 
 
 def test_one_branch_becomes_two_with_the_same_steps() -> None:

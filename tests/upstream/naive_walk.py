@@ -45,8 +45,6 @@ class Calls:
 
     def weights(self, site: Site, kept: Kept, step: int) -> list[float]:
         """Weights of the newest kept value, the one before it and so on, in a forecast."""
-        if site.skip == "weights":
-            return list(site.weights[self.name(site)][str(step)])
         if site.skip == "hold" or len(kept) < 2:
             return [1.0]
         share = self.share(step, kept[-2][0], kept[-1][0])
