@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from forked import Forked
 from profiling_core.commands.batch.attempts import Sequential
 from profiling_core.commands.batch.clips import Checker, TreeMaker
 from profiling_core.commands.batch.folder import Folder, check_names
@@ -174,49 +176,32 @@ def test_a_disk_that_is_really_full(tmp_path, monkeypatch) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-SCRIPT = """
-import sys, time
-from profiling_core.commands.batch import attempts, command
-from profiling_core.commands.main import main
-from toy_makers import ToyMaker
-
-attempts.TreeMaker = ToyMaker
-if "hang" in sys.argv:
-    sys.argv.remove("hang")
-    command.LEAVE_SECONDS = 1
-    attempts.Sequential.close = lambda self: time.sleep(600)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize(
     ("number", "hang", "code"),
     [
-        (signal.SIGINT, [], 130),
-        (signal.SIGTERM, [], 143),
-        (signal.SIGHUP, [], 129),
-        (signal.SIGTERM, ["hang"], 143),
+        (signal.SIGINT, False, 130),
+        (signal.SIGTERM, False, 143),
+        (signal.SIGHUP, False, 129),
+        (signal.SIGTERM, True, 143),
     ],
 )
-def test_a_signal_leaves_a_summary_and_nothing_unfinished(tmp_path, number, hang, code) -> None:
+def test_a_signal_leaves_a_summary_and_nothing_unfinished(
+    tmp_path, monkeypatch, number, hang, code
+) -> None:
     """Also where the way out hangs."""
     jobs = [{**MINI, "prompt": f"seconds={n} a lamp"} for n in (0, 600)]
-    out, path = tmp_path / "out", os.pathsep.join([str(ROOT / "tests" / "lib"), str(ROOT)])
-    command = ["batch", str(jobs_file(tmp_path, *jobs)), "--out", str(out), "--no-ray", *hang]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *command],
-        env={**os.environ, "PYTHONPATH": path},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("clip 1 of 2"):
-            break
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code and "Traceback" not in error
-    assert bool(hang) or "1 of 2 clips are done; go on with the same command" in error
+    out = tmp_path / "out"
+    command = ["batch", str(jobs_file(tmp_path, *jobs)), "--out", str(out), "--no-ray"]
+    monkeypatch.setattr("profiling_core.commands.batch.attempts.TreeMaker", ToyMaker)
+    if hang:
+        monkeypatch.setattr("profiling_core.commands.batch.command.LEAVE_SECONDS", 1)
+        monkeypatch.setattr(Sequential, "close", lambda self: time.sleep(600))
+    process = Forked(lambda: sys.exit(main(command)))
+    while "clip 1 of 2" not in process.err:
+        time.sleep(0.02)
+    process.send(number)
+    assert process.wait(60) == code and "Traceback" not in process.err
+    assert hang or "1 of 2 clips are done; go on with the same command" in process.err
     rows = json.loads((out / "summary.json").read_text())
     assert [row["state"] for row in rows] == ["done", "not made"]
     assert (out / "index.html").is_file() and not (out / ".work").exists()

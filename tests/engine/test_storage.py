@@ -32,7 +32,7 @@ def model() -> ToyWan:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("profiles") / "wan.profile"
-    made_profile().save(path)
+    made_profile(steps=20).save(path)
     return path
 
 

@@ -1,6 +1,6 @@
-"""Both miniatures on several processes, against one: run by torchrun, says what it saw as JSON.
+"""Both miniatures on several processes, against one: says what it saw as JSON.
 
-    torchrun --nproc_per_node=2 tests/parallel_cases.py found.json wan:ulysses=2,fsdp=1 ...
+    torchrun --nproc_per_node=2 tests/lib/parallel_cases.py found.json wan:ulysses=2,fsdp=1 ...
 
 Rank 0 first makes the clips alone, then all make them together. The steps are few; the plans are
 made for them, so that they reuse something.

@@ -1,4 +1,4 @@
-"""The Wan command line on two processes, one of which may fail: run by torchrun."""
+"""The Wan command line on two processes, one of which may fail."""
 
 from __future__ import annotations
 
@@ -50,18 +50,15 @@ def note_prompt(target: str) -> None:
 
 def main(way: str, target: str) -> None:
     prompt, plan, seed = "red circle", "balanced", "5"
-    if way == "prompt" and RANK == 1:
-        prompt = "blue circle"
     if way == "plan" and RANK == 1:
         plan = "fast"
     if way in ("raise", "kill"):
         fail_at_a_step(way)
     what = ["--delta_cache", plan]
-    if way == "seed":
-        seed, what = "-1", ["--offload_model", "true", "--delta_profile", f"{target}.profile"]
-    if way == "extend":
+    if way == "whole":
         note_prompt(target)
-        what = ["--use_prompt_extend", "--prompt_extend_model", f"{target}.qwen"]
+        seed, what = "-1", ["--offload_model", "true", "--delta_profile", f"{target}.profile"]
+        what += ["--use_prompt_extend", "--prompt_extend_model", f"{target}.qwen"]
     options = ["--task", "t2v-mini", "--frame_num", "5", "--sample_steps", "6"]
     options += ["--prompt", prompt, "--base_seed", seed, "--save_file", target]
     sys.argv = ["generate.py", *options, *what]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from forked import launched
 from profiling_core.parallel.degrees import Degrees
 from profiling_core.parallel.sequence import _Merged, with_log_sum
-from torchrun import torchrun
 from tree_paths import ROOT
 from wan.attention import attention
 
@@ -44,11 +44,8 @@ PROFILED = {"wan:ulysses=2", "wan:cfg=2", "pictures:cfg=2", "hunyuan:ring=2", "h
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[list]:
     """What every rank saw in every case of one launch."""
     path = tmp_path_factory.mktemp("parallel") / "found.json"
-    cases = CASES[request.param]
-    result = torchrun(
-        request.param, ROOT / "tests" / "lib" / "parallel_cases.py", str(path), *cases
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    cases = ROOT / "tests" / "lib" / "parallel_cases.py"
+    launched(request.param, cases, path, *CASES[request.param])
     return json.loads(path.read_text())
 
 

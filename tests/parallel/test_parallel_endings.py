@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from forked import launched
 from profiling_core.errors import ParallelError, PlanError
 from profiling_core.parallel.degrees import Degrees, choose_degrees
 from profiling_core.parallel.launch import fingerprint
@@ -23,9 +24,8 @@ from torchrun import torchrun
 from tree_paths import ROOT
 from wan_toys import write_language_model
 
+FAILURES = ROOT / "tests" / "lib" / "parallel_failures.py"
 SAYS = {
-    "prompt": "error: the processes were not given the same --prompt: 'red circle' on rank 0, "
-    "'blue circle' on rank 1",
     "plan": "error: the processes were not given the same plan: 'balanced (sha256 ",
     "raise": "error: this rank has had enough",
     "kill": "SIGKILL",
@@ -38,7 +38,7 @@ SOON = 60.0  # seconds, imports and loading included, on a machine with other wo
 def test_one_failing_process_ends_all(tmp_path: Path, way: str) -> None:
     target = tmp_path / "clip.mp4"
     start = time.monotonic()
-    result = torchrun(2, ROOT / "tests" / "lib" / "parallel_failures.py", way, str(target))
+    result = torchrun(2, FAILURES, way, str(target))
     said = re.findall(r"^.*(error: .*)", result.stderr, flags=re.M)
     assert result.returncode != 0 and time.monotonic() - start < SOON
     assert SAYS[way] in (said[0] if way != "kill" else result.stderr)
@@ -49,28 +49,33 @@ def test_one_failing_process_ends_all(tmp_path: Path, way: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_launch_without_degrees_and_seed_chooses_both_once_and_records(tmp_path: Path) -> None:
+def test_a_launch_without_degrees_and_seed_chooses_both_once_records_and_extends_its_prompt(
+    tmp_path: Path,
+) -> None:
+    """The first process draws the seed and extends the prompt, for all."""
     target = tmp_path / "clip.mp4"
-    result = torchrun(2, ROOT / "tests" / "lib" / "parallel_failures.py", "seed", str(target))
-    assert result.returncode == 0 and target.stat().st_size, result.stderr[-2000:]
-    (line,) = re.findall("2 processes share the clip.*", result.stdout)  # of rank 0 alone
+    write_language_model(tmp_path / "clip.mp4.qwen")
+    first, _ = launched(2, FAILURES, "whole", target)
+    assert target.stat().st_size
+    (line,) = re.findall("2 processes share the clip.*", first.out)
     chosen = "--cfg_size 2 (two guidance branches), --ulysses_size 1 (divides the 2 heads)"
     assert line.endswith(f"chosen for them: {chosen}, --ring_size 1 (the rest)")
-    (seed,) = re.findall(r"drew base_seed (\d+)", result.stdout)
+    (seed,) = re.findall(r"drew base_seed (\d+)", first.out)
     (run,) = Profile.load(tmp_path / "clip.mp4.profile").runs
     assert str(run.seed) == seed
+    prompts = [Path(f"{target}.{rank}").read_bytes().decode() for rank in (0, 1)]
+    assert prompts[0] == prompts[1] and len(prompts[0]) > len("red circle")
+    (line,) = re.findall("extended prompt: (.*)", first.out)
+    assert line == printable(prompts[0])
 
 
 @pytest.mark.slow
-def test_the_first_process_extends_the_prompt_for_all(tmp_path: Path) -> None:
-    target = tmp_path / "clip.mp4"
-    write_language_model(tmp_path / "clip.mp4.qwen")
-    result = torchrun(2, ROOT / "tests" / "lib" / "parallel_failures.py", "extend", str(target))
-    assert result.returncode == 0 and target.stat().st_size, result.stderr[-2000:]
-    first, second = (Path(f"{target}.{rank}").read_bytes().decode() for rank in (0, 1))
-    assert first == second and len(first) > len("red circle")
-    (line,) = re.findall("extended prompt: (.*)", result.stdout)
-    assert line == printable(first)
+def test_hunyuans_script_on_two_processes_writes_one_clip(tmp_path: Path) -> None:
+    clip = ["--model", "HYVideo-mini", "--video-length", "5", "--infer-steps", "4"]
+    clip += ["--prompt", "red circle", "--save-path", str(tmp_path), "--delta_cache"]
+    first, second = launched(2, ROOT / "HunyuanVideo" / "sample_video.py", *clip)
+    assert "2 processes share the clip" in first.out and not second.out
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
 
 
 NAMES = ("--u", "--r", "--c")

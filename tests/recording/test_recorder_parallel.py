@@ -131,7 +131,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of two processes: a profile with Ulysses, an error with ring attention."""
     folder = tmp_path_factory.mktemp("ranks")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(_rank, (folder,), nprocs=RANKS)
+    torch.multiprocessing.start_processes(_rank, (folder,), RANKS, start_method="fork")
     return folder
 
 

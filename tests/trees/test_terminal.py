@@ -62,16 +62,36 @@ def test_a_full_or_closed_stream_is_no_traceback(line: str, code: int, says: str
     assert (done.returncode, done.stderr) == (code, says)
 
 
-@pytest.mark.parametrize("tree", ["wan"], indirect=True)  # both end through the same function
-@pytest.mark.parametrize("stream", ["| true", "> /dev/full", ">/dev/full 2>&1"])
-def test_a_run_goes_on_when_its_log_is_read_no_more(
-    tree: TreeCase, tmp_path: Path, stream: str
-) -> None:
-    argv = tree.argv(target=tmp_path / "clip.mp4")
-    command = shlex.join([sys.executable, str(tree.script_path), *map(str, argv)])
-    done = shell(f"{command} {stream}", tmp_path)
+LOGGING = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from loguru import logger
+from profiling_core.runtime.command_line import exit_script, run_main
+from profiling_core.runtime.terminal import printable, steps_bar
+
+def run(args):
+    logger.info(printable("prompt: 一只猫"))
+    with steps_bar(20, shown=True) as bar:
+        bar.update(20)
+    Path("clip.mp4").touch()
+
+exit_script(lambda: run_main(__import__("argparse").ArgumentParser, run))
+"""  # as both trees' scripts log and end
+
+
+@pytest.mark.parametrize("stream", ["| true", "> /dev/full", ">/dev/full 2>&1", ">&- 2>&-"])
+def test_a_run_goes_on_when_its_log_is_read_no_more(tmp_path: Path, stream: str) -> None:
+    done = shell(f"{shlex.join([sys.executable, '-c', LOGGING])} {stream}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(list(tmp_path.rglob("*.mp4"))) == 1
+    assert (tmp_path / "clip.mp4").exists()
+
+
+def test_any_prompt_can_be_logged(tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-c", LOGGING])
+    done = shell(f"PYTHONIOENCODING=ascii {command}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"prompt: \u4e00\u53ea\u732b" in done.stdout
 
 
 def test_away_from_a_terminal_progress_is_a_line_a_tenth(capsys) -> None:

@@ -1,7 +1,6 @@
 """What a user gets for a mistake: one line that names it, code 2, no file; also for signals."""
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from forked import Forked, script
 from tree_cases import TreeCase
 
 Outcome = Callable[..., str]
@@ -280,11 +280,8 @@ def test_the_script_itself_ends_with_code_2_and_one_line(tree: TreeCase, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-# both scripts end through the same exit_script, so one tree stands for both in what follows
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("tree", ["wan"], indirect=True)
+@pytest.mark.parametrize("tree", ["wan"], indirect=True)  # both end through the same exit_script
 def test_termination_cleans_up_like_an_interrupt(
     tree: TreeCase, tmp_path: Path, number: int
 ) -> None:
@@ -298,24 +295,10 @@ def test_termination_cleans_up_like_an_interrupt(
     clips = tmp_path / "clips"
     clips.mkdir()
     argv = tree.argv(frames=5, target=clips / "clip.mp4")
-    command = [sys.executable, str(tree.script_path), *argv]
-    environment = {**os.environ, "IMAGEIO_FFMPEG_EXE": str(slow)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not list(clips.glob(".*/file.mp4")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(number)
-        assert process.wait(timeout=30) == 128 + number
+    process = Forked(script(tree.script_path, *argv), IMAGEIO_FFMPEG_EXE=str(slow))
+    deadline = time.monotonic() + 60
+    while not list(clips.glob(".*/file.mp4")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send(number)
+    assert process.wait(30) == 128 + number
     assert not list(clips.iterdir())
-
-
-@pytest.mark.parametrize("tree", ["wan"], indirect=True)
-def test_any_prompt_can_be_logged_and_streams_may_be_closed(tree: TreeCase, tmp_path: Path) -> None:
-    command = [sys.executable, str(tree.script_path), *tree.argv(prompt="一只猫")]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    options = {"cwd": tmp_path, "check": False, "env": environment, "text": True}
-    done = subprocess.run(command, capture_output=True, **options)
-    assert done.returncode == 0 and "Logging error" not in done.stderr
-    assert r"prompt: \u4e00\u53ea\u732b" in done.stdout
-    done = subprocess.run(f"{shlex.join(command)} >&- 2>&-", shell=True, **options)
-    assert done.returncode == 0
