@@ -305,7 +305,7 @@ def run(
         pipeline = PIPELINES[config.model_type](
             config,
             args.ckpt_dir,
-            device,
+            device=device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
             latent_shape=config.latent_shape(size, args.frame_num),

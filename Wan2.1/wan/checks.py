@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from loguru import logger
 
-from profiling_core.errors import PlanError
+from profiling_core.errors import InputError, PlanError
 from profiling_core.parallel.degrees import Degrees, local_processes
-from profiling_core.parallel.ranks import ALONE
+from profiling_core.parallel.ranks import ALONE, Ranks
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.regrid import on_grid, regrid
@@ -64,6 +64,30 @@ def check_on_grid(plan: CachePlan, solver: str, steps: int, shift: float) -> Non
             f"plan {plan.name!r} is for {plan.steps} {plan.solver} steps, shift {plan.shift:g}, "
             f"this run has {steps} {solver} steps, shift {shift:g}: take checks.plan_for_run first"
         )
+
+
+def check_processes(ranks: Ranks, rank: int, *, use_usp: bool, **fsdp: bool) -> None:
+    """InputError for official arguments of several processes that `ranks` does not have."""
+    sequence, world = ranks.degrees.sequence, ranks.world
+    asked = {f"rank={rank}": rank not in (0, ranks.rank), "use_usp=True": use_usp and sequence < 2}
+    asked |= {f"{name}=True": given and world < 2 for name, given in fsdp.items()}
+    for argument, alone in asked.items():
+        if alone:
+            raise InputError(
+                f"{argument}: this is process {ranks.rank} of {world}: give the processes that "
+                "share the clip as ranks (profiling_core.parallel.ranks.start), or run generate.py "
+                "under torchrun"
+            )
+
+
+def gpu_or_cpu(device_id: int) -> torch.device:
+    """The GPU of that number; the CPU on a machine without one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if device_id not in range(count):
+        raise InputError(f"device_id {device_id}: this machine has GPUs 0 to {count - 1}")
+    return torch.device("cuda", device_id)
 
 
 @dataclass(frozen=True)

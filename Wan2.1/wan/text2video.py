@@ -35,6 +35,8 @@ from .checks import (
     Load,
     check_memory,
     check_on_grid,
+    check_processes,
+    gpu_or_cpu,
     offload_by_memory,
     plan_for_run,
     sizes_of,
@@ -50,39 +52,48 @@ from .weights import load_transformer, model_kwargs
 class WanT2V:
     """A loaded text-to-video (or text-to-image) model.
 
-    config: one of configs.WAN_CONFIGS; checkpoint_dir: an official checkpoint folder; device: CUDA
-    where there is one, else the CPU; torch_dtype: of the transformer's weights, fp32 as the
-    official code or bf16 for half the memory; t5_cpu: keep the text encoder on the CPU;
-    offload_model: parts that do not work leave the GPU, None: where not everything fits at once;
-    latent_shape, plan: of the clips to come, whose activations and anchors count in the check;
-    fp32: compute without the official bf16 autocast, as on a processor that would emulate it;
-    ranks: the processes that share the clip, all of which make the same calls; dit_fsdp, t5_fsdp:
-    share out the weights of the transformer and the text encoder over them.
-    Raises InputError when the folder is incomplete or damaged, or memory does not suffice.
+    config: one of configs.WAN_CONFIGS; checkpoint_dir: an official checkpoint folder; device_id:
+    the GPU where there is one, else the CPU; t5_fsdp, dit_fsdp: share out the weights of the text
+    encoder and the transformer over `ranks`; rank, use_usp: as `ranks` has it; t5_cpu: keep the
+    text encoder on the CPU; init_on_cpu: with offload the transformer is loaded there. These are
+    the official ones; beside them
+    device: in place of device_id; torch_dtype: of the transformer's weights, fp32 as the official
+    code or bf16 for half the memory; offload_model: parts that do not work leave the GPU, None:
+    where not everything fits at once; latent_shape, plan: of the clips to come, whose activations
+    and anchors count in the check; fp32: compute without the official bf16 autocast, as on a
+    processor that would emulate it; ranks: the processes that share the clip, all of which make
+    the same calls.
+    Raises InputError when the folder is incomplete or damaged, memory does not suffice, or several
+    processes are asked for without `ranks`.
     """
 
     def __init__(
         self,
         config: WanConfig,
         checkpoint_dir: str | Path,
-        device: torch.device | str | None = None,
-        *,
-        torch_dtype: torch.dtype = torch.float32,
+        device_id: int = 0,
+        rank: int = 0,
+        t5_fsdp: bool = False,
+        dit_fsdp: bool = False,
+        use_usp: bool = False,
         t5_cpu: bool = False,
+        init_on_cpu: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
         offload_model: bool | None = None,
         latent_shape: tuple[int, ...] | None = None,
         plan: CachePlan | None = None,
         fp32: bool = False,
         ranks: Ranks | None = None,
-        dit_fsdp: bool = False,
-        t5_fsdp: bool = False,
     ) -> None:
         folder = Path(checkpoint_dir)
         check_folder(folder, config)
         self.ranks = ranks or Ranks()
+        check_processes(self.ranks, rank, use_usp=use_usp, t5_fsdp=t5_fsdp, dit_fsdp=dit_fsdp)
         self.sharded = dit_fsdp
         self.config, self.t5_cpu, self.torch_dtype, self.fp32 = config, t5_cpu, torch_dtype, fp32
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = gpu_or_cpu(device_id) if device is None else torch.device(device)
         load = Load(
             torch_dtype,
             self._computing_dtype or torch_dtype,
@@ -106,7 +117,7 @@ class WanT2V:
         self.vae = VideoVAE(folder / config.vae_checkpoint, self.device)
         precision = Precision(blocks=self._computing_dtype) if dit_fsdp else None
         waits = self._leaves(self.offload_model) and (not t5_cpu or bool(config.pictures))
-        place = torch.device("cpu") if waits else self.device
+        place = torch.device("cpu") if waits and init_on_cpu else self.device
         self.model = load_transformer(folder, place, torch_dtype, precision)
         if self.ranks.degrees.sequence > 1:
             self.model.share_tokens(sequence_share(self.ranks, attention, self.device))

@@ -36,7 +36,7 @@ from profiling_core.metrics import latent_error
 from profiling_core.plan.importers import from_steps, public_document
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import STEPS, load_preset, public_plan
-from profiling_core.plan.regrid import SPEEDUPS, regrid
+from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.search.preset_search import robust_search
 
 NAME = "regret"
@@ -121,20 +121,11 @@ def matrix(name: str) -> str:
 
 
 def of_pictures() -> str:
-    """The worst of the laws and of all for the models that start from pictures.
-
-    Where a model takes another one's lists by step number, also for these by noise level.
-    """
+    """The worst of the laws and of all for the models that start from pictures."""
     lines = []
     for model in PICTURES:
         planned, search = MODELS[model], robust_search(model)
         lists = {preset: load_preset(model, preset) for preset in SPEEDUPS}
-        if not planned.searched:
-            grid = planned.sigmas(search.steps), planned.family.solver, planned.family.shift
-            for preset in SPEEDUPS:
-                sigmas, solver, shift = grid
-                own = load_preset(str(planned.like), preset)
-                lists[f"{preset} by level"] = regrid(own, sigmas, solver=solver, shift=shift)
         if "i2v" in model:
             names = public_document()["lemica"]["wan2.1-i2v-14B"]
             lists |= {name: public_plan(planned, name) for name in names}

@@ -75,8 +75,7 @@ class PlannedModel:
     family: Family
     fingerprint: ModelFingerprint
     clip: Clip
-    like: str | None = None  # a model of the same blocks, whose presets it takes by step number
-    searched: bool = True  # it has SPEEDUPS of its own all the same
+    like: str | None = None  # a model of the same blocks, whose published plans it takes
 
     def depth(self, block_list: str) -> int:
         return self.fingerprint.block_lists[block_list]
@@ -153,14 +152,7 @@ MODELS = {
         _wan("wan2.1-t2v-14B", *WAN_14B, WAN_480P),
         _wan("wan2.1-t2v-1.3B", 30, 1536, WAN_480P),
         _wan("wan2.1-i2v-14B", *WAN_14B, WAN_480P, WAN_I2V, like="wan2.1-t2v-14B"),
-        _wan(
-            "wan2.1-i2v-14B-720P",
-            *WAN_14B,
-            WAN_720P,
-            WAN_I2V_720P,
-            like="wan2.1-i2v-14B",
-            searched=False,
-        ),
+        _wan("wan2.1-i2v-14B-720P", *WAN_14B, WAN_720P, WAN_I2V_720P, like="wan2.1-t2v-14B"),
         _wan("wan2.1-flf2v-14B", *WAN_14B, WAN_720P, WAN_FLF2V, like="wan2.1-t2v-14B"),
         _wan("wan2.1-t2v-mini", 12, 160, MINI),
         _hunyuan("hunyuan-video-t2v-720p", 20, 40, 3072, HUNYUAN_720P),

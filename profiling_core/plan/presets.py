@@ -88,7 +88,7 @@ def load_preset(model: str, preset: str) -> CachePlan:
 def public_plan(planned: PlannedModel, name: str) -> CachePlan:
     """A public list of steps as a plan that holds the prediction; PlanError lists what there is."""
     document = public_document()
-    model = planned.fingerprint.name if planned.searched else str(planned.like)
+    model = planned.fingerprint.name.removesuffix("-720P")  # LeMiCa has one list for both sizes
     found = {
         list_name: (source, steps)
         for source in ("lemica", "golden-path")
@@ -110,8 +110,7 @@ def public_plan(planned: PlannedModel, name: str) -> CachePlan:
 def presets_of(model: PlannedModel) -> list[str]:
     """Names of the model's own presets, whether they are shipped or only built."""
     published = [] if model.like else [*PRESETS[model.fingerprint.family]]
-    own = published + [*SPEEDUPS] * model.searched
-    return [preset for preset in ORDER if preset in own]
+    return [preset for preset in ORDER if preset in [*published, *SPEEDUPS]]
 
 
 def build_preset(planned: PlannedModel, preset: str) -> CachePlan:

@@ -254,7 +254,7 @@ class WanModel(TreeModel):
         self.pipeline = PIPELINES[self.config.model_type](
             self.config,
             args.ckpt_dir,
-            self.device,
+            device=self.device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
             latent_shape=self._latent_shape,

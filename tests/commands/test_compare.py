@@ -118,7 +118,7 @@ def direct_clip(tree: str, prompt: str, plan: CachePlan | None) -> tuple[torch.T
     latents = []
     if tree == "wan":
         config = wan.configs.WAN_CONFIGS["t2v-mini"]
-        pipeline = WanT2V(config, config.ckpt_dir, "cpu")
+        pipeline = WanT2V(config, config.ckpt_dir, device="cpu")
         call = {"size": (32, 32), "frame_num": 5, "sampling_steps": STEPS, "guide_scale": 3.0}
     else:
         config = hyvideo.config.CONFIGS["HYVideo-mini"]

@@ -66,7 +66,7 @@ class Wan:
     def __init__(self, ranks: Ranks | None, **options: bool) -> None:
         self.config = WAN["t2v-mini"]
         self.pipeline = WanT2V(
-            self.config, self.config.ckpt_dir, "cpu", fp32=True, ranks=ranks, **options
+            self.config, self.config.ckpt_dir, device="cpu", fp32=True, ranks=ranks, **options
         )
         shift = self.config.sample_shift
         self.grid = {"solver": "unipc", "shift": shift}
@@ -89,8 +89,8 @@ class Pictures(Wan):
         with tempfile.TemporaryDirectory() as folder:
             sizes = {"dim": 160, "num_heads": 4, "num_layers": 12, "text_len": 32}
             write_checkpoint(Path(folder), model_type="flf2v", **sizes)
-            own = {"fp32": True, "ranks": ranks, **options}
-            self.pipeline = WanFLF2V(self.config, folder, "cpu", **own)
+            own = {"device": "cpu", "fp32": True, "ranks": ranks, **options}
+            self.pipeline = WanFLF2V(self.config, folder, **own)
         shift = self.config.sample_shift
         self.grid = {"solver": "unipc", "shift": shift}
         self.sigmas = wan_sigmas("unipc", STEPS, shift)

@@ -193,7 +193,7 @@ def wan_case(checkpoint: Path) -> TreeCase:
         plan_model="wan2.1-t2v-mini",
         mini="t2v-mini",
         open_pipeline=lambda folder=checkpoint, device="cpu", **options: wan.text2video.WanT2V(
-            WAN_CONFIGS["t2v-mini"], folder, device, **options
+            WAN_CONFIGS["t2v-mini"], folder, device=device, **options
         ),
         check_plan=lambda plan, folder: wan.checks.check_plan(plan, folder, **grid),
         fitted=lambda plan: wan.checks.plan_for_run(plan, "dpm++", 30, 3.0),

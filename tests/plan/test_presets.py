@@ -101,6 +101,10 @@ def test_presets_of_models_that_nobody_profiled_say_so(model, capsys):
             {"quality": (1.5, 3.3), "balanced": (0.7, 1.6), "fast": (1.2, 1.5)},
         ),
         (
+            "wan2.1-i2v-14B-720P",
+            {"quality": (0.5, 1.2), "balanced": (0.9, 1.7), "fast": (1.4, 1.8)},
+        ),
+        (
             "wan2.1-flf2v-14B",
             {"quality": (1.4, 4.5), "balanced": (1.7, 2.7), "fast": (2.2, 2.8)},
         ),
@@ -230,11 +234,9 @@ def test_background_and_foreground_part_the_blocks_at_every_depth(released, dept
 
 
 def test_image_to_video_takes_the_published_plans_of_its_blocks_by_step_number():
-    t2v, paper = (load_preset(f"wan2.1-{kind}-14B", "paper") for kind in ("t2v", "flf2v"))
-    assert paper.sites == t2v.sites and paper.shift == 16 and "flf2v" in paper.model.name
-    small, large = (load_preset(f"wan2.1-i2v-14B{end}", "fast") for end in ("", "-720P"))
-    assert small.sites == large.sites and small.steps == large.steps == 40
-    assert (small.shift, large.shift) == (3, 5) and small.sigmas != large.sigmas
+    for name, shift in (("i2v-14B", 3), ("i2v-14B-720P", 5), ("flf2v-14B", 16)):
+        t2v, paper = (load_preset(f"wan2.1-{model}", "paper") for model in ("t2v-14B", name))
+        assert paper.sites == t2v.sites and paper.shift == shift and name in paper.model.name
 
 
 def test_presets_of_the_other_family_are_refused():

@@ -24,7 +24,7 @@ BLUE_STAR = "blue star moving left over red checks"
 
 def wan() -> SimpleNamespace:
     config = WAN_CONFIGS["t2v-mini"]
-    pipeline = WanT2V(config, config.ckpt_dir, "cpu")
+    pipeline = WanT2V(config, config.ckpt_dir, device="cpu")
     contexts = pipeline.encode(
         ["red circle moving right over blue stripes", config.sample_neg_prompt]
     )

@@ -43,7 +43,7 @@ def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp(kind)
     write_checkpoint(folder, model_type=kind, text_len=512)
     task, pipeline = TASKS[kind]
-    return pipeline(WAN_CONFIGS[task], folder, "cpu", fp32=True)
+    return pipeline(WAN_CONFIGS[task], folder, device="cpu", fp32=True)
 
 
 def pictures_of(pipeline: WanI2V) -> list[Image.Image]:

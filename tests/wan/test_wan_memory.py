@@ -259,7 +259,7 @@ def test_a_pipeline_logs_why_it_offloads(
 ) -> None:
     """It alone: `profiling-dit check` asks for options that no run has."""
     monkeypatch.setattr(wan.text2video, "offload_by_memory", lambda *args: (False, "it fits"))
-    pipeline = wan.text2video.WanT2V(WAN_CONFIGS["t2v-mini"], checkpoint, "cpu")
+    pipeline = wan.text2video.WanT2V(WAN_CONFIGS["t2v-mini"], checkpoint, device="cpu")
     assert not pipeline.offload_model and lines.count("it fits") == 1
 
 

@@ -1,5 +1,6 @@
 """What the Wan2.1 pipeline has that the other tree has not; tests/trees holds the contract."""
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from torch import Tensor
 from profiling_core.errors import InputError
 from profiling_core.parallel.degrees import Degrees
 from tree_cases import TreeCase, wan_case
-from wan.checks import Load, check_memory, sizes_of
+from wan.checks import Load, check_memory, gpu_or_cpu, sizes_of
 from wan.configs import WAN_CONFIGS
+from wan.image2video import WanFLF2V, WanI2V
 from wan.sigmas import sigmas_fp32
 from wan.text2video import WanT2V
 from wan_toys import TINY_DIT
@@ -136,3 +138,39 @@ def test_the_host_needs_room_for_what_is_offloaded(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(InputError, match="on cpu: transformer "):  # one for each process
         check_memory(sizes, Load(torch.bfloat16, degrees=Degrees(2)), cuda)
+
+
+def test_the_official_constructor_calls_work_by_position_and_by_name(
+    tree: TreeCase, pipeline: WanT2V, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = WAN_CONFIGS["t2v-mini"]
+    flags = dict.fromkeys(("t5_fsdp", "dit_fsdp", "use_usp"), False)
+    named = {"config": config, "checkpoint_dir": str(checkpoint), "device_id": 0, "rank": 0}
+    for own in (
+        WanT2V(config, str(checkpoint), 0, 0, False, False, False, True),
+        WanT2V(**named, **flags, t5_cpu=True),
+    ):
+        assert own.t5_cpu and torch.equal(tree.sample(own), tree.sample(pipeline))
+    for asked in ({"rank": 1}, {"use_usp": True}, {"dit_fsdp": True}, {"t5_fsdp": True}):
+        (argument,) = (f"{name}={value}" for name, value in asked.items())
+        with pytest.raises(InputError, match=f"^{argument}: this is process 0 of 1: give the pro"):
+            WanT2V(**named | asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpu_or_cpu(1) == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="device_id 2: this machine has GPUs 0 to 1"):
+        WanT2V(**named | {"device_id": 2})
+
+
+def test_every_pipeline_has_the_official_arguments_in_their_order() -> None:
+    made = ["config", "checkpoint_dir", "device_id", "rank", "t5_fsdp", "dit_fsdp", "use_usp"]
+    sampling = ["frame_num", "shift", "sample_solver", "sampling_steps", "guide_scale", "n_prompt"]
+    pictures = {WanT2V: ["size"], WanI2V: ["img", "max_area"]}
+    pictures[WanFLF2V] = ["first_frame", "last_frame", "max_area"]
+    for kind, own in pictures.items():
+        assert [*signature(kind).parameters][:8] == [*made, "t5_cpu"]
+        expected = ["self", "input_prompt", *own, *sampling, "seed", "offload_model"]
+        assert [*signature(kind.generate).parameters][: len(expected)] == expected
+    calls = [signature(kind.generate).parameters for kind in pictures]
+    assert [call["guide_scale"].default for call in calls] == [5.0, 5.0, 5.5]
+    assert WAN_CONFIGS["flf2v-14B"].sample_guide_scale == 5.0  # of the command
