@@ -116,8 +116,14 @@ def test_a_plan_adds_its_anchors_and_one_input_of_an_interval(full_text: None) -
     assert_holds(plan_bytes(config, load), cached - bare)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("latent", [(16, 17, 32, 32), (16, 1, 32, 32), (16, 20, 16, 16)])
+@pytest.mark.parametrize(
+    ("latent", "dtype"),
+    [
+        ((16, 17, 32, 32), torch.float16),
+        ((16, 1, 32, 32), torch.float32),
+        ((16, 20, 16, 16), torch.float32),
+    ],
+)
 def test_a_decode_needs_what_is_alive(
     tmp_path: Path, latent: tuple[int, ...], dtype: torch.dtype
 ) -> None:

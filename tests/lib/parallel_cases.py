@@ -48,7 +48,7 @@ from wan.image2video import WanFLF2V, WanT2V  # noqa: E402
 from wan.sigmas import sigmas_fp32 as wan_sigmas  # noqa: E402
 from wan_toys import write_checkpoint  # noqa: E402
 
-STEPS, FRAMES, SEED, CFG_SCALE = 8, 5, 7, 2.0
+STEPS, FRAMES, SEED, CFG_SCALE = 6, 5, 7, 2.0
 PLANS = (None, "release", "balanced")
 PROFILED = (
     "wan:ulysses=2",

@@ -292,6 +292,7 @@ def hunyuan15() -> Tiny:
         tokenizer_2=None,
         guider=ClassifierFreeGuidance(guidance_scale=3.0),
     )
+    pipe.vision_num_semantic_tokens = 8
     prompt = {}
     for number, sign in enumerate(("", "negative_")):
         prompt |= {

@@ -23,17 +23,14 @@ CASES = {
         "wan:cfg=2",
         "wan:ulysses=2,fsdp=1",
         "pictures:ulysses=2,fsdp=1",
-        "pictures:ring=2",
         "pictures:cfg=2",
         "hunyuan:ulysses=2",
         "hunyuan:ring=2",
         "hunyuan:cfg=2",
     ),
     4: (
-        "wan:ulysses=2,ring=2",
         "wan:ring=2,cfg=2,fsdp=1",
         "hunyuan:ulysses=2,ring=2",
-        "hunyuan:ulysses=2,cfg=2",
     ),
 }
 PLANS = (None, "release", "balanced")
