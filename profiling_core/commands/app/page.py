@@ -111,7 +111,7 @@ class Page:
             )
             seed = gr.Textbox("42", label="Seed", min_width=120, elem_id="seed")
         full = gr.Checkbox(label="Also the full run, to compare", elem_id="full")
-        with gr.Accordion("Size, length and weights", open=False):
+        with gr.Accordion("Size, length and weights", open=False, elem_id="settings"):
             size = gr.Dropdown(
                 [*first.sizes],
                 value=first.sizes[0],
