@@ -301,7 +301,7 @@ def test_a_place_that_cannot_be_listened_on_is_one_line(tmp_path: Path, capsys) 
         assert main(["app", "--port", port, *out]) == 2
     assert f"--port {port}: cannot listen there (Address already in use)" in capsys.readouterr().err
     for argv, says in (
-        (["--port", "70000"], "--port 70000: "),
+        (["--port", "70000"], "--port 70000: take at most 65535"),
         (["--host", "999.0.0.1"], "--host 999.0.0.1"),
         (["--files", str(tmp_path / "absent")], "absent does not exist"),
         (["--files", str(tmp_path / "file")], "file is no folder"),

@@ -37,7 +37,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     out = tmp_path_factory.mktemp("app") / "out"
     command = [sys.executable, "-m", "profiling_core", "app", "--port", "0", "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         line = process.stderr.readline()
         (url,) = re.findall(r"open (http://127\.0\.0\.1:\d+/) in a browser", line)

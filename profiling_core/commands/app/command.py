@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from profiling_core.commands.report.drawing import check_packages
 from profiling_core.errors import InputError
 from profiling_core.files import check_writable
 
+LAST_PORT = 65535
 DESCRIPTION = """\
 Serves a page for this machine's browser: task, prompt, pictures, size, seed and plan, the clip
 and on request the full one beside it. The miniatures run at once. Without --files the page takes no
@@ -67,6 +69,9 @@ def run_app(args: argparse.Namespace) -> list[str]:
         host, port = bound.getsockname()[:2]
         log.info(f"open http://{f'[{host}]' if ':' in host else host}:{port}/ in a browser")
         log.info(f"clips are written to {out}; Ctrl-C ends the page")
+        for number in (signal.SIGTERM, signal.SIGHUP):  # they end it as Ctrl-C does; not nohup's
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
         try:
             uvicorn.Server(config).run(sockets=[bound])
         finally:
@@ -77,6 +82,8 @@ def run_app(args: argparse.Namespace) -> list[str]:
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that listens; InputError where that is not possible."""
+    if port > LAST_PORT:
+        raise InputError(f"--port {port}: take at most {LAST_PORT}, or 0 for any free one")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

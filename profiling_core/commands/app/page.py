@@ -12,9 +12,7 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from pydantic import ValidationError
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from profiling_core.commands.app.places import confined
 from profiling_core.commands.app.tasks import Task
@@ -79,7 +77,7 @@ class Page:
                 concurrency_limit=None,  # the line of runs is ours
                 api_visibility="private",
             )
-            stop.click(self.cancel, None, status, queue=False, api_visibility="private")
+            stop.click(self.cancel, None, stop, queue=False, api_visibility="private")
         return blocks
 
     def _fields(self, first: Task) -> list[Any]:
@@ -99,7 +97,7 @@ class Page:
             for name, label in (("image", "First picture"), ("last_image", "Last picture"))
         ]
         for picture in pictures:  # the tree reads the file, and says what is wrong with it
-            picture.preprocess = lambda payload: None if payload is None else payload.path
+            picture.preprocess = _path_of  # type: ignore[method-assign]
         with gr.Row():
             plan = gr.Dropdown(
                 [FULL, *first.plans],
@@ -187,6 +185,8 @@ class Page:
                     return
                 yield _running(shown.line, "")
                 for event in self.worker.run(asked):
+                    if turn.cancelled:  # perhaps before the run had begun
+                        self.worker.cancel()
                     shown.take(event)
                     html = shown.html()
                     yield _running(shown.line, None if html == last else html)
@@ -196,13 +196,11 @@ class Page:
             yield _idle(message(str(error), "error"))
 
     def cancel(self, request: gr.Request) -> Any:
-        """Cancel the run of this page, or its place in the line."""
+        """Cancel the run of this page, or its place in the line; the button can rest."""
         turn = self.turns.cancel(str(request.session_hash))
-        if turn is None:
-            return gr.skip()
-        if self.turns.ahead(turn) == 0:
+        if turn is not None and self.turns.ahead(turn) == 0:
             self.worker.cancel()
-        return message("Cancelling: the step that runs is the last.")
+        return gr.update(interactive=False)
 
     def _task(self, label: str) -> Task:
         if label not in self.tasks:
@@ -246,16 +244,26 @@ class Page:
             ),
             css=css.read_text(encoding="utf-8"),
         )
-        app.add_middleware(BaseHTTPMiddleware, dispatch=_with_policy)
+        app.add_middleware(_Policy)
         if host in LOOPBACK:  # another site's name cannot be pointed here
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
         return app
 
 
-async def _with_policy(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    response = await call_next(request)
-    response.headers["Content-Security-Policy"] = POLICY
-    return response
+class _Policy:
+    """Puts POLICY on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", POLICY.encode())
+                message["headers"] = [*message["headers"], policy]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
 
 
 def _running(line: Any, result: Any = None) -> tuple[Any, ...]:
@@ -265,6 +273,10 @@ def _running(line: Any, result: Any = None) -> tuple[Any, ...]:
 
 def _idle(line: Any) -> tuple[Any, ...]:
     return line, gr.skip(), gr.update(interactive=True), gr.update(interactive=False)
+
+
+def _path_of(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
 def _number(text: str | None, what: str) -> int:

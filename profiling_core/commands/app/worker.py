@@ -104,6 +104,8 @@ class Worker:
 
     def cancel(self) -> None:
         """The run stops behind its step; while weights are loaded the process is ended."""
+        if self._cancelled:
+            return
         self._cancelled = True
         if self._part == "loading":
             self.stop()
