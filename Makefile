@@ -3,7 +3,7 @@
 # make test    the test suite: what has time limits first, then the rest in two processes of one thread
 # make lint    ruff and mypy
 # make test-wheel    the wheel on its own, in an environment with the core's packages alone (needs a package index)
-# make test-browser    the report's tests in headless Chromium, installed from Debian's packages where missing
+# make test-browser    the tests of the report and of the page in headless Chromium, installed from Debian's packages where missing
 # All set everything up on a fresh machine (virtual environment .venv) and reuse it afterwards.
 # Without a GPU, TORCH_INDEX=<package index of torch's CPU builds> saves the CUDA libraries.
 
@@ -28,7 +28,7 @@ test-wheel: $(INSTALLED)
 
 test-browser: $(INSTALLED)
 	command -v chromium || (apt-get update && apt-get install -y chromium fonts-dejavu-core)
-	$(VENV)/bin/python -m pytest tests/commands/test_report_browser.py
+	$(VENV)/bin/python -m pytest tests/commands/test_report_browser.py tests/commands/test_app_browser.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

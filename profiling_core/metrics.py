@@ -43,12 +43,17 @@ def compare(video: Any, reference: Any) -> Quality:
         raise ValueError(f"videos of shape {video.shape} and {reference.shape} cannot be compared")
     errors = (video - reference) ** 2
     return Quality(
-        psnr_frames=float(np.mean([_decibels(error) for error in errors.mean(axis=(0, 2, 3))])),
+        psnr_frames=_mean_decibels(errors),
         psnr_pooled=_decibels(errors.mean()),
         ssim=ssim(video, reference),
         motion=_ratio(_motion_energy(video), _motion_energy(reference)),
         flicker=_ratio(_second_difference(video), _second_difference(reference)),
     )
+
+
+def psnr(video: Any, reference: Any) -> float:
+    """psnr_frames alone, of (3, F, H, W) in [-1, 1]."""
+    return _mean_decibels((_unit_range(video) - _unit_range(reference)) ** 2)
 
 
 def ssim(video: np.ndarray, reference: np.ndarray) -> float:
@@ -86,6 +91,10 @@ def _unit_range(video: Any) -> np.ndarray:
     if array.ndim != 4 or array.shape[0] != 3:
         raise ValueError(f"expected a video (3, F, H, W), found shape {array.shape}")
     return (array.clip(-1, 1) + 1) / 2
+
+
+def _mean_decibels(errors: np.ndarray) -> float:
+    return float(np.mean([_decibels(error) for error in errors.mean(axis=(0, 2, 3))]))
 
 
 def _decibels(squared_error: float) -> float:

@@ -45,6 +45,7 @@ NEEDS = {  # the first pattern that a command holds says what it needs
     "weights": r"--(task|model) ((t2v|i2v|flf2v)-14B|HYVideo-T)|--video-size|VBench_full_info",
     "GPUs": r"benchmarks\.speed\.gpu|pytest -m gpu|--device cuda|--nproc_per_node=8",
     "a cluster": r"^ray ",
+    "a browser": r"^profiling-dit app",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
     "files of a run before it": r"examples/vbench\.py layout|batch out/vbench|out/14b",
     "minutes to hours": r"benchmarks\.(compare|search|lib|speed\.(engine|demo|call))|"

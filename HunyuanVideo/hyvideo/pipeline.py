@@ -22,7 +22,7 @@ from profiling_core.plan.restrict import plan_of_both
 from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.state_dicts import check_finite
-from profiling_core.runtime.terminal import steps_bar
+from profiling_core.runtime.terminal import MakeBar, steps_bar
 
 from .attention import attention, choose_kernel
 from .checkpoint import find_files
@@ -263,7 +263,7 @@ class HunyuanVideo:
         cfg_scale: float = 1.0,
         plan: CachePlan | None = None,
         recorder: Recorder | PerturbedRun | None = None,
-        progress: bool = True,
+        progress: bool | MakeBar = True,
     ) -> Tensor:
         """Latents fp32 (B, z, f, h, w) from noise of that shape; leaves statistics in `last_run`.
 
@@ -286,7 +286,7 @@ class HunyuanVideo:
             conditioning = conditioning.half(1 - self.ranks.cfg_rank)
         rows = len(conditioning.states)  # twice the clips with real guidance in one call
         fixed = self.fixed_inputs(conditioning, latent, strength)
-        bar = steps_bar(steps, shown=progress and self.ranks.first)
+        bar = steps_bar(steps, shown=self.ranks.first and progress)
         autocast = self.autocast()
         with timed(self.device) as loop, torch.no_grad(), autocast, bar, run.attached(self.guided):
             for step, t in zip(shown_steps(run, bar), scheduler.timesteps, strict=True):

@@ -27,7 +27,7 @@ from profiling_core.plan.schema import BRANCHES
 from profiling_core.recording.perturbed_run import PerturbedRun
 from profiling_core.recording.recorder import Recorder
 from profiling_core.runtime.state_dicts import check_finite
-from profiling_core.runtime.terminal import steps_bar
+from profiling_core.runtime.terminal import MakeBar, steps_bar
 
 from .attention import attention, choose_kernel
 from .checkpoint import check_folder
@@ -295,7 +295,7 @@ class WanT2V:
         condition: dict[str, Any] | None = None,
         plan: CachePlan | None = None,
         recorder: Recorder | PerturbedRun | None = None,
-        progress: bool = True,
+        progress: bool | MakeBar = True,
     ) -> Tensor:
         """Latent fp32 (z, f, h, w) from noise of that shape; leaves statistics in `last_run`.
 
@@ -316,7 +316,7 @@ class WanT2V:
             for branch, text in zip(BRANCHES, (context, context_null), strict=True)
         }
         autocast = self.autocast()
-        bar = steps_bar(sampling_steps, shown=progress and self.ranks.first)
+        bar = steps_bar(sampling_steps, shown=self.ranks.first and progress)
         with timed(self.device) as loop, torch.no_grad(), autocast, bar, run.attached(self.guided):
             for step, t in zip(shown_steps(run, bar), scheduler.timesteps, strict=True):
                 timestep = t[None]  # one object for both calls of a step

@@ -30,6 +30,7 @@ INSTALL = {  # what brings a module that the core does without
         ("diffusers", "transformers", "accelerate"), 'pip install "profiling-dit[diffusers]"'
     ),
     **dict.fromkeys(("ray", "tqdm"), 'pip install "profiling-dit[batch]"'),
+    "gradio": 'pip install "profiling-dit[app]"',
     **dict.fromkeys(
         ("loguru", "ftfy", "sentencepiece", "imageio", "imageio_ffmpeg"),
         "pip install -r requirements.txt",

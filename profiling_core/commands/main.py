@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import profiling_core
+from profiling_core.commands.app.command import add_app_command
 from profiling_core.commands.arguments import Parser, install_hint, log_on_stderr, shown
 from profiling_core.commands.batch.command import add_batch_command
 from profiling_core.commands.check.command import add_check_command
@@ -29,6 +30,7 @@ COMMANDS = (
     add_check_command,
     add_compare_command,
     add_batch_command,
+    add_app_command,
     add_presets_command,
     add_import_command,
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 # control characters, line separators, changes of the writing direction, halves of a surrogate pair
 RAW = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+MakeBar = Callable[[int], Any]
 FORMULA = ("=", "+", "-", "@")  # what a spreadsheet computes
 
 
@@ -65,9 +67,15 @@ class Tenths:
             logger.info(f"step {self.n:.0f} of {self._total}{self._postfix}")
 
 
-def steps_bar(total: int, *, shown: bool) -> Any:
-    """What shows the steps of a run: a bar on a terminal, lines in the log elsewhere."""
+def steps_bar(total: int, *, shown: bool | MakeBar) -> Any:
+    """What shows the steps of a run: a bar on a terminal, lines in the log elsewhere.
+
+    shown: or what makes another bar, a `Tenths`, for a number of steps.
+    """
     from tqdm import tqdm
+
+    if not isinstance(shown, bool):
+        return shown(total)
 
     if shown and not (sys.stderr is not None and sys.stderr.isatty()):
         return Tenths(total)

@@ -17,6 +17,7 @@ from profiling_core.trees.tree_model import (
     Pictures,
     Sampling,
     TreeModel,
+    import_tree,
     parse_size,
 )
 
@@ -89,6 +90,13 @@ class HunyuanModel(TreeModel):
         args.model_base = Path(args.model_base).resolve()
         if args.dit_weight is not None:
             args.dit_weight = Path(args.dit_weight).resolve()
+
+    @classmethod
+    def models(cls) -> tuple[str, ...]:
+        import_tree(cls)
+        from hyvideo.config import CONFIGS
+
+        return tuple(CONFIGS)
 
     def check_files(self) -> None:
         with self.as_user_error():

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from profiling_core.errors import CompareError, InputError
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import held_anchors
-from profiling_core.runtime.terminal import printable, write_to
+from profiling_core.runtime.terminal import MakeBar, printable, write_to
 
 if TYPE_CHECKING:
     from profiling_core.engine.run_stats import RunStats
@@ -113,7 +113,8 @@ class TreeModel(ABC):
     # of the tree's options: they shape no clip, or are the comparison's own
     not_settings: ClassVar[frozenset[str]] = frozenset({"delta_cache", "delta_profile", "prompt"})
     noise_device: str | None = None  # where noise is drawn; None: on the model's device
-    progress: bool | None = None  # draw the steps of a run; None: where somebody looks
+    # draw the steps of a run, or what makes the bar; None: where somebody looks
+    progress: bool | MakeBar | None = None
     pipeline: Any = None
     config: Any
 
@@ -154,6 +155,17 @@ class TreeModel(ABC):
     @property
     def plan_model(self) -> str:
         return self.config.plan_model
+
+    @classmethod
+    @abstractmethod
+    def models(cls) -> tuple[str, ...]:
+        """The names of those that make clips."""
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """width*height of the clips that this model is made for, the default first."""
+        _, height, width = self.clip_shape
+        return (f"{width}*{height}",)
 
     @property
     def pictures(self) -> tuple[str, ...]:

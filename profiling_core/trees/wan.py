@@ -19,6 +19,7 @@ from profiling_core.trees.tree_model import (
     Pictures,
     Sampling,
     TreeModel,
+    import_tree,
     parse_size,
 )
 
@@ -44,7 +45,13 @@ class WanModel(TreeModel):
             raise CompareError(
                 f"--dit-weight {request.dit_weight}: Wan2.1 has its weights in --ckpt-dir"
             )
+        from wan.configs import WAN_CONFIGS
+
         size = None if request.size is None else "*".join(map(str, parse_size(request.size)))
+        config = WAN_CONFIGS.get(request.model or given.task)
+        if config is not None and size not in (None, *config.sizes):
+            known = ", ".join(config.sizes)
+            raise CompareError(f"--size {size} is not one of task {config.task}: take {known}")
         options = {
             "--task": request.model,
             "--ckpt_dir": request.ckpt_dir,
@@ -78,6 +85,17 @@ class WanModel(TreeModel):
         if not self._incomplete:
             self.check_files()
         args.ckpt_dir = Path(args.ckpt_dir).resolve()
+
+    @classmethod
+    def models(cls) -> tuple[str, ...]:
+        import_tree(cls)
+        from wan.configs import WAN_CONFIGS
+
+        return tuple(task for task, config in WAN_CONFIGS.items() if not config.still)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.args.size, *self.config.sizes)))
 
     @property
     def plan_model(self) -> str:

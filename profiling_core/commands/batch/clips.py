@@ -17,6 +17,7 @@ from profiling_core.commands.batch.jobs import Job
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import held_anchors
 from profiling_core.runtime.options import resolve_plan
+from profiling_core.runtime.terminal import MakeBar
 from profiling_core.trees.registry import tree_class
 from profiling_core.trees.tree_model import ModelRequest, TreeModel
 
@@ -128,18 +129,32 @@ class TreeMaker:
         self._loaded: tuple[str, tuple[int, int], Any] | None = None
         self.ranks: Ranks | None = None
 
-    def make(self, clip: Clip, write: Callable[[TreeModel, Any], None]) -> Made | None:
-        """Make it and hand it to `write`; None on ranks after the first of a shared clip."""
+    def make(
+        self,
+        clip: Clip,
+        write: Callable[[TreeModel, Any], None],
+        *,
+        begin: Callable[[str], None] = lambda part: None,
+        bar: MakeBar | None = None,
+    ) -> Made | None:
+        """Make it and hand it to `write`; None on ranks after the first of a shared clip.
+
+        begin: called with "loading", "encoding" and "decoding" before each; bar: shows the steps.
+        """
         job = clip.job
         model = tree_class(job.tree)(job.request, job.prompt)
         start = time.perf_counter()
         model.plans += [] if clip.plan is None else [clip.plan]
+        model.progress = bar
         size = self._take_over(clip, model)
+        begin("loading")
         with model.loaded(self.ranks):
             self._loaded = clip.model, size, model.pipeline
+            begin("encoding")
             inputs = model.inputs(job.prompt, job.seed, job.pictures)
             latent = model.denoise(inputs, clip.plan)
             run = model.last_run
+            begin("decoding")
             decoding = time.perf_counter()
             video = model.decode(latent)
             end = time.perf_counter()

@@ -192,7 +192,7 @@ def _psnr(path: Path, reference: Path) -> float:
     """Mean over frames, as everywhere; both clips in fp16."""
     from safetensors.torch import load_file
 
-    from profiling_core.metrics import compare
+    from profiling_core.metrics import psnr
 
     clips = [load_file(p)["video"].float() for p in (path, reference)]
-    return compare(*clips).psnr_frames
+    return psnr(*clips)

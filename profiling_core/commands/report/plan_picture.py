@@ -27,7 +27,10 @@ def plan_figures(profile: Profile, plans: Sequence[CachePlan]) -> list[PlanPictu
     """One picture per plan; ProfileError for a plan that is made for another model."""
     for plan in plans:
         check_same_model(profile, plan)
-    return [plan_figure(profile, plan, f"fig-plan-{n}") for n, plan in enumerate(plans, start=1)]
+    return [
+        plan_figure(plan, f"fig-plan-{n}", _facts(profile, plan))
+        for n, plan in enumerate(plans, start=1)
+    ]
 
 
 def check_same_model(profile: Profile, plan: CachePlan) -> None:
@@ -40,8 +43,10 @@ def check_same_model(profile: Profile, plan: CachePlan) -> None:
         )
 
 
-def plan_figure(profile: Profile, plan: CachePlan, figure_id: str) -> PlanPicture:
-    """The picture of one plan that fits the profile's model."""
+def plan_figure(
+    plan: CachePlan, figure_id: str, facts: tuple[tuple[str, str], ...] = ()
+) -> PlanPicture:
+    """The picture of one plan; facts: what stands below it."""
     branches: tuple[tuple[str, tuple[str, ...]], ...]
     branches = tuple((branch, block_states(plan, branch)) for branch in plan.branches)
     if len({states for _, states in branches}) == 1:
@@ -53,7 +58,7 @@ def plan_figure(profile: Profile, plan: CachePlan, figure_id: str) -> PlanPictur
     )
     title = f"Plan {plan.name}"
     blocks = block_axis(plan.model)
-    return PlanPicture(figure_id, title, caption, axis, blocks, branches, _facts(profile, plan))
+    return PlanPicture(figure_id, title, caption, axis, blocks, branches, facts)
 
 
 def block_states(plan: CachePlan, branch: Branch) -> tuple[str, ...]:
