@@ -46,7 +46,7 @@ NEEDS = {  # the first pattern that a command holds says what it needs
     "GPUs": r"benchmarks\.speed\.gpu|pytest -m gpu|--device cuda|--nproc_per_node=8",
     "a cluster": r"^ray ",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
-    "files of a run before it": r"examples/vbench\.py layout|batch out/vbench|out/14b",
+    "files of a run before it": r"examples/vbench\.py layout|batch out/vbench|out/14b|--request",
     "minutes to hours": r"benchmarks\.(compare|search|lib|speed\.(engine|demo|call))|"
     r"search\.prediction|miniatures\.(train|check)|tests/parallel/|pytest tests/plan|"
     r"examples/jobs\.jsonl|--refit",
