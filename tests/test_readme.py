@@ -47,7 +47,7 @@ NEEDS = {  # the first pattern that a command holds says what it needs
     "a cluster": r"^ray ",
     "a browser": r"^profiling-dit app",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
-    "files of a run before it": r"examples/vbench\.py layout|batch out/vbench|out/14b",
+    "files of a run before it": r"examples/vbench\.py layout|batch out/vbench|out/14b|--request",
     "minutes to hours": r"benchmarks\.(compare|search|lib|speed\.(engine|demo|call))|"
     r"search\.prediction|miniatures\.(train|check)|tests/parallel/|pytest tests/plan|"
     r"examples/jobs\.jsonl",

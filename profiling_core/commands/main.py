@@ -12,7 +12,7 @@ from profiling_core.commands.arguments import Parser, install_hint, log_on_stder
 from profiling_core.commands.batch.command import add_batch_command
 from profiling_core.commands.check.command import add_check_command
 from profiling_core.commands.compare.command import add_compare_command
-from profiling_core.commands.import_list import add_import_command
+from profiling_core.commands.exchange import add_export_command, add_import_command
 from profiling_core.commands.plan import add_plan_command
 from profiling_core.commands.profile import add_profile_command
 from profiling_core.commands.report.command import add_report_command
@@ -33,6 +33,7 @@ COMMANDS = (
     add_app_command,
     add_presets_command,
     add_import_command,
+    add_export_command,
 )
 
 

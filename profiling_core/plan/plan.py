@@ -88,36 +88,19 @@ class CachePlan(PlanDocument):
                 f"{source}: this is no plan but a profile; make a plan from it with "
                 "`profiling-dit plan --profile FILE -o plan.json`"
             )
-        try:
-            document = json.loads(
-                text, object_pairs_hook=without_doubles, parse_constant=_refuse_constant
-            )
-        except RecursionError:
-            raise PlanError(f"{source}: not a plan: nested too deeply") from None
-        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError and ours are ValueErrors
-            raise PlanError(f"{source}: not JSON: {error}") from None
-        return cls.from_dict(document, source)
+        return cls.from_dict(decoded(text, source), source)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CachePlan:
         """Read and check a plan file; PlanError when it is missing, unreadable or wrong."""
-        path = Path(path)
-        try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise PlanError(f"plan file {path}: not a regular file")
-            if status.st_size > LARGEST_FILE:
-                raise PlanError(f"plan file {path}: {status.st_size} bytes is too large for a plan")
-            text = path.read_bytes()
-        except OSError as error:
-            raise PlanError(f"plan file {path}: {error.strerror or error}") from None
-        return cls.loads(text, f"plan file {path}")
+        source = f"plan file {path}"
+        return cls.loads(small_file(Path(path), source), source)
 
     def dumps(self) -> str:
         """JSON text: one key a line, number lists on one line, so that two plans diff well."""
         document = self.model_dump(mode="json", exclude_none=True)
         document["sites"] = [{"kind": site.pop("kind"), **site} for site in document["sites"]]
-        return _short_lists(json.dumps(document, indent=1, ensure_ascii=False)) + "\n"
+        return dumped(document)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan atomically: a temporary file in the same folder, then a rename."""
@@ -135,15 +118,39 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _short_lists(text: str) -> str:
-    """Lists of numbers, and lists of such lists, on one line each.
+def dumped(document: Any) -> str:
+    """JSON text; lists of numbers or booleans, and lists of such lists, on one line each.
 
     The patterns need a line break, which JSON strings never hold: texts stay as they are.
     """
-    number = r"[\d.,eE+\s-]"
-    for pattern in (rf"\[\n{number}*\]", rf"\[\n(?:\s*\[{number}*\],?)+\s*\]"):
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    value = r"(?:[\d.,eE+\s-]|true|false)"
+    for pattern in (rf"\[\n{value}*\]", rf"\[\n(?:\s*\[{value}*\],?)+\s*\]"):
         text = re.sub(pattern, lambda m: "[" + re.sub(r"\s+", " ", m[0][1:-1]).strip() + "]", text)
-    return text
+    return text + "\n"
+
+
+def small_file(path: Path, what: str) -> bytes:
+    """The bytes of a regular file of at most LARGEST_FILE; PlanError begins with `what` it is."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PlanError(f"{what}: not a regular file")
+        if status.st_size > LARGEST_FILE:
+            raise PlanError(f"{what}: {status.st_size} bytes is too large for a plan")
+        return path.read_bytes()
+    except OSError as error:
+        raise PlanError(f"{what}: {error.strerror or error}") from None
+
+
+def decoded(text: str | bytes, source: str) -> Any:
+    """Decoded JSON without doubled keys, NaN and infinities; PlanError says what is wrong."""
+    try:
+        return json.loads(text, object_pairs_hook=without_doubles, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise PlanError(f"{source}: not a plan: nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError and ours are ValueErrors
+        raise PlanError(f"{source}: not JSON: {error}") from None
 
 
 def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

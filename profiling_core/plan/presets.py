@@ -23,14 +23,17 @@ quality, balanced, fast
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import resources
+from math import inf
 from pathlib import Path
 
 from profiling_core.errors import PlanError, nearest
 from profiling_core.plan import CachePlan
-from profiling_core.plan.importers import from_steps, public_document
+from profiling_core.plan.importers import from_document, from_steps, public_document
 from profiling_core.plan.model_specs import BACKGROUND_ALONE, MODELS, PlannedModel
+from profiling_core.plan.plan import decoded, small_file
 from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.plan.schedule import (
     BLOCKS,
@@ -105,6 +108,24 @@ def public_plan(planned: PlannedModel, name: str) -> CachePlan:
     count = planned.family.steps
     sites = from_steps(count, steps, planned.family.branches)
     return _built(planned, name, (sites, words, {}), count)
+
+
+def plan_of_file(
+    planned: PlannedModel, path: Path, steps: int | None = None, shift: float | None = None
+) -> CachePlan:
+    """A file of another engine (`importers.from_document`) as a plan that holds the prediction.
+
+    steps, shift: of the run, None for the model's own. PlanError says what is wrong with the file.
+    """
+    own = planned.family
+    if shift is not None and not 0 < shift < inf:
+        raise PlanError(f"shift {shift:g}: expected a number above 0")
+    family = replace(own, steps=steps or own.steps, shift=shift or own.shift)
+    planned = replace(planned, family=family)
+    source = f"file {path}"
+    document = decoded(small_file(path, source), source)
+    sites, what = from_document(document, planned.sigmas(family.steps), family.branches, source)
+    return _built(planned, path.stem, (sites, f"{what} in {path.name}, held", {}), family.steps)
 
 
 def presets_of(model: PlannedModel) -> list[str]:

@@ -1,5 +1,7 @@
 """cache_pipeline with what users combine it with: offloading, compile, adapters, other caches."""
 
+import json
+import re
 from functools import wraps
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
@@ -32,7 +34,9 @@ from profiling_core import cache_pipeline, profile_pipeline
 from profiling_core.engine.delta_cache import DeltaCache
 from profiling_core.errors import PlanError
 from profiling_core.loops.diffusers_cache import refuse_intervals, refuse_other_caches
-from tiny_pipelines import FRAMES, Tiny, build, picture
+from profiling_core.plan.exporters import export
+from profiling_core.plan.importers import from_steps
+from tiny_pipelines import FRAMES, STEPS, Tiny, build, picture
 
 PLANS = {"intervals": lambda tiny: intervals(tiny, "linear"), "jump": lambda _: prediction("jump")}
 
@@ -272,6 +276,37 @@ def test_cache_dit_itself_is_refused() -> None:
             cache_pipeline(tiny.pipe, "balanced")
     finally:
         cache_dit.disable_cache(tiny.pipe)
+
+
+@pytest.mark.parametrize(("name", "branches"), [("wan", 2), ("hunyuan", 1)])
+def test_cache_dit_computes_the_steps_of_an_exported_plan(tmp_path, name, branches) -> None:
+    cache_dit = pytest.importorskip("cache_dit")
+    tiny, file, calls = build(name), tmp_path / "mask.json", []
+    model, bare = tiny.pipe.transformer, tiny.latents()
+    lists = [blocks for _, blocks in model.named_children() if isinstance(blocks, nn.ModuleList)]
+    ran = {block: [] for blocks in lists for block in blocks}  # numbers of the model's calls
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for block, numbers in ran.items():
+        block.register_forward_pre_hook(lambda *_, own=numbers: own.append(len(calls) - 1))
+    for computed in (range(STEPS), (0, 1, 4, 6, 9)):
+        plan = made_plan(tiny, from_steps(STEPS, computed, ("cond", "uncond")[:branches]))
+        made = export(plan, "cache-dit", file=str(file))
+        file.write_text(json.dumps(made.document))
+        assert f'load_configs("{file}")' in made.notes[0]
+        cache_dit.enable_cache(tiny.pipe, **cache_dit.load_configs(str(file)))
+        for _ in range(2):  # the second clip begins anew
+            for numbers in (calls, *ran.values()):
+                numbers.clear()
+            clip = tiny.latents()
+            assert torch.equal(clip, bare) is (len(computed) == STEPS)
+            expected = [branches * step + n for step in computed for n in range(branches)]
+            for first, *others in lists:
+                assert ran[first] == list(range(branches * STEPS))
+                assert all(ran[block] == expected for block in others)
+        cache_dit.disable_cache(tiny.pipe)
+    bins = [json.loads(f"[{text}]") for text in re.findall(r"_BINS=([\d,]+)", made.notes[1])]
+    mask = cache_dit.steps_mask(*bins, total_steps=STEPS)
+    assert mask == made.document["cache_config"]["steps_computation_mask"]
 
 
 def test_bad_plans_and_calls_are_said(tmp_path) -> None:
