@@ -248,7 +248,7 @@ class WanModel(TreeModel):
         return checkpoint_files(self.checkpoint_dir, self.config)
 
     def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
-        from wan.image2video import PIPELINES
+        from wan.vace import PIPELINES
 
         args = self.args
         self.pipeline = PIPELINES[self.config.model_type](

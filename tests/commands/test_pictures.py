@@ -15,8 +15,8 @@ from profiling_core.commands.check import command as check_command
 from profiling_core.commands.main import main
 from profiling_core.plan import CachePlan
 from wan.configs import CLIP_CHECKPOINT, MAX_AREA_CONFIGS, WAN_CONFIGS
-from wan.image2video import PIPELINES
 from wan.sigmas import sigmas_fp32
+from wan.vace import PIPELINES
 from wan_toys import write_checkpoint
 
 PROMPT, STEPS, AREA = "red circle moving right", 4, 48 * 32

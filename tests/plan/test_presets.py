@@ -101,7 +101,7 @@ def test_presets_of_models_that_nobody_profiled_say_so(model, capsys):
             {"quality": (1.5, 3.3), "balanced": (0.7, 1.6), "fast": (1.2, 1.5)},
         ),
         (
-            "wan2.1-flf2v-14B",
+            "wan2.1-flf2v-14B",  # and both of VACE, which have its grid
             {"quality": (1.4, 4.5), "balanced": (1.7, 2.7), "fast": (2.2, 2.8)},
         ),
         (
@@ -232,6 +232,12 @@ def test_background_and_foreground_part_the_blocks_at_every_depth(released, dept
 def test_image_to_video_takes_the_published_plans_of_its_blocks_by_step_number():
     t2v, paper = (load_preset(f"wan2.1-{kind}-14B", "paper") for kind in ("t2v", "flf2v"))
     assert paper.sites == t2v.sites and paper.shift == 16 and "flf2v" in paper.model.name
+    for preset in OURS:
+        flf2v, large, small = (
+            load_preset(f"wan2.1-{kind}", preset) for kind in ("flf2v-14B", "vace-14B", "vace-1.3B")
+        )
+        assert flf2v.sites == large.sites == small.sites and small.model.block_lists["blocks"] == 30
+    assert len(available("wan2.1-vace-1.3B")) == 5
     small, large = (load_preset(f"wan2.1-i2v-14B{end}", "fast") for end in ("", "-720P"))
     assert small.sites == large.sites and small.steps == large.steps == 40
     assert (small.shift, large.shift) == (3, 5) and small.sigmas != large.sigmas
