@@ -1,9 +1,10 @@
-"""Wan2.1 text to video, text to image and image to video: the official command line, plus
+"""Wan2.1 text to video, text to image, image to video and VACE: the official command line, plus
 `--delta_cache`, `--delta_profile` and Wan2.2's `--convert_model_dtype`.
 
 Unlike the official script: a frame_num that is not 4n+1 is refused; t2v-1.3B takes a size of its
-own when none is given; pictures have to be named; default file names hold no `*` and nothing of a
-prompt that is special to a file system; a video that cannot be saved is an error.
+own when none is given; pictures and videos have to be named, and a mask has to be like its video;
+default file names hold no `*` and nothing of a prompt that is special to a file system; a video
+that cannot be saved is an error.
 """
 
 from __future__ import annotations
@@ -46,15 +47,16 @@ from profiling_core.runtime.options import (
 )
 from wan.checkpoint import check_folder, checkpoint_files
 from wan.configs import (
-    ABSENT_TASKS,
     MAX_AREA_CONFIGS,
     SIZE_CONFIGS,
+    SOURCES,
     WAN_CONFIGS,
     WanConfig,
 )
 from wan.pictures import read_picture
 from wan.prompt_extend import check_language_model, extend
 from wan.sigmas import SOLVERS, sigma_grid, sigmas_fp32
+from wan.sources import Sources, read_sources
 from wan.video import check_target, default_name, save_image, save_video
 
 if TYPE_CHECKING:
@@ -62,10 +64,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURES = {"image": "i2v", "first_frame": "flf2v", "last_frame": "flf2v"}  # and their tasks
+FILES = PICTURES | dict.fromkeys(SOURCES, "vace")
 # paths may differ between machines
-LOCAL = ("ckpt_dir", "save_file", "delta_cache", "prompt_extend_model", *PICTURES)
-# officially read by other tasks, or with another option
-UNUSED = dict.fromkeys(("--src_video", "--src_mask", "--src_ref_images"), "it is for vace tasks")
+LOCAL = ("ckpt_dir", "save_file", "delta_cache", "prompt_extend_model", *FILES)
+# officially read with another option
 UNEXTENDED = dict.fromkeys(
     ("--prompt_extend_method", "--prompt_extend_model", "--prompt_extend_target_lang"),
     "it belongs to --use_prompt_extend",
@@ -91,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All official options with their defaults; None means: decided per task."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--task", default="t2v-14B", choices=[*WAN_CONFIGS, *ABSENT_TASKS])
+    add("--task", default="t2v-14B", choices=[*WAN_CONFIGS])
     add("--size", choices=[*SIZE_CONFIGS], help=f"width*height; {default_of('default_size')}")
     add("--frame_num", type=int, help=f"4n+1; {default_of('frame_num')}")
     add("--ckpt_dir", help="checkpoint folder; t2v-mini has one bundled")
@@ -108,9 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--convert_model_dtype", action="store_true", help="the transformer in bf16, half of fp32")
     add("--dit_fsdp", action="store_true", help="share out the transformer's weights")
     add("--save_file", help="output path; default: a name made of task, size, prompt and time")
-    add("--src_video", help="for vace tasks")
-    add("--src_mask", help="for vace tasks")
-    add("--src_ref_images", help="for vace tasks")
+    add("--src_video", help="the video, for vace tasks; it decides on frames and aspect")
+    add("--src_mask", help="a video, for vace tasks: white where --src_video is made anew")
+    add("--src_ref_images", help="pictures with commas between, for vace tasks")
     add("--prompt", help="default: an example")
     add("--use_prompt_extend", action="store_true", help="a language model writes more")
     add("--prompt_extend_method", default="local_qwen", choices=["dashscope", "local_qwen"])
@@ -129,8 +131,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_supported(args: argparse.Namespace) -> None:
     """InputError for what the official command line can and this tree cannot do."""
-    if args.task in ABSENT_TASKS:
-        raise InputError(f"task {args.task} is not there yet: take one of {', '.join(WAN_CONFIGS)}")
     if args.use_prompt_extend:
         if args.prompt_extend_method == "dashscope":
             raise InputError(
@@ -138,14 +138,17 @@ def check_supported(args: argparse.Namespace) -> None:
                 "is not done here: take local_qwen and a folder in --prompt_extend_model"
             )
         check_language_model(args.prompt_extend_model)
-    for name, kind in PICTURES.items():
-        if getattr(args, name) is not None and name not in WAN_CONFIGS[args.task].pictures:
+    config = WAN_CONFIGS[args.task]
+    for name, kind in FILES.items():
+        taken = (*config.pictures, *config.sources)
+        if getattr(args, name) is not None and name not in taken:
             raise InputError(
                 f"--{name} {getattr(args, name)}: task {args.task} does not start from it, leave "
                 f"it out or take --task {kind}-14B"
             )
     check_processes(args)
-    warn_unused(args, UNUSED | ({} if args.use_prompt_extend else UNEXTENDED), build_parser)
+    if not args.use_prompt_extend:
+        warn_unused(args, UNEXTENDED, build_parser)
 
 
 def given_degrees(args: argparse.Namespace) -> Given:
@@ -228,13 +231,36 @@ def read_pictures(args: argparse.Namespace, config: WanConfig) -> list[Image]:
     return [read_picture(Path(getattr(args, name)), f"--{name}") for name in config.pictures]
 
 
+def paths_of(args: argparse.Namespace, name: str) -> list[Path]:
+    """The files that an option names."""
+    given = getattr(args, name)
+    names = given.split(",") if given and name == "src_ref_images" else [given] if given else []
+    return [Path(one) for one in names]
+
+
+def check_sources(args: argparse.Namespace, config: WanConfig) -> Sources | None:
+    """What a vace clip is made from, which decides on `args.frame_num`; None for other tasks."""
+    if not config.sources:
+        return None
+    pictures = paths_of(args, "src_ref_images")
+    size = SIZE_CONFIGS[args.size]
+    found = read_sources(args.src_video, args.src_mask, pictures, size, args.frame_num, "--")
+    if found.video is not None:
+        width, height = found.size
+        args.frame_num = found.frame_num
+        logger.info(f"--src_video asks for {args.frame_num} frames of {width}x{height}")
+    for frames in (found.frame_num, found.encoded_frames):
+        config.check_frames(frames)
+    return found
+
+
 def generate(args: argparse.Namespace) -> None:
     """Check everything that needs no weights, then load, sample and save."""
     check_supported(args)
     config = WAN_CONFIGS[args.task]
     asked = {name: value for name, value in vars(args).items() if name not in LOCAL}
     fill_defaults(args, config)
-    pictures = read_pictures(args, config)
+    pictures, sources = read_pictures(args, config), check_sources(args, config)
     config.size_for(args.size, pictures[0].size if pictures else None)
     check_values(args, config)
     check_folder(Path(args.ckpt_dir), config)
@@ -245,7 +271,7 @@ def generate(args: argparse.Namespace) -> None:
     logger.debug(f"arguments: {vars(args)}")
     logger.debug(f"configuration: {config}")
     logger.info(f"prompt: {args.prompt}")
-    run(args, config, plan, asked, pictures)
+    run(args, config, plan, asked, pictures, sources)
     logger.info("finished")
 
 
@@ -255,6 +281,7 @@ def run(
     plan: CachePlan | None,
     asked: dict[str, Any],
     pictures: list[Image],
+    sources: Sources | None,
 ) -> None:
     """Sample one clip and save it; asked: the options that all processes have to share."""
     # torch, diffusers and transformers take seconds to import; a wrong argument ends before that
@@ -265,7 +292,7 @@ def run(
     from profiling_core.recording.recorder import recorder_of
     from profiling_core.runtime.memory import out_of_memory_as_input_error
     from wan.checks import check_plan
-    from wan.image2video import PIPELINES
+    from wan.vace import PIPELINES, load_sources
     from wan.weights import model_kwargs
 
     folder = Path(args.ckpt_dir)
@@ -286,11 +313,15 @@ def run(
         "plan": None if plan is None else plan.label,
         "profile's settings": None if recorder is None else recorder.settings.model_dump_json(),
         "checkpoint": fingerprint(*checkpoint_files(folder, config)),
-        "pictures": fingerprint(*(Path(getattr(args, name)) for name in config.pictures)),
+        "pictures": fingerprint(*(path for name in FILES for path in paths_of(args, name))),
     }
     area = {"max_area": MAX_AREA_CONFIGS[args.size]}
     where = area if pictures else {"size": SIZE_CONFIGS[args.size]}
     size = config.size_for(args.size, pictures[0].size if pictures else None)
+    frames, inputs = args.frame_num, tuple(pictures)
+    if sources is not None:
+        size, frames = sources.size, sources.encoded_frames
+        inputs = load_sources(sources)
     way_out = "take a smaller --size, fewer frames or a smaller model"
     sparing: list[str] = []  # known once the pipeline is there
     room = out_of_memory_as_input_error(device, what, way_out, sparing)
@@ -308,7 +339,7 @@ def run(
             device=device,
             t5_cpu=args.t5_cpu,
             offload_model=args.offload_model,
-            latent_shape=config.latent_shape(size, args.frame_num),
+            latent_shape=config.latent_shape(size, frames),
             plan=plan,
             torch_dtype=torch.bfloat16 if args.convert_model_dtype else torch.float32,
             ranks=ranks,
@@ -320,7 +351,7 @@ def run(
         logger.info(f"generating {what} of {size[0]}x{size[1]}")
         video = pipeline.generate(
             args.prompt,
-            *pictures,
+            *inputs,
             **where,
             frame_num=args.frame_num,
             shift=args.sample_shift,

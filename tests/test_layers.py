@@ -51,10 +51,10 @@ ALLOWED = {  # room: what it may import; heavy: torch, diffusers, transformers
 GROUPS = {  # files of a folder that are a room of their own
     "runtime": {"checkpoint_files prompt_tokens state_dicts video_file": "runtime-files"},
     "tree-parts": {
-        "generate sample_video __init__ prompt_extend text2video image2video pipeline "
+        "generate sample_video __init__ prompt_extend text2video image2video vace pipeline "
         "inference": "tree",
         "checks": "tree-checks",
-        "model layers attention rope": "tree-model",
+        "model vace_model layers attention rope": "tree-model",
     },
 }
 HEAVY = ("torch", "diffusers", "transformers")

@@ -42,7 +42,7 @@ ENTRIES = {"generate.py": "Wan2.1", "sample_video.py": "HunyuanVideo"}
 
 NEEDS = {  # the first pattern that a command holds says what it needs
     "the network": r"^make |pip install|^git clone|huggingface-cli|^source \.venv",
-    "weights": r"--(task|model) ((t2v|i2v|flf2v)-14B|HYVideo-T)|--video-size|VBench_full_info",
+    "weights": r"--(task|model) ((t2v|i2v|flf2v|vace)-14B|HYVideo-T)|--video-size|VBench_full_info",
     "GPUs": r"benchmarks\.speed\.gpu|pytest -m gpu|--device cuda|--nproc_per_node=8",
     "a cluster": r"^ray ",
     "a browser": r"^profiling-dit app",

@@ -32,8 +32,8 @@ from .clip import encoder_bytes as clip_bytes
 from .configs import WanConfig
 from .sigmas import sigmas_fp32
 from .t5 import embedding_bytes
-from .vae import BASE_DIM, base_dim, decode_bytes
-from .weights import build_transformer, model_kwargs
+from .vae import BASE_DIM, SCALE, base_dim, decode_bytes
+from .weights import blocks_of, build_transformer, model_kwargs
 
 PATCH = 4  # latents of a token: a patch is 1 x 2 x 2
 
@@ -124,11 +124,14 @@ class Sizes:
     vae: int
     vae_dim: int = BASE_DIM
     image_encoder: int = 0
+    encodes_frames: bool = False  # before a clip is denoised
+    hints: int = 0  # blocks of VACE that make one
 
 
 def sizes_of(folder: Path, config: WanConfig) -> Sizes:
     model = build_transformer(folder)
-    outside = (p.numel() for name, p in model.named_parameters() if not name.startswith("blocks."))
+    blocks = ("blocks.", "vace_blocks.")
+    outside = (p.numel() for name, p in model.named_parameters() if not name.startswith(blocks))
     vae = folder / config.vae_checkpoint
     return Sizes(
         model_kwargs(folder),
@@ -139,6 +142,8 @@ def sizes_of(folder: Path, config: WanConfig) -> Sizes:
         vae.stat().st_size,
         base_dim(vae),
         0 if config.clip_checkpoint is None else clip_bytes(folder / config.clip_checkpoint),
+        config.encodes_frames,
+        len(blocks_of(model)) - len(model.blocks),
     )
 
 
@@ -155,10 +160,10 @@ def activation_bytes(sizes: Sizes, load: Load) -> int:
 
     times D bytes: 12 + 4 c, 8 + c + c F / D, 4 + 16 c and 20 + 14 c. Where rms_norm is one kernel,
     as on a GPU since torch 2.9, the first is smaller: c and the product with the weight, not 8.
-    The largest counts, or the three copies of the embedded clip before a process takes its share of
-    the N tokens (3 c D N); with the rope factors (8 head_dim a token), the text (T rows of
-    12 text_dim), the largest weight in the computing type (c D F), and eight latents of the solver.
-    One guidance branch is alive at a time.
+    Every hint of VACE is c D n more. The largest counts, or the three copies of the embedded clip
+    before a process takes its share of the N tokens (3 c D N); with the rope factors (8 head_dim a
+    token), the text (T rows of 12 text_dim), the largest weight in the computing type (c D F), and
+    eight latents of the solver. One guidance branch is alive at a time.
     """
     if load.latent is None:
         return 0
@@ -171,7 +176,8 @@ def activation_bytes(sizes: Sizes, load: Load) -> int:
         moments.append(20 + 14 * c)
     fixed = 8 * (dim // given["num_heads"]) * own + 12 * given["text_len"] * given["text_dim"]
     fixed += c * dim * ffn if load.dtype.itemsize != c else 0
-    largest_moment = max(int(own * dim * max(moments)), 3 * c * dim * every)
+    hints = sizes.hints * c * own * dim
+    largest_moment = max(int(own * dim * max(moments)) + hints, 3 * c * dim * every)
     return largest_moment + fixed + 8 * 4 * prod(load.latent)
 
 
@@ -200,7 +206,8 @@ def device_needs(sizes: Sizes, load: Load) -> Needs:
     world = load.degrees.world
     transformer = {"transformer": sizes.parameters * load.dtype.itemsize}
     if load.dit_fsdp:
-        layer = (sizes.parameters - sizes.outside_blocks) // sizes.transformer["num_layers"]
+        layers = sizes.transformer["num_layers"] + sizes.hints
+        layer = (sizes.parameters - sizes.outside_blocks) // layers
         gathered = sizes.outside_blocks * load.dtype.itemsize + 3 * layer * load.computing.itemsize
         shared = transformer["transformer"] // world
         transformer = {"transformer's share": shared, "gathered weights": gathered}
@@ -216,8 +223,11 @@ def device_needs(sizes: Sizes, load: Load) -> Needs:
     decoding, pictures = {}, {}
     if load.latent is not None:
         decoding["frames"] = decode_bytes(load.latent, sizes.vae_dim, world)
-        if image:  # every process encodes the whole clip, which takes less than its decode
+        if sizes.encodes_frames:  # all of them on every process, which takes less than a decode
             pictures["frames"] = decode_bytes(load.latent, sizes.vae_dim)
+        if sizes.hints:  # a video and twice its mask, in fp32, beside the frames that are encoded
+            _, frames, rows, columns = load.latent
+            pictures["sources"] = 5 * 4 * (4 * frames - 3) * rows * columns * SCALE**2
     stays = load.dit_fsdp or not load.offload_model
     waiting = encoder if load.t5_fsdp or not load.offload_model else {}
     waiting = waiting if load.offload_model else waiting | image

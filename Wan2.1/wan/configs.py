@@ -9,6 +9,7 @@ from profiling_core.errors import InputError
 TREE = Path(__file__).resolve().parents[1]  # the folder of generate.py
 SMALL_SIZES = ("480*832", "832*480")
 VIDEO_SIZES = ("720*1280", "1280*720", *SMALL_SIZES)
+SOURCES = ("src_video", "src_mask", "src_ref_images")  # of vace tasks
 LATENT_FRAMES = 1024  # rows of the official table of positions, so no model saw a longer clip
 MOST_LATENTS = 2 * LATENT_FRAMES  # along a side: two to a token
 
@@ -46,6 +47,7 @@ class WanConfig:
     still: bool = False  # one frame, written as an image
     model_type: str = "t2v"  # of the checkpoint
     pictures: tuple[str, ...] = ()  # options that name those it starts from
+    sources: tuple[str, ...] = ()  # options that name what else it may be made from
     ckpt_dir: Path | None = None  # None: `folder_of`, where it is there
     latent_channels: int = 16
     vae_stride: tuple[int, int, int] = (4, 8, 8)  # frames, rows, columns
@@ -65,6 +67,17 @@ class WanConfig:
         repositories = str(self.repository).split(" or ")  # the smaller size's first
         repository = repositories[0 if size in SMALL_SIZES else -1]
         return self.ckpt_dir or TREE / repository.rpartition("/")[2]
+
+    @property
+    def encodes_frames(self) -> bool:
+        """Does the VAE encode frames before a clip is denoised?"""
+        return bool(self.pictures or self.sources)
+
+    @property
+    def context_channels(self) -> int:
+        """Of what hints are made from: two latents, and a mask with its pixels as channels."""
+        _, rows, columns = self.vae_stride
+        return 2 * self.latent_channels + rows * columns
 
     @property
     def condition_channels(self) -> int:
@@ -211,6 +224,28 @@ WAN_CONFIGS = {
             pictures=("first_frame", "last_frame"),
             clip_checkpoint=CLIP_CHECKPOINT,
         ),
+        WanConfig(
+            "vace-14B",
+            "wan2.1-vace-14B",
+            VIDEO_SIZES,
+            "1280*720",
+            EXAMPLE_PROMPT,
+            sample_shift=16.0,
+            repository="Wan-AI/Wan2.1-VACE-14B",
+            model_type="vace",
+            sources=SOURCES,
+        ),
+        WanConfig(
+            "vace-1.3B",
+            "wan2.1-vace-1.3B",
+            SMALL_SIZES,
+            "832*480",
+            EXAMPLE_PROMPT,
+            sample_shift=16.0,
+            repository="Wan-AI/Wan2.1-VACE-1.3B",
+            model_type="vace",
+            sources=SOURCES,
+        ),
         # bundled; its small text encoder knows the words of its own grammar and no Chinese
         WanConfig(
             "t2v-mini",
@@ -226,8 +261,6 @@ WAN_CONFIGS = {
     )
 }
 
-# official tasks that the command line knows and this tree does not run yet
-ABSENT_TASKS = ("vace-1.3B", "vace-14B")
 # the other official tables: sizes by their names, and the names that a task takes
 SIZE_CONFIGS = {size: parse_size(size) for size in (*VIDEO_SIZES, "1024*1024", "128*128")}
 MAX_AREA_CONFIGS = {size: width * height for size, (width, height) in SIZE_CONFIGS.items()}

@@ -72,7 +72,7 @@ class WanI2V(WanT2V):
         max_area: pixels of a frame at most, whose aspect is the picture's; everything else as in
         `WanT2V.generate`.
         """
-        sampling = _sampling(shift, sample_solver, sampling_steps, guide_scale)
+        sampling = sampling_of(shift, sample_solver, sampling_steps, guide_scale)
         prompts = [input_prompt, n_prompt]
         return self._from_pictures(
             prompts, [img], max_area, frame_num, sampling, seed, offload_model, **options
@@ -164,17 +164,14 @@ class WanFLF2V(WanI2V):
         another size is scaled to cover the first and cut to it; officially it is cut or padded
         without being scaled. Everything else as in `WanI2V.generate`.
         """
-        sampling = _sampling(shift, sample_solver, sampling_steps, guide_scale)
+        sampling = sampling_of(shift, sample_solver, sampling_steps, guide_scale)
         prompts, pictures = [input_prompt, n_prompt], [first_frame, last_frame]
         return self._from_pictures(
             prompts, pictures, max_area, frame_num, sampling, seed, offload_model, **options
         )
 
 
-PIPELINES: dict[str, type[WanT2V]] = {"t2v": WanT2V, "i2v": WanI2V, "flf2v": WanFLF2V}
-
-
-def _sampling(shift: float, solver: str, steps: int, guide_scale: float) -> dict[str, Any]:
+def sampling_of(shift: float, solver: str, steps: int, guide_scale: float) -> dict[str, Any]:
     """Arguments of `denoise`."""
     grid = {"shift": shift, "sample_solver": solver, "sampling_steps": steps}
     return {**grid, "guide_scale": guide_scale}

@@ -8,7 +8,7 @@ the modulation, the time embedding and the head stay in fp32. Shapes: B samples,
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from .rope import apply_rope, rotation
 if TYPE_CHECKING:
     from profiling_core.parallel.sequence import SequenceShare
 
-PICTURES = {"t2v": 0, "i2v": 1, "flf2v": 2}  # model type -> pictures that it is given
+Grid = tuple[int, int, int]  # frames, rows and columns of tokens
+PICTURES = {"t2v": 0, "i2v": 1, "flf2v": 2, "vace": 0}  # model type -> those that CLIP reads
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager:
@@ -263,6 +264,8 @@ class WanModel(nn.Module):
     model_type: text alone ("t2v"), a first picture ("i2v"), a first and a last one ("flf2v").
     """
 
+    block_class: type[Block] = Block
+
     def __init__(
         self,
         model_type: str = "t2v",
@@ -292,7 +295,6 @@ class WanModel(nn.Module):
         self.model_type, self.patch_size, self.text_len = model_type, tuple(patch_size), text_len
         self.dim, self.num_heads, self.freq_dim = dim, num_heads, freq_dim
         self.in_dim, self.out_dim, self.text_dim = in_dim, out_dim, text_dim
-
         self.patch_embedding = nn.Conv3d(in_dim, dim, self.patch_size, self.patch_size)
         self.text_embedding = nn.Sequential(
             nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
@@ -304,10 +306,8 @@ class WanModel(nn.Module):
         pictures = PICTURES[model_type]
         self.image_shape = (pictures * image_tokens, image_dim)  # of CLIP's features of a clip
         rows = text_len if pictures else None
-        self.blocks = nn.ModuleList(
-            Block(dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps, rows)
-            for _ in range(num_layers)
-        )
+        self.block_sizes = (dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps, rows)
+        self.blocks = nn.ModuleList(self.block_class(*self.block_sizes) for _ in range(num_layers))
         patch_values = out_dim * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         self.head = Head(dim, patch_values, eps)
         if pictures:
@@ -319,8 +319,9 @@ class WanModel(nn.Module):
     def share_tokens(self, share: SequenceShare) -> None:
         """Run on this process's share of the tokens from now on; the prediction stays whole."""
         self.share = share
-        for block in self.blocks:
-            block.self_attn.attend = share.attention
+        for module in self.modules():
+            if type(module) is SelfAttention:
+                module.attend = share.attention
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -356,22 +357,28 @@ class WanModel(nn.Module):
         features = self.features_of(clip_fea, y, len(x))
         if y is not None:
             x = [torch.cat((latent, extra)) for latent, extra in zip(x, y, strict=True)]
-        x, grids = self.embed_patches(x, seq_len)  # (B, L, D)
+        x, e, kwargs, grids = self.embed(x, t, context, seq_len, features)
+        for block in self.blocks:
+            x = block(x, **kwargs)
+        return self.predict(x, e, grids)
+
+    def embed(
+        self, x: list[Tensor], t: Tensor, context: list[Tensor], seq_len: int, image: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Any], list[Grid]]:
+        """Tokens (B, L, D), e (B, D) for the head, the blocks' other arguments, and the grids."""
+        x, grids = self.embed_patches(x, seq_len, self.patch_embedding)
         rope = self.rope(grids, seq_len, x.device)
         if self.share is not None:
             x, rope = self.share.take(x), self.share.take(rope)
         e, e0 = self.embed_time(t)
         text = self.embed_text(context)
-        if features is not None:
-            text = torch.cat((self.img_emb(features).to(text.dtype), text), dim=1)
-        kwargs = {
-            "e": e0,
-            "context": text,
-            "rope": rope,
-            "key_lens": self.key_lens(grids, seq_len),
-        }
-        for block in self.blocks:
-            x = block(x, **kwargs)
+        if image is not None:
+            text = torch.cat((self.img_emb(image).to(text.dtype), text), dim=1)
+        key_lens = self.key_lens(grids, seq_len)
+        return x, e, {"e": e0, "context": text, "rope": rope, "key_lens": key_lens}, grids
+
+    def predict(self, x: Tensor, e: Tensor, grids: list[Grid]) -> list[Tensor]:
+        """The flow of every clip from the last block's tokens."""
         patches = self.head(x, e)
         if self.share is not None:
             patches = self.share.gather(patches)
@@ -390,15 +397,15 @@ class WanModel(nn.Module):
         return clip_fea.reshape(-1, *self.image_shape).expand(samples, -1, -1)
 
     def embed_patches(
-        self, latents: list[Tensor], seq_len: int
-    ) -> tuple[Tensor, list[tuple[int, int, int]]]:
-        """Tokens (B, seq_len, D), zero rows after each clip's own, and the (f, h, w) grids."""
+        self, latents: list[Tensor], seq_len: int, embedding: nn.Module
+    ) -> tuple[Tensor, list[Grid]]:
+        """Tokens (B, seq_len, D), zero rows after each clip's own, and the grids."""
         grids = [self.grid_of(latent, seq_len) for latent in latents]
         batches = [torch.stack(latents)] if len(set(grids)) == 1 else [x[None] for x in latents]
-        rows = [self.patch_embedding(x).flatten(2).transpose(1, 2) for x in batches]  # (B, n, D)
+        rows = [embedding(x).flatten(2).transpose(1, 2) for x in batches]  # (B, n, D)
         return torch.cat([F.pad(r, (0, 0, 0, seq_len - r.shape[1])) for r in rows]), grids
 
-    def grid_of(self, latent: Tensor, seq_len: int) -> tuple[int, int, int]:
+    def grid_of(self, latent: Tensor, seq_len: int) -> Grid:
         sizes = tuple(latent.shape[1:])
         if any(size % patch for size, patch in zip(sizes, self.patch_size, strict=True)):
             raise ValueError(f"latent of {sizes} does not split into patches of {self.patch_size}")
@@ -407,7 +414,7 @@ class WanModel(nn.Module):
             raise ValueError(f"a clip has {grid[0] * grid[1] * grid[2]} tokens, seq_len {seq_len}")
         return grid
 
-    def unpatchify(self, x: Tensor, grids: list[tuple[int, int, int]]) -> list[Tensor]:
+    def unpatchify(self, x: Tensor, grids: list[Grid]) -> list[Tensor]:
         """(B, L, pt * ph * pw * C) to one (C, F, H, W) per sample; padding rows are dropped."""
         clips = []
         for rows, grid in zip(x, grids, strict=True):
@@ -430,14 +437,14 @@ class WanModel(nn.Module):
         padded = [F.pad(rows, (0, 0, 0, self.text_len - rows.shape[0])) for rows in context]
         return self.text_embedding(torch.stack(padded).to(self.text_embedding[0].weight.dtype))
 
-    def rope(self, grids: list[tuple[int, int, int]], seq_len: int, device: torch.device) -> Tensor:
+    def rope(self, grids: list[Grid], seq_len: int, device: torch.device) -> Tensor:
         """Rotation factors, complex128 (B or 1, L, 1, head_dim / 2); one row serves equal grids."""
         head_dim = self.dim // self.num_heads
         per_grid = {g: rotation(g, head_dim, seq_len, device) for g in set(grids)}
         order = grids if len(per_grid) > 1 else grids[:1]
         return torch.stack([per_grid[g] for g in order])
 
-    def key_lens(self, grids: list[tuple[int, int, int]], seq_len: int) -> tuple[int, ...] | None:
+    def key_lens(self, grids: list[Grid], seq_len: int) -> tuple[int, ...] | None:
         """Tokens per clip where some clip is padded; None when there is nothing to hide."""
         lens = tuple(f * h * w for f, h, w in grids)
         return None if min(lens) == seq_len else lens

@@ -116,7 +116,7 @@ class WanT2V:
         self._load_encoders(folder, (torch.device("cpu") if t5_cpu else self.device), t5_fsdp)
         self.vae = VideoVAE(folder / config.vae_checkpoint, self.device)
         precision = Precision(blocks=self._computing_dtype) if dit_fsdp else None
-        waits = self._leaves(self.offload_model) and (not t5_cpu or bool(config.pictures))
+        waits = self._leaves(self.offload_model) and (not t5_cpu or config.encodes_frames)
         place = torch.device("cpu") if waits and init_on_cpu else self.device
         self.model = load_transformer(folder, place, torch_dtype, precision)
         if self.ranks.degrees.sequence > 1:
@@ -231,6 +231,7 @@ class WanT2V:
         sampling: dict[str, Any],
         *,
         condition: Callable[[], dict[str, Any]] = dict,
+        cut: int = 0,
         offload_model: bool | None,
         plan: CachePlan | None,
         recorder: Recorder | None,
@@ -238,7 +239,8 @@ class WanT2V:
         """A clip whose latent has `shape`, as `generate` returns it.
 
         prompts: what to show and what to avoid; sampling: arguments of `denoise`; condition: makes
-        another one of them, in the time of the encoders.
+        another one of them, in the time of the encoders; cut: latent frames in front that are not
+        decoded.
         """
         if plan is not None:
             grid = (sampling[name] for name in ("sample_solver", "sampling_steps", "shift"))
@@ -260,7 +262,7 @@ class WanT2V:
             )
         self.make_room(offload_model)
         with timed(self.device) as decoding:
-            video = self.decode(latent)
+            video = self.decode(latent[:, cut:])
         if video is not None:
             check_finite(video, "decoding", f"download {self.config.vae_checkpoint} again")
         if recorder is not None:

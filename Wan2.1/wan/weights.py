@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from profiling_core.errors import InputError
 from profiling_core.files import first_line
@@ -29,15 +29,19 @@ from profiling_core.runtime.state_dicts import (
 
 from .checkpoint import dit_files
 from .model import WanModel
+from .vace_model import VaceWanModel
 
 
 def model_kwargs(folder: Path) -> dict[str, Any]:
-    """Arguments of WanModel from config.json; unknown keys are skipped, missing ones default."""
+    """The model's arguments from config.json; unknown keys are skipped, missing ones default."""
     path = folder / "config.json"
     given = read_json(path)
+    defaults = dict(inspect.signature(WanModel).parameters)
+    if given.get("model_type") == "vace":
+        defaults |= inspect.signature(VaceWanModel).parameters
     kwargs = {}
-    for name, parameter in inspect.signature(WanModel).parameters.items():
-        default = value = parameter.default
+    for name, default in ((n, p.default) for n, p in defaults.items() if p.kind != p.VAR_KEYWORD):
+        value = default
         if name in given:
             value = tuple(given[name]) if isinstance(given[name], list) else given[name]
             value = float(value) if isinstance(default, float) and type(value) is int else value
@@ -47,8 +51,8 @@ def model_kwargs(folder: Path) -> dict[str, Any]:
         counts = value if isinstance(value, tuple) else (value,)
         if isinstance(default, tuple) and any(type(n) is not int for n in counts):
             raise InputError(f"{path}: {name} is {value!r}, expected whole numbers")
-        check_counts(path, {name: value}, least=1)
-        if isinstance(default, tuple) and len(value) != len(default):
+        check_counts(path, {name: value}, least=0 if name == "vace_layers" else 1)
+        if isinstance(default, tuple) and default and len(value) != len(default):
             raise InputError(f"{path}: {name} is {value!r}, expected {len(default)} numbers")
         kwargs[name] = value
     return kwargs
@@ -57,11 +61,17 @@ def model_kwargs(folder: Path) -> dict[str, Any]:
 def build_transformer(folder: Path) -> WanModel:
     """The model of config.json on the meta device: names and shapes, no memory."""
     kwargs = model_kwargs(folder)
+    kind = VaceWanModel if kwargs["model_type"] == "vace" else WanModel
     try:
         with torch.device("meta"):
-            return WanModel(**kwargs)
+            return kind(**kwargs)
     except (ValueError, RuntimeError) as error:  # torch: sizes whose product overflows
         raise InputError(f"{folder / 'config.json'}: {first_line(error)}") from None
+
+
+def blocks_of(model: WanModel) -> list[nn.Module]:
+    """All blocks, those that make hints included."""
+    return [*model.blocks, *getattr(model, "vace_blocks", ())]
 
 
 def load_transformer(
@@ -87,7 +97,7 @@ def load_transformer(
     check_names(folder, expected, found)
     if sharded is not None:
         with _Rows(folder, files) as read:
-            fill(shard(model.to(dtype), model.blocks, device, sharded), read, device)
+            fill(shard(model.to(dtype), blocks_of(model), device, sharded), read, device)
     elif device.type != "meta":
         state: dict[str, Tensor] = {}
         for file in files:

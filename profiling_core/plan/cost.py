@@ -23,13 +23,18 @@ class HeldAnchors:
 
 def block_runs(plan: PlanDocument) -> int:
     """Blocks that run in one clip, over all steps and branches."""
-    blocks, runs = sum(plan.model.block_lists.values()), 0
+    runs = sum(plan.model.block_lists.values()) * model_calls(plan)
     for branch in plan.branches:
-        prediction = plan.prediction
-        calls = computes(plan, prediction, branch) if prediction else range(plan.steps)
-        runs += blocks * len(calls)
         runs -= sum(s.blocks * len(forecasts(plan, s, branch)) for s in plan.interval_sites)
     return runs
+
+
+def model_calls(plan: PlanDocument) -> int:
+    """Calls in one clip that run the model, over all steps and branches."""
+    prediction = plan.prediction
+    if prediction is None:
+        return plan.steps * len(plan.branches)
+    return sum(len(computes(plan, prediction, branch)) for branch in plan.branches)
 
 
 def block_runs_full(plan: PlanDocument) -> int:

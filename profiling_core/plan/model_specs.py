@@ -100,7 +100,8 @@ WAN = Family(
     other_solvers={"dpm++": 1.0},
 )
 WAN_I2V = replace(WAN, shift=3.0, steps=40)  # at 480p
-WAN_I2V_720P, WAN_FLF2V = replace(WAN_I2V, shift=5.0), replace(WAN, shift=16.0)
+WAN_I2V_720P = replace(WAN_I2V, shift=5.0)
+WAN_FLF2V = WAN_VACE = replace(WAN, shift=16.0)
 # Guidance is embedded, or both halves share one call: a single branch.
 HUNYUAN = Family(
     released={
@@ -154,6 +155,8 @@ MODELS = {
         _wan("wan2.1-i2v-14B", *WAN_14B, WAN_480P, WAN_I2V, like="wan2.1-t2v-14B"),
         _wan("wan2.1-i2v-14B-720P", *WAN_14B, WAN_720P, WAN_I2V_720P, like="wan2.1-t2v-14B"),
         _wan("wan2.1-flf2v-14B", *WAN_14B, WAN_720P, WAN_FLF2V, like="wan2.1-t2v-14B"),
+        _wan("wan2.1-vace-14B", *WAN_14B, WAN_720P, WAN_VACE, like="wan2.1-t2v-14B"),
+        _wan("wan2.1-vace-1.3B", 30, 1536, WAN_480P, WAN_VACE, like="wan2.1-t2v-1.3B"),
         _wan("wan2.1-t2v-mini", 12, 160, MINI),
         _hunyuan("hunyuan-video-t2v-720p", 20, 40, 3072, HUNYUAN_720P),
         _hunyuan("hunyuan-video-t2v-mini", 4, 10, 128, HUNYUAN_MINI),

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,10 @@ class WanModel(TreeModel):
                     "prompts"
                 )
         script.fill_defaults(args, self.config)
+        self.sources = script.check_sources(args, self.config)
+        self._source_files = [
+            path for name in self.config.sources for path in script.paths_of(args, name)
+        ]
         script.check_values(args, self.config)
         if not self._incomplete:
             self.check_files()
@@ -115,7 +120,9 @@ class WanModel(TreeModel):
         return found
 
     def _size_for(self, pictures: list[Any]) -> tuple[int, int]:
-        """(width, height) of a clip that starts from these."""
+        """(width, height) of a clip that starts from these, or of one from sources."""
+        if self.sources is not None:
+            return self.sources.size
         return self.config.size_for(self.args.size, pictures[0].size if pictures else None)
 
     def check_files(self) -> None:
@@ -205,18 +212,28 @@ class WanModel(TreeModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """An offload_model that is not given shapes no clip; earlier versions wrote true."""
+        """An offload_model that is not given shapes no clip; earlier versions wrote true.
+
+        Sources count by what the files hold.
+        """
         given = self.args.offload_model
-        return super().settings | {"offload_model": True if given is None else given}
+        found = super().settings | {"offload_model": True if given is None else given}
+        content = b"".join(path.read_bytes() for path in self._source_files)
+        return found | ({"sources_sha256": sha256(content).hexdigest()} if content else {})
 
     @property
     def clip_shape(self) -> tuple[int, int, int]:
-        width, height = parse_size(self.args.size)
+        width, height = self._size_for([])
         return self.args.frame_num, height, width
 
     @property
+    def _frames(self) -> int:
+        """What the frames of the latent stand for."""
+        return self.args.frame_num if self.sources is None else self.sources.encoded_frames
+
+    @property
     def _latent_shape(self) -> tuple[int, int, int, int]:
-        return self.config.latent_shape(parse_size(self.args.size), self.args.frame_num)
+        return self.config.latent_shape(self._size_for([]), self._frames)
 
     @property
     def fps(self) -> int:
@@ -266,7 +283,7 @@ class WanModel(TreeModel):
         return checkpoint_files(self.checkpoint_dir, self.config)
 
     def load(self, ranks: Ranks | None = None, *, fp32: bool = False) -> None:
-        from wan.image2video import PIPELINES
+        from wan.vace import PIPELINES
 
         args = self.args
         self.pipeline = PIPELINES[self.config.model_type](
@@ -285,11 +302,17 @@ class WanModel(TreeModel):
     def inputs(self, prompt: str, seed: int, pictures: Pictures = NO_PICTURES) -> tuple[Any, ...]:
         import torch
 
+        from wan.vace import load_sources
+
         images = self.read_pictures(pictures)
-        size, frames = self._size_for(images), self.args.frame_num
+        size, frames = self._size_for(images), self._frames
         prompts = [prompt, self.config.sample_neg_prompt]
         context, context_null = self.pipeline.encode(prompts)
         encoded = [self.pipeline.encode_pictures(images, size, frames)] if images else []
+        if self.sources is not None:
+            lists = load_sources(self.sources)
+            made = self.pipeline.encode_sources(*(one for (one,) in lists))
+            encoded = [{"vace_context": [made]}]
         shape = self.config.latent_shape(size, frames)
         device = self.noise_device or self.device
         generator = torch.Generator(device).manual_seed(seed)
@@ -312,7 +335,8 @@ class WanModel(TreeModel):
 
     def decode(self, latent: Any) -> Any:
         self.pipeline.make_room()
-        video = self.pipeline.decode(latent)
+        cut = 0 if self.sources is None else len(self.sources.pictures)
+        video = self.pipeline.decode(latent[:, cut:])
         return None if video is None else video.float().cpu()
 
     def save(self, video: Any, path: Path) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,13 +16,13 @@ from profiling_core.commands.check import calls as check_calls
 from profiling_core.commands.check import command as check_command
 from profiling_core.commands.main import main
 from profiling_core.plan import CachePlan
-from wan.configs import CLIP_CHECKPOINT, MAX_AREA_CONFIGS, WAN_CONFIGS
-from wan.image2video import PIPELINES
+from wan.configs import CLIP_CHECKPOINT, MAX_AREA_CONFIGS, SIZE_CONFIGS, WAN_CONFIGS
 from wan.sigmas import sigmas_fp32
+from wan.vace import PIPELINES
 from wan_toys import write_checkpoint
 
 PROMPT, STEPS, AREA = "red circle moving right", 4, 48 * 32
-SHIFTS = {"i2v": 3.0, "flf2v": 16.0}
+SHIFTS = {"i2v": 3.0, "flf2v": 16.0, "vace": 16.0}
 PAIR = {"image": "a.png", "last_image": "b.png"}
 TAKEN = {"i2v": {"image": "a.png"}, "flf2v": PAIR}  # of PAIR, by the model's kind
 REQUEST = {"size": "832*480", "frame_num": 5, "steps": STEPS}
@@ -116,6 +118,34 @@ def test_compare_starts_from_the_pictures_of_each_line(
     paint(given / "a.png", 7)
     assert main(command) == 0
     assert len(rows_of_comparison()) == 6
+
+
+def test_compare_makes_all_clips_of_a_vace_model_from_the_same_sources(
+    given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = write_checkpoint(given / "vace", model_type="vace")
+    monkeypatch.setitem(SIZE_CONFIGS, "832*480", (48, 32))
+    sources = f"--src_video={given}/v.mkv --src_ref_images={given}/a.png,{given}/b.png"
+    still = np.asarray(Image.open(given / "a.png"))
+    lossless = {"codec": "ffv1", "pixelformat": "bgr0", "macro_block_size": 1}
+    iio.imwrite(given / "v.mkv", np.stack([still] * 6), plugin="FFMPEG", fps=16, **lossless)
+    command = compare_line("vace", folder, given, {"prompt": PROMPT})
+    command = [word.replace("vace-14B", "vace-1.3B") for word in command]
+    assert main([*command, f"--tree-options={sources}"]) == 0
+    rows = rows_of_comparison()
+    assert [row["method"] for row in rows] == ["full", "plan"]
+
+    pipeline = PIPELINES["vace"](WAN_CONFIGS["vace-1.3B"], folder, "cpu")
+    files = [[given / "v.mkv"], [None], [[given / "a.png", given / "b.png"]]]
+    lists = pipeline.prepare_source(*files, 81, (48, 32))
+    sampling = {"sampling_steps": STEPS, "shift": SHIFTS["vace"], "seed": 0, "progress": False}
+    direct = pipeline.generate(PROMPT, *lists, **sampling)
+    (kept,) = (load_file(path)["video"] for path in Path("out/full").iterdir())
+    assert kept.shape == (3, 5, 32, 48) and torch.equal(kept, direct)
+
+    paint(given / "b.png", 7)
+    assert main([*command, f"--tree-options={sources}"]) == 2
+    assert "sources_sha256" in capsys.readouterr().err
 
 
 def batch_line(given: Path, *jobs: dict) -> list[str]:

@@ -3,12 +3,17 @@
 import re
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from diffusers import (
+    HunyuanVideoTransformer3DModel,
+    WanTransformer3DModel,
+    WanVACETransformer3DModel,
+)
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from torch import Tensor
 
 from hyvideo.model import HYVideoDiffusionTransformer
 from wan.model import WanModel
+from wan.vace_model import VaceWanModel
 
 WAN_TEXT_LEN, WAN_TEXT = 512, 64
 WAN_SIZES = {"dim": 96, "ffn_dim": 160, "num_heads": 2, "num_layers": 4, "text_dim": WAN_TEXT}
@@ -133,8 +138,11 @@ def hunyuan_pair(
 def wan_pair(model_type: str = "t2v") -> tuple[WanModel, WanTransformer3DModel]:
     """Ours with a head that does not start at zero; diffusers' through its own conversion."""
     torch.manual_seed(0)
-    pictures = {} if model_type == "t2v" else {"in_dim": 36, **WAN_PICTURE}
-    ours = WanModel(model_type, **WAN_SIZES, **pictures).eval()
+    pictures = {"in_dim": 36, **WAN_PICTURE} if model_type in ("i2v", "flf2v") else {}
+    if model_type == "vace":
+        ours = VaceWanModel(vace_layers=(0, 1, 3), **WAN_SIZES).eval()
+    else:
+        ours = WanModel(model_type, **WAN_SIZES, **pictures).eval()
     for parameter in ours.parameters():
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -144,11 +152,15 @@ def wan_pair(model_type: str = "t2v") -> tuple[WanModel, WanTransformer3DModel]:
 def diffusers_wan(ours: WanModel) -> WanTransformer3DModel:
     """diffusers' transformer with the weights of ours."""
     width, image = ours.dim // ours.num_heads, {}
-    if ours.model_type != "t2v":
+    if ours.image_shape[0]:
         image = {"image_dim": ours.image_shape[1], "added_kv_proj_dim": ours.dim}
     if ours.model_type == "flf2v":
         image["pos_embed_seq_len"] = ours.image_shape[0]
-    theirs = WanTransformer3DModel(
+    kind = WanTransformer3DModel
+    if ours.model_type == "vace":
+        kind = WanVACETransformer3DModel
+        image = {"vace_layers": list(ours.vace_layers), "vace_in_channels": ours.vace_in_dim}
+    theirs = kind(
         **{"num_attention_heads": ours.num_heads, "attention_head_dim": width, **image},
         **{"text_dim": ours.text_dim, "ffn_dim": ours.blocks[0].ffn[0].out_features},
         **{"num_layers": len(ours.blocks), "in_channels": ours.in_dim, "out_channels": 16},

@@ -46,6 +46,7 @@ from wan.configs import WAN_CONFIGS as WAN  # noqa: E402
 from wan.configs import parse_size  # noqa: E402
 from wan.image2video import WanFLF2V, WanT2V  # noqa: E402
 from wan.sigmas import sigmas_fp32 as wan_sigmas  # noqa: E402
+from wan.vace import WanVace  # noqa: E402
 from wan_toys import write_checkpoint  # noqa: E402
 
 STEPS, FRAMES, SEED, CFG_SCALE = 6, 5, 7, 2.0
@@ -84,25 +85,43 @@ class Wan:
 class Pictures(Wan):
     """The same with a first and a last frame: random weights of the miniature's sizes."""
 
+    kind: type[WanT2V] = WanFLF2V
+    task, shape = "flf2v-14B", (16, 2, 8, 8)
+
     def __init__(self, ranks: Ranks | None, **options: bool) -> None:
-        self.config = WAN["flf2v-14B"]
+        self.config = WAN[self.task]
         with tempfile.TemporaryDirectory() as folder:
             sizes = {"dim": 160, "num_heads": 4, "num_layers": 12, "text_len": 32}
-            write_checkpoint(Path(folder), model_type="flf2v", **sizes)
+            write_checkpoint(Path(folder), model_type=self.config.model_type, **sizes)
             own = {"device": "cpu", "fp32": True, "ranks": ranks, **options}
-            self.pipeline = WanFLF2V(self.config, folder, **own)
+            self.pipeline = self.kind(self.config, folder, **own)
         shift = self.config.sample_shift
         self.grid = {"solver": "unipc", "shift": shift}
         self.sigmas = wan_sigmas("unipc", STEPS, shift)
 
     def denoise(self, plan: CachePlan | None, cfg_scale: float, **more: Any) -> Tensor:
         contexts = self.pipeline.encode(["red circle", "a square"])
-        pictures = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
-        condition = self.pipeline.encode_pictures(pictures, (64, 64), FRAMES)
-        noise = torch.randn((16, 2, 8, 8), generator=torch.Generator().manual_seed(SEED))
+        noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(SEED))
         run = {"sampling_steps": STEPS, "guide_scale": cfg_scale, "progress": False}
-        run |= {"shift": self.config.sample_shift, "condition": condition}
+        run |= {"shift": self.config.sample_shift, "condition": self.condition()}
         return self.pipeline.denoise(*contexts, noise, plan=plan, **run, **more)
+
+    def condition(self) -> dict[str, Any]:
+        pictures = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+        return self.pipeline.encode_pictures(pictures, (64, 64), FRAMES)
+
+
+class Sources(Pictures):
+    """The same with hints from a video, a mask and a picture."""
+
+    kind, task, shape = WanVace, "vace-14B", (16, 3, 8, 8)
+
+    def condition(self) -> dict[str, Any]:
+        frames = (
+            torch.linspace(-1, 1, FRAMES * 64 * 64).reshape(1, FRAMES, 64, 64).repeat(3, 1, 1, 1)
+        )
+        context = self.pipeline.encode_sources(frames, frames[:1], [frames[:, :1]])
+        return {"vace_context": [context]}
 
 
 class Hunyuan:
@@ -127,9 +146,9 @@ class Hunyuan:
         return self.pipeline.denoise(conditioning, noise, plan=plan, **run, **more)
 
 
-TREES = {"wan": Wan, "pictures": Pictures, "hunyuan": Hunyuan}
+TREES = {"wan": Wan, "pictures": Pictures, "sources": Sources, "hunyuan": Hunyuan}
 MODELS = {"wan": "wan2.1-t2v-mini", "hunyuan": "hunyuan-video-t2v-mini"}
-MODELS["pictures"] = MODELS["wan"]
+MODELS["pictures"] = MODELS["sources"] = MODELS["wan"]
 
 
 def plan_of(tree: Wan | Hunyuan, name: str, preset: str | None) -> CachePlan | None:
@@ -196,6 +215,7 @@ def run_case(text: str, alone: dict[Any, dict[Any, Any]]) -> list[dict]:
                 "calls": stats.model_calls,
                 "block_runs": stats.block_runs,
                 "block_runs_full": stats.block_runs_full,
+                "hints": len(getattr(tree.pipeline.model, "vace_blocks", ())),
                 "peak_bytes": stats.peak_bytes,
             }
         )

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -25,6 +26,7 @@ from wan.clip import NAMES as CLIP_NAMES
 from wan.configs import CLIP_CHECKPOINT
 from wan.model import WanModel
 from wan.t5 import BLOCK_NAMES, FIXED
+from wan.vace_model import VaceWanModel
 
 TINY_DIT = {
     "dim": 48,
@@ -67,8 +69,9 @@ def randomise(module: nn.Module, seed: int, std: float = 0.1) -> nn.Module:
     return module.eval()
 
 
-def tiny_dit(seed: int = 0, **sizes: int) -> WanModel:
-    return randomise(WanModel(**{**TINY_DIT, **sizes}), seed)
+def tiny_dit(seed: int = 0, **sizes: Any) -> WanModel:
+    kind = VaceWanModel if sizes.get("model_type") == "vace" else WanModel
+    return randomise(kind(**{**TINY_DIT, **sizes}), seed)
 
 
 def tiny_vae(seed: int = 1) -> AutoencoderKLWan:
@@ -180,11 +183,13 @@ def write_dit(folder: Path, model: WanModel, shards: int = 1, **config: object) 
 
 
 def write_checkpoint(
-    folder: Path, *, seed: int = 0, shards: int = 1, model_type: str = "t2v", **sizes: int
+    folder: Path, *, seed: int = 0, shards: int = 1, model_type: str = "t2v", **sizes: Any
 ) -> Path:
     """A complete tiny checkpoint folder; tests change it as they like."""
     folder.mkdir(parents=True, exist_ok=True)
-    if model_type != "t2v":
+    if model_type == "vace":
+        sizes = {"model_type": model_type, "vace_layers": [0, 2], **sizes}
+    elif model_type != "t2v":
         sizes |= {"model_type": model_type, **PICTURES}
         torch.save(official_clip_state(tiny_clip(seed + 3)), folder / CLIP_CHECKPOINT)
         (folder / CLIP_CHECKPOINT).with_suffix(".json").write_text(json.dumps(TINY_CLIP))

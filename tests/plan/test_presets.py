@@ -105,7 +105,7 @@ def test_presets_of_models_that_nobody_profiled_say_so(model, capsys):
             {"quality": (0.5, 1.2), "balanced": (0.9, 1.7), "fast": (1.4, 1.8)},
         ),
         (
-            "wan2.1-flf2v-14B",
+            "wan2.1-flf2v-14B",  # and both of VACE, which have its grid
             {"quality": (1.4, 4.5), "balanced": (1.7, 2.7), "fast": (2.2, 2.8)},
         ),
         (
@@ -237,6 +237,12 @@ def test_image_to_video_takes_the_published_plans_of_its_blocks_by_step_number()
     for name, shift in (("i2v-14B", 3), ("i2v-14B-720P", 5), ("flf2v-14B", 16)):
         t2v, paper = (load_preset(f"wan2.1-{model}", "paper") for model in ("t2v-14B", name))
         assert paper.sites == t2v.sites and paper.shift == shift and name in paper.model.name
+    for preset in OURS:
+        flf2v, large, small = (
+            load_preset(f"wan2.1-{kind}", preset) for kind in ("flf2v-14B", "vace-14B", "vace-1.3B")
+        )
+        assert flf2v.sites == large.sites == small.sites and small.model.block_lists["blocks"] == 30
+    assert len(available("wan2.1-vace-1.3B")) == 5
 
 
 def test_presets_of_the_other_family_are_refused():

@@ -42,8 +42,8 @@ OWN = {
         --last_frame b.png
         --task i2v-14B
         --task flf2v-14B
-        --task vace-1.3B
-        --task vace-14B
+        --src_video x.mp4
+        --task vace-1.3B --src_mask x.mp4
         --use_prompt_extend
         --dit_fsdp
         --t5_fsdp
@@ -96,7 +96,7 @@ EXAMPLES = {
     "wan": {
         "--task t2v-7B": "error: argument --task: invalid choice: 't2v-7B'",
         "--frame_num 80": "error: frame_num 80 is not 4n+1: take 77 or 81",
-        "--task vace-14B": "error: task vace-14B is not there yet: take one of t2v-14B",
+        "--src_mask x.mp4": "--src_mask x.mp4: task t2v-mini does not start from it, leave it out",
         "--ring_size 4": "= 4 processes, but this run has 1: start them with torchrun --nproc_per",
         "--save_file /proc/x/clip.mp4": "save_file /proc/x/clip.mp4: cannot write into /proc (",
         "--task t2v-14B": "/Wan2.1-T2V-14B does not exist: download Wan-AI/Wan2.1-T2V-14B",

@@ -101,7 +101,7 @@ OURS = {
 HELP = {
     "wan": (
         "4n+1; default 81, 1 for t2i-14B, 33 for t2v-mini",
-        "default 1280*720, 832*480 for t2v-1.3B, 128*128 for t2v-mini",
+        "default 1280*720, 832*480 for t2v-1.3B, 832*480 for vace-1.3B, 128*128 for t2v-mini",
     ),
     "hunyuan": (
         "height width; default 720 1280, 128 128 for HYVideo-mini",
@@ -171,9 +171,6 @@ IGNORED = {  # what upstream parses and does not read
         --prompt_extend_method dashscope
         --prompt_extend_model m
         --prompt_extend_target_lang en
-        --src_video x.mp4
-        --src_mask x.mp4
-        --src_ref_images a.png,b.png
     """,
     "hunyuan": """
         --use-linear-quadratic-schedule

@@ -46,6 +46,24 @@ def test_prediction_with_pictures_equals_diffusers(
     assert (ours - theirs).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(("timestep", "scale"), [(999, 1.0), (0, 0.7)])
+@torch.no_grad()
+def test_prediction_with_hints_equals_diffusers(timestep: int, scale: float) -> None:
+    (model, reference), (x, text) = wan_pair("vace"), wan_inputs(2)
+    t = torch.full((2,), timestep)
+    c = torch.randn(2, 96, *x.shape[2:], generator=torch.Generator().manual_seed(1))
+    ours = torch.stack(model(list(x), t, list(c), list(text), 3 * 4 * 6, scale))
+    scales = torch.full((len(model.vace_layers),), scale)
+    hints = {"control_hidden_states": c, "control_hidden_states_scale": scales}
+    theirs = reference(x, t, text, **hints, return_dict=False)[0]
+    assert ours.std() > 0.1
+    assert (ours - theirs).abs().max() < 1e-5
+    without = torch.stack(model(list(x), t, list(c), list(text), 3 * 4 * 6, 0.0))
+    assert (ours - without).abs().max() > 1e-2
+    with pytest.raises(ValueError, match=r"vace_context has the grids .* the latents have"):
+        model(list(x), t, list(c[:, :, 1:]), list(text), 3 * 4 * 6)
+
+
 @torch.no_grad()
 def test_pictures_and_model_type_have_to_fit(model) -> None:
     x, text = wan_inputs(1)

@@ -38,6 +38,8 @@ from wan.checks import (
 )
 from wan.configs import WAN_CONFIGS
 from wan.model import WanModel
+from wan.vace import WanVace
+from wan.vace_model import VaceWanModel
 from wan.vae import VideoVAE, decode_bytes
 from wan.weights import load_transformer
 from wan_toys import TINY_VAE
@@ -54,6 +56,8 @@ def call_peak(
     if model.image_shape[0]:
         given["clip_fea"] = torch.randn(1, *model.image_shape)
         given["y"] = [torch.randn(20, *latent[1:])]
+    if isinstance(model, VaceWanModel):
+        given["vace_context"] = [torch.randn(96, *latent[1:])]
     x, t = torch.randn(latent), torch.tensor([999])
     text = torch.randn(16, model.text_dim, dtype=torch.bfloat16)
     with contextlib.ExitStack() as stack:
@@ -65,7 +69,7 @@ def call_peak(
             for branch in ("cond", "uncond"):
                 if cache is not None:
                     cache.begin(step, branch)
-                model([x], t, [text], tokens, **given)
+                model([x], t, context=[text], seq_len=tokens, **given)
     return memory.peak
 
 
@@ -108,6 +112,13 @@ def test_a_call_with_a_picture_needs_what_one_without_does() -> None:
     assert_holds(activation_bytes(WAN_14B, Load(latent=AT_480P)), peak)
 
 
+def test_hints_count_beside_what_a_call_needs_without() -> None:
+    with fake_tensors():
+        sizes = WAN_14B.transformer | {"num_layers": 4, "vace_layers": (0, 1, 2, 3)}
+        peak = call_peak(built(lambda: VaceWanModel(**sizes)), AT_480P)
+    assert_holds(activation_bytes(replace(WAN_14B, hints=4), Load(latent=AT_480P)), peak)
+
+
 def test_encoding_a_picture_takes_less_than_decoding_the_clip() -> None:
     latent = (16, 5, 60, 104)
     shape = (3, 4 * latent[1] - 3, 8 * latent[2], 8 * latent[3])
@@ -116,6 +127,22 @@ def test_encoding_a_picture_takes_less_than_decoding_the_clip() -> None:
         with LiveMemory() as memory:
             vae.encode(torch.randn(shape))
     assert 0 < memory.peak <= decode_bytes(latent)
+
+
+def test_encoding_the_sources_of_a_clip_takes_what_is_said() -> None:
+    _, frames, rows, columns = AT_480P
+    shape = (3, 4 * frames - 3, 8 * rows, 8 * columns)
+    config, sizes = WAN_CONFIGS["vace-14B"], replace(WAN_14B, hints=8, encodes_frames=True)
+    with fake_tensors():
+        pipeline = WanVace.__new__(WanVace)
+        pipeline.vae, pipeline.device, pipeline.config = official_vae(), torch.device("cpu"), config
+        pipeline.offload_model = pipeline.sharded = False
+        video, mask = torch.randn(shape), torch.rand(1, *shape[1:])
+        with LiveMemory() as memory:
+            context = pipeline.encode_sources(video.clone(), mask.clone(), None)
+    assert context.shape == (config.context_channels, *AT_480P[1:])
+    needs = device_needs(sizes, Load(latent=AT_480P))["encoding"]
+    assert 0 < memory.peak <= needs["frames"] + needs["sources"]
 
 
 def test_tensors_without_numbers_have_the_peak_of_real_ones() -> None:

@@ -49,6 +49,8 @@ def test_task_defaults(task: str, size: str, frames: int, negative: str) -> None
     [
         ("i2v-14B", 40, {"1280*720": 5.0, "480*832": 3.0}, "镜头晃动，色调艳丽"),
         ("flf2v-14B", 50, {"1280*720": 16.0, "480*832": 16.0}, "镜头切换，镜头晃动，色调艳丽"),
+        ("vace-14B", 50, {"1280*720": 16.0, "480*832": 16.0}, "色调艳丽"),
+        ("vace-1.3B", 50, {"832*480": 16.0, "480*832": 16.0}, "色调艳丽"),
     ],
 )
 def test_image_tasks_have_the_official_defaults(
@@ -95,6 +97,7 @@ def test_without_a_folder_the_official_one_beside_the_script_is_taken(
         ("Wan2.1-I2V-14B-480P", "i2v-14B", *small),
         ("Wan2.1-I2V-14B-720P", "i2v-14B"),
         ("Wan2.1-FLF2V-14B-720P", "flf2v-14B", *small),
+        ("Wan2.1-VACE-1.3B", "vace-1.3B"),
     ):
         assert resolved("--task", *argv).ckpt_dir is None
         (tmp_path / name).mkdir()
@@ -106,7 +109,9 @@ def test_official_names_exist() -> None:
     assert wan.configs.WAN_CONFIGS["t2v-1.3B"].sample_fps == 16
     assert wan.configs.SIZE_CONFIGS["832*480"] == (832, 480)
     assert wan.configs.MAX_AREA_CONFIGS["832*480"] == 832 * 480
-    assert wan.configs.SUPPORTED_SIZES["t2v-1.3B"] == ("480*832", "832*480")
+    for task in ("t2v-1.3B", "vace-1.3B"):
+        assert wan.configs.SUPPORTED_SIZES[task] == ("480*832", "832*480")
+    assert wan.configs.SUPPORTED_SIZES["vace-14B"] == wan.configs.VIDEO_SIZES
     with pytest.raises(AttributeError, match="no attribute 'WanX'"):
         wan.WanX  # noqa: B018
 

@@ -21,6 +21,7 @@ FULL_SIZES = {
     "T2V-14B": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
 }
 NAME = "diffusion_pytorch_model"
+VACE = {**TINY_DIT, "model_type": "vace"}
 
 
 def official_shapes(model: str) -> dict[str, list[int]]:
@@ -51,6 +52,18 @@ def with_pictures(shapes: dict[str, list[int]], dim: int, pictures: int) -> dict
     return shapes | added
 
 
+def with_hints(shapes: dict[str, list[int]], layers: list[int]) -> dict[str, list[int]]:
+    """The tensors of the official VACE model: a whole block and a projection a hint."""
+    dim = shapes["blocks.0.norm3.weight"][0]
+    square = {"weight": [dim, dim], "bias": [dim]}
+    own = {name[9:]: shape for name, shape in shapes.items() if name.startswith("blocks.0.")}
+    own |= {f"after_proj.{kind}": shape for kind, shape in square.items()}
+    added = {f"vace_blocks.{n}.{name}": own[name] for n in range(len(layers)) for name in own}
+    added |= {f"vace_blocks.0.before_proj.{kind}": shape for kind, shape in square.items()}
+    patch = {"weight": [dim, 96, 1, 2, 2], "bias": [dim]}
+    return shapes | added | {f"vace_patch_embedding.{k}": shape for k, shape in patch.items()}
+
+
 def write_empty_shards(folder: Path, shapes: dict[str, list[int]], shards: int) -> None:
     """Real fp32 shards with true headers and a hole for the data: full size, no disk space."""
     names = sorted(shapes)
@@ -77,13 +90,19 @@ def write_empty_shards(folder: Path, shapes: dict[str, list[int]], shards: int) 
         ("T2V-14B", "t2v", 6, 1095, 14_288_491_584),
         ("T2V-14B", "i2v", 7, 1303, 16_394_878_784),
         ("T2V-14B", "flf2v", 7, 1304, 16_395_536_704),
+        ("T2V-1.3B", "vace", 2, 1264, 2_153_972_032),
+        ("T2V-14B", "vace", 7, 1331, 17_337_592_896),
     ],
 )
 def test_official_checkpoints_load_at_full_size(
     tmp_path: Path, model: str, model_type: str, shards: int, keys: int, parameters: int
 ) -> None:
     shapes, sizes = official_shapes(model), {**OFFICIAL_CONFIG, **FULL_SIZES[model]}
-    if model_type != "t2v":
+    if model_type == "vace":
+        layers = [*range(0, sizes["num_layers"], 5 if model == "T2V-14B" else 2)]
+        sizes |= {"model_type": model_type, "vace_in_dim": 96, "vace_layers": layers}
+        shapes = with_hints(shapes, layers)
+    elif model_type != "t2v":
         sizes |= {"model_type": model_type, "in_dim": 36}
         shapes = with_pictures(shapes, 5120, 1 if model_type == "i2v" else 2)
     (tmp_path / "config.json").write_text(json.dumps(sizes))
@@ -203,6 +222,12 @@ def test_a_damaged_index_is_refused(tmp_path: Path, index: str, says: str) -> No
         ({**TINY_DIT, "num_layers": 10**6}, "num_layers is 1000000, expected 1 to 1000"),
         ({**TINY_DIT, "patch_size": [10**6] * 3}, r"config\.json: .*overflow"),
         ({**TINY_DIT, "model_type": "s2v"}, "model_type 's2v' is not supported, expected t2v"),
+        (
+            {**VACE, "vace_layers": [1, 2]},
+            r"vace_layers \[1, 2\]: expected ascending block numbers",
+        ),
+        ({**VACE, "vace_layers": [0, 3]}, "block numbers from 0 to 2, 0 among them"),
+        ({**VACE, "vace_layers": ["0"]}, r"vace_layers is \('0',\), expected whole numbers"),
         ({**TINY_DIT, "patch_size": [1, 2]}, r"patch_size is \(1, 2\), expected 3 numbers"),
     ],
 )
