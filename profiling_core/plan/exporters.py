@@ -60,7 +60,7 @@ def _steps_for(plan: CachePlan, target: str, engine: str) -> dict[Branch, Steps]
     if plan.interval_sites:
         raise PlanError(
             f"plan {plan.name!r} reuses intervals of {plan.interval_sites[0].block_list}, but "
-            f"{engine} takes steps of the whole model: take a plan of the prediction, like balanced"
+            f"{engine} takes steps of the whole model: take a plan that reuses the prediction"
         )
     every = tuple(range(plan.steps))
     site = plan.prediction
