@@ -335,13 +335,15 @@ def command(hunyuan_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     ("options", "files"),
     [
         ((), ["seed42_{}.mp4"]),
-        (("--num-videos", "2"), ["seed42_{}.mp4", "seed43_{}.mp4"]),
-        (("--video-length", "1"), ["seed42_{}.png"]),
-        (("--cfg-scale", "2", "--neg-prompt", "green"), ["seed42_{}.mp4"]),
-        (("--use-cpu-offload", "--vae-tiling"), ["seed42_{}.mp4"]),
-        (("--precision", "fp32", "--disable-autocast"), ["seed42_{}.mp4"]),
-        (("--reproduce", "--model-resolution", "720p"), ["seed42_{}.mp4"]),
-        (("--name-suffix", "x:y"), ["seed42_{}_x_y.mp4"]),
+        (
+            ("--num-videos", "2", "--use-cpu-offload", "--vae-tiling"),
+            ["seed42_{}.mp4", "seed43_{}.mp4"],
+        ),
+        (("--video-length", "1", "--precision", "fp32", "--disable-autocast"), ["seed42_{}.png"]),
+        (
+            ("--cfg-scale", "2", "--neg-prompt", "green", "--reproduce", "--name-suffix", "x:y"),
+            ["seed42_{}_x_y.mp4"],
+        ),
     ],
 )
 def test_the_command_line_makes_the_files(
@@ -356,23 +358,24 @@ def test_the_command_line_makes_the_files(
     assert found == [file.format(words) for file in files]
 
 
-@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
-def test_an_all_compute_plan_is_bit_identical_to_no_plan(
-    pipeline: HunyuanVideo, cfg_scale: float
+def test_an_all_compute_plan_is_bit_identical_to_no_plan_with_real_guidance(
+    pipeline: HunyuanVideo,
 ) -> None:
-    bare = pipeline.generate(PROMPT, **CLIP, cfg_scale=cfg_scale)
+    bare = pipeline.generate(PROMPT, **CLIP, cfg_scale=2.0)
     every = range(STEPS)
     for sites in (
         (intervals(*every), intervals(*every, kind="double", runs=((0, 1),))),
         (prediction(*every, skip="jump"),),
     ):
-        planned = pipeline.generate(PROMPT, **CLIP, cfg_scale=cfg_scale, plan=tiny_plan(*sites))
+        planned = pipeline.generate(PROMPT, **CLIP, cfg_scale=2.0, plan=tiny_plan(*sites))
         assert torch.equal(planned, bare)
         assert pipeline.last_run.block_runs == STEPS * BLOCKS
 
 
-@pytest.mark.parametrize(("precision", "cfg_scale"), [("bf16", 1.0), ("fp32", 2.0)])
-@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize(
+    ("kind", "precision", "cfg_scale"),
+    [("both", "bf16", 1.0), *((kind, "fp32", 2.0) for kind in PLANS)],
+)
 def test_the_cache_holds_the_bytes_that_were_announced(
     hunyuan_checkpoint: Path, kind: str, precision: str, cfg_scale: float
 ) -> None:

@@ -247,7 +247,7 @@ def test_plan_mistakes_are_named_before_loading(
         assert says in outcome(*tree.argv(), "--delta_cache", str(value))
 
 
-@pytest.mark.parametrize("prompt", ["../../up", "a/b", "two\nlines", "red " * 125, "一只猫"])
+@pytest.mark.parametrize("prompt", ["../../up\na/b", "red " * 125, "一只猫"])
 def test_any_prompt_is_saved_under_the_caller(
     tree: TreeCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str
 ) -> None:
