@@ -29,6 +29,7 @@ from profiling_core.commands.batch.jobs import Job
 from profiling_core.commands.main import main
 from profiling_core.errors import InputError
 from profiling_core.plan.presets import load_preset
+from wan_toys import write_checkpoint
 
 PROMPT = "red circle moving right over blue stripes"
 MINIATURES = {"wan": "t2v-mini", "hunyuan": "HYVideo-mini"}
@@ -244,6 +245,23 @@ def test_bad_input_is_a_message_of_one_line(page, tmp_path, changes, says) -> No
     assert says in line and 'class="message error" role="alert"' in line and "\n" not in line
     assert (go["interactive"], stop["interactive"]) == (True, False)
     assert page.turns.of("a") is None and not list(page.out.iterdir())
+
+
+def test_a_picture_is_an_upload_that_the_task_needs_and_can_read(page, tmp_path) -> None:
+    write_checkpoint(tmp_path / "files" / "i2v", model_type="i2v", text_len=512)
+    upload = tmp_path / "uploads" / "a.png"
+    upload.write_text("no picture")
+    (tmp_path / "outside.png").write_text("no picture")
+    asked = {"label": "Wan2.1 i2v-14B", "size": "832*480", "weights": "i2v"}
+    for path, says in (
+        (None, "image is missing: wan2.1-i2v-14B takes image beside the prompt"),
+        (str(upload), "a.png cannot be read as a picture"),
+        (str(tmp_path / "outside.png"), "outside.png&#x27;: no such file in the folders"),
+    ):
+        line = generate(page, **asked, image=path)[-1][0]
+        assert says in line and 'class="message error"' in line
+    *_, (line, _, _, _) = generate(page, image=str(upload))  # of a task that was chosen before
+    assert "Done." in line
 
 
 def test_a_run_of_the_page_ends_with_both_buttons_as_before(page) -> None:

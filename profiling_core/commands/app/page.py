@@ -33,6 +33,13 @@ POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 )
+# clips that play show the same moment
+TOGETHER = """<script>setInterval(() => {
+  const [first, second] = document.querySelectorAll(".clips video");
+  if (second && !first.paused && !second.paused
+      && Math.abs(first.currentTime - second.currentTime) > 0.08)
+    second.currentTime = first.currentTime;
+}, 300);</script>"""
 
 
 class Page:
@@ -243,6 +250,7 @@ class Page:
                 font_mono=["ui-monospace", "monospace"],
             ),
             css=css.read_text(encoding="utf-8"),
+            head=TOGETHER,
         )
         app.add_middleware(_Policy)
         if host in LOOPBACK:  # another site's name cannot be pointed here

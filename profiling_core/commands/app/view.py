@@ -86,16 +86,17 @@ class Shown:
                     format_bytes(one.made.bytes_held),
                 )
             )
-        heads = ("run", "denoising", "as fast", "PSNR", "block runs", "memory of the plan")
+        heads = ("run", "denoising", "speed-up", "PSNR", "block runs", "memory of the plan")
         first = next(iter(self.clips.values()))
         return tag("div", table(first.made.describe, heads, rows), class_="facts")
 
 
 def _figure(one: Finished) -> Markup:
     name = "full run" if one.label == FULL else f"plan {one.label}"
+    address = f"gradio_api/file={quote(str(one.path.absolute()))}"
     video = tag(
         "video",
-        src=f"gradio_api/file={quote(str(one.path.absolute()))}",
+        src=address,
         controls=True,
         autoplay=True,
         loop=True,
@@ -103,7 +104,8 @@ def _figure(one: Finished) -> Markup:
         playsinline=True,
     )
     caption = tag("b", name), f" · {one.made.seconds:.1f} s in all"
-    return tag("figure", video, tag("figcaption", *caption, tag("small", str(one.path))))
+    link = tag("a", one.path.name, href=address, download=one.path.name)
+    return tag("figure", video, tag("figcaption", *caption, link))
 
 
 def _where(at: At) -> str:
