@@ -6,18 +6,24 @@ at every noise level the same share of the steps is computed as before; the comp
 further apart in sigma and the error grows. A plan that was made for a speed, as its provenance says
 (the presets of SPEEDUPS, searches for a speed-up), keeps the speed; every other plan keeps its
 levels. On fewer than FEWEST_STEPS steps every plan computes everything: models of few steps have
-nothing to skip.
+nothing to skip, and a plan that computes everything does so on every grid.
+
+A loop may take a part of a run: the second of two samplers, a clip that is denoised from the
+middle. Its steps are those of the whole run, and its first one is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import isclose
 
 import numpy as np
 
+from profiling_core.errors import PlanError
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.plan import CachePlan
+from profiling_core.plan.restrict import part_of, plain_jumps
 from profiling_core.plan.schema import Site
 
 SPEEDUPS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}  # names of plans that mean a speed
@@ -31,8 +37,15 @@ def regrid(
     solver: str,
     shift: float,
     keep_speed: bool | None = None,
+    whole_run: Sequence[float] | None = None,
+    end: float = 0.0,
 ) -> CachePlan:
     """The plan on the noise levels `sigmas` of a solver; keep_speed None: as its provenance asks.
+
+    sigmas: the levels of a loop's steps; end: the level that it ends at; whole_run: the levels of
+    all steps of a run that the loop takes a part of. Without whole_run a part is recognised by its
+    levels, below the plan's first or above its last: the plan's steps in its range are put on it.
+    PlanError for sigmas that are no part of whole_run.
 
     Steps are matched by sigma, never by index: a plan that computes at sigma 0.83 computes at the
     level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
@@ -43,31 +56,42 @@ def regrid(
     returned as it is. `notes` of the result name what was kept and what else to know.
     """
     sigmas = tuple(float(sigma) for sigma in sigmas)
+    if whole_run is not None:
+        whole = regrid(plan, whole_run, solver=solver, shift=shift, keep_speed=keep_speed)
+        return part_of(whole, _places(sigmas, whole.sigmas))
     if keep_speed is None:
         keep_speed = "speedup" in plan.provenance.settings
     if on_grid(plan, sigmas, solver=solver):
         return plan
-    plan = plain_jumps(plan)
+    planned, everything = plan, _computes_everything(plan)
+    inside = _inside(plan.sigmas, (*sigmas, end))
+    plan = part_of(plain_jumps(plan), inside)
+    if on_grid(plan, sigmas, solver=solver):  # a part of its own grid
+        return plan
+    below = (*planned.sigmas, 0.0)[inside[-1] + 1]
     nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
     one_to_one = nearest == list(range(len(sigmas)))
-    outside = _outside(plan.sigmas, sigmas)
-    few = len(sigmas) < FEWEST_STEPS and not one_to_one
+    outside = _outside(planned.sigmas, sigmas)
+    few = len(sigmas) * planned.steps / len(inside) < FEWEST_STEPS and not one_to_one
     kept = f"its {'speed is' if keep_speed else 'noise levels are'} kept"
     sites = plan.sites
     if not one_to_one:
-        sites = (_spread_sites if keep_speed else _nearest_sites)(plan, sigmas, outside)
-    if few:
+        spread = partial(_spread_sites, below=below) if keep_speed else _nearest_sites
+        sites = spread(plan, sigmas, outside)
+    if few or everything:
         sites = tuple(_with_steps(site, lambda _: set(range(len(sigmas)))) for site in plan.sites)
-        kept = "everything is computed: a run of few steps has nothing to skip"
-    changed = f"{plan.steps} {plan.solver} steps, shift {plan.shift:g}"
+        why = "" if everything else ": a run of few steps has nothing to skip"
+        kept = f"everything is computed{why}"
+    changed = f"{planned.steps} {plan.solver} steps, shift {plan.shift:g}"
     wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
     notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} {kept}"]
-    if plan.prediction is not None and not plan.interval_sites and not few:
+    whole = plan.steps == planned.steps
+    if whole and plan.prediction is not None and not plan.interval_sites and not few:
         notes.append(_search_note(plan, len(sigmas), solver, shift))
-    if outside and not one_to_one and not few:
+    if outside and not one_to_one and not few and not everything:
         notes.append(
-            f"{len(outside)} noise levels lie outside the planned range {plan.sigmas[-1]:.4f} to "
-            f"{plan.sigmas[0]:.4f} and are computed"
+            f"{len(outside)} noise levels lie outside the planned range {planned.sigmas[-1]:.4f} "
+            f"to {planned.sigmas[0]:.4f} and are computed"
         )
     there = plan.replace(
         steps=len(sigmas),
@@ -88,6 +112,45 @@ def on_grid(plan: CachePlan, sigmas: Sequence[float], *, solver: str) -> bool:
         return False
     pairs = zip(sigmas, plan.sigmas, strict=True)
     return all(isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in pairs)
+
+
+def _computes_everything(plan: CachePlan) -> bool:
+    every = [steps for site in plan.sites for steps in site.compute_steps.values()]
+    return all(len(steps) == plan.steps for steps in every)
+
+
+def _inside(planned: tuple[float, ...], bounds: tuple[float, ...]) -> list[int]:
+    """The planned steps that a loop over these levels takes, its end included; else the nearest.
+
+    All of them, unless it begins more than a step of its own below the first planned level, or at
+    another planned level, or ends above the last one.
+    """
+    first, steps = bounds[0], range(len(planned))
+    late = 2 * first - bounds[1] < planned[0] or any(_same(first, s) for s in planned[1:])
+    found = [
+        step
+        for step in steps
+        if (not late or planned[step] < first or _same(planned[step], first))
+        and (bounds[-1] < planned[step] and not _same(planned[step], bounds[-1]))
+    ]
+    return found or [min(steps, key=lambda step: abs(planned[step] - first))]
+
+
+def _places(sigmas: tuple[float, ...], whole: tuple[float, ...]) -> list[int]:
+    """The steps of a whole run that a part of it takes; PlanError where they do not follow."""
+    first = next((n for n, sigma in enumerate(whole) if _same(sigma, sigmas[0])), 0)
+    there = whole[first : first + len(sigmas)]
+    if len(there) < len(sigmas) or not all(map(_same, there, sigmas)):
+        raise PlanError(
+            f"{len(sigmas)} noise levels from {sigmas[0]:.4f} to {sigmas[-1]:.4f} are no part of "
+            f"the whole run's {len(whole)} from {whole[0]:.4f} to {whole[-1]:.4f}: take the whole "
+            "run's levels as its scheduler has them, or leave them out"
+        )
+    return list(range(first, first + len(sigmas)))
+
+
+def _same(a: float, b: float) -> bool:
+    return isclose(a, b, rel_tol=1e-5, abs_tol=1e-7)
 
 
 def _cost_note(plan: CachePlan, there: CachePlan) -> list[str]:
@@ -126,20 +189,6 @@ def _outside(planned: tuple[float, ...], sigmas: tuple[float, ...]) -> set[int]:
     return {step for step, sigma in enumerate(sigmas) if not low <= sigma <= high}
 
 
-def plain_jumps(plan: CachePlan) -> CachePlan:
-    """A fitted plan without the weights of its jumps, with a note; every other plan as it is."""
-    site = plan.prediction
-    if site is None or site.solver_weights is None:
-        return plan
-    note = (
-        f"plan {plan.name!r} has weights for steps of {plan.solver} between its own noise levels; "
-        "this run has other levels, another scheduler or two models: its steps are plain jumps here"
-    )
-    jump = site.model_copy(update={"solver_weights": None})
-    sites = [jump if one is site else one for one in plan.sites]
-    return plan.replace(sites=sites, notes=(*plan.notes, note))
-
-
 def _nearest_sites(
     plan: CachePlan, sigmas: tuple[float, ...], outside: set[int]
 ) -> tuple[Site, ...]:
@@ -152,7 +201,7 @@ def _nearest_sites(
 
 
 def _spread_sites(
-    plan: CachePlan, sigmas: tuple[float, ...], outside: set[int]
+    plan: CachePlan, sigmas: tuple[float, ...], outside: set[int], *, below: float
 ) -> tuple[Site, ...]:
     """Every site with its share of the steps; intervals within the steps of the prediction."""
     found: dict[int, Site] = {}
@@ -163,7 +212,7 @@ def _spread_sites(
         within = list(range(len(sigmas))) if visited is None else visited
 
         def there(computed: tuple[int, ...], within: list[int] = within) -> set[int]:
-            own = _spread(computed, plan.sigmas, sigmas, within)
+            own = _spread(computed, (*plan.sigmas, below), sigmas, within)
             return {0, *(outside & set(within)), *own}
 
         found[number] = _with_steps(site, there)
@@ -179,16 +228,17 @@ def _spread(
     sigmas: tuple[float, ...],
     within: list[int],
 ) -> list[int]:
-    """The planned share of the steps, chosen from `within`.
+    """The planned share of the steps, chosen from `within`; planned: levels, with the one after.
 
     Counted along the plan, compute step i is number i; the new ones are the numbers i K / K', K of
     the plan and K' of the new steps, at the noise level where the count gets there.
     """
-    share = len(computed) / len(planned)
+    steps = len(planned) - 1
+    share = len(computed) / steps
     count = min(max(1, round(share * len(sigmas))), len(within))
     numbers = [i * len(computed) / count for i in range(count)]
-    places = np.interp(numbers, range(len(computed) + 1), [*computed, len(planned)])
-    levels = np.interp(places, range(len(planned) + 1), [*planned, 0.0])
+    places = np.interp(numbers, range(len(computed) + 1), [*computed, steps])
+    levels = np.interp(places, range(steps + 1), planned)
     free = np.array([sigmas[step] for step in within])
     chosen = [int(np.abs(free - level).argmin()) for level in levels]
     for i in range(1, count):  # each its own: later where the one before took it,

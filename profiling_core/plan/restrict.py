@@ -7,7 +7,6 @@ from typing import Any
 
 from profiling_core.errors import PlanError
 from profiling_core.plan.plan import CachePlan
-from profiling_core.plan.regrid import plain_jumps
 from profiling_core.plan.schema import BRANCHES, Site
 from profiling_core.plan.site_schedule import computes
 
@@ -21,6 +20,20 @@ def on_visited_steps(plan: CachePlan) -> CachePlan:
         return plan
     sites = [_restricted(plan, site, plan.solver_steps) for site in plan.interval_sites]
     return _on(plan, plan.solver_steps, sites)
+
+
+def plain_jumps(plan: CachePlan) -> CachePlan:
+    """A fitted plan without the weights of its jumps, with a note; every other plan as it is."""
+    site = plan.prediction
+    if site is None or site.solver_weights is None:
+        return plan
+    note = (
+        f"plan {plan.name!r} has weights for steps of {plan.solver} between its own noise levels; "
+        "this run has other levels, another scheduler or two models: its steps are plain jumps here"
+    )
+    jump = site.model_copy(update={"solver_weights": None})
+    sites = [jump if one is site else one for one in plan.sites]
+    return plan.replace(sites=sites, notes=(*plan.notes, note))
 
 
 def also_computed(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
@@ -46,6 +59,17 @@ def also_computed(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     numbers = ", ".join(str(step) for step in steps if step)
     note = f"step {numbers} is computed as well: another model begins there"
     return plan.replace(sites=sites, notes=(*plan.notes, note))
+
+
+def part_of(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
+    """The plan on a part of its run, with a note; a fitted jump becomes a plain one."""
+    if list(steps) == list(range(plan.steps)):
+        return plan
+    part = on_steps(plain_jumps(plan), steps)
+    note = (
+        f"this loop takes steps {steps[0]} to {steps[-1]} of {plan.steps}, and computes its first"
+    )
+    return part.model_copy(update={"notes": (*part.notes, note)})
 
 
 def on_steps(plan: CachePlan, steps: Sequence[int]) -> CachePlan:

@@ -14,6 +14,7 @@ from profiling_core.loops.recorded_loop import LoopProfile
 from profiling_core.loops.scheduler_grid import grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import known_model
+from profiling_core.plan.restrict import part_of
 from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch
 from toy_upstreams import STEPS, FlowToyScheduler, HunyuanToy, TwoExpertsToy, WanToy
@@ -220,6 +221,26 @@ def test_a_profile_that_cannot_be_written_leaves_the_clip(
     assert torch.equal(pipeline.generate("a lamp"), WanToy().generate("a lamp"))
     with pytest.raises(PlanError, match=r"--delta_profile .*: no space left on device"):
         check_used(args)
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_loop_that_begins_in_the_middle_runs_the_steps_of_the_plan_from_there(
+    plan: Path, first: int
+) -> None:
+    cached, walked = WanToy(), WanToy()
+    wan_run(cached, options(str(plan)))
+    part = part_of(CachePlan.load(plan), range(first, STEPS))
+    with naive(part, walked.model, {"blocks": "blocks"}, 2):
+        expected = walked.generate("a lamp", first=first)
+    assert torch.equal(cached.generate("a lamp", first=first), expected)
+    assert not torch.equal(expected, walked.generate("a lamp", first=first))
+    steps = {"cond": [0, 1, 4, 5, 6], "uncond": [0, 1, 4, 5, 6]}
+    jump = [{"kind": "prediction", "skip": "jump", "compute_steps": steps}]
+    CachePlan.load(plan).replace(sites=jump).save(plan)
+    with pytest.raises(
+        PlanError, match=r"a plan that jumps, .* need a loop that begins at the fir"
+    ):
+        cached.generate("a lamp", first=first)
 
 
 @pytest.mark.parametrize("boundary", [0.95, 0.8, 0.5])

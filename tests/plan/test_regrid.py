@@ -11,7 +11,8 @@ from profiling_core.plan.cost import speedup_flops
 from profiling_core.plan.importers import from_steps
 from profiling_core.plan.model_specs import MODELS
 from profiling_core.plan.presets import load_preset
-from profiling_core.plan.regrid import SPEEDUPS, plain_jumps, regrid
+from profiling_core.plan.regrid import SPEEDUPS, regrid
+from profiling_core.plan.restrict import plain_jumps
 
 MINI = "wan2.1-t2v-mini"
 WAN = {"solver": "unipc", "shift": 5.0}
@@ -218,3 +219,80 @@ def test_a_fitted_plan_runs_as_plain_jumps_on_another_grid_and_says_so():
     assert plain_jumps(one).sites == plan().sites and plain_jumps(plan()) == plan()
     for other in (*others, plain_jumps(one)):
         assert not other.solver_weights and any("are plain jumps here" in n for n in other.notes)
+
+
+def steps_of(one: CachePlan) -> list[int]:
+    return list(one.prediction.compute_steps["cond"])
+
+
+@pytest.mark.parametrize("name", SPEEDUPS)
+@pytest.mark.parametrize("model", ["wan2.1-t2v-14B", "hunyuan-video-t2v-720p"])
+def test_parts_of_a_run_compute_what_the_one_run_does_and_their_first_step(model, name):
+    preset = load_preset(model, name)
+    own = {"solver": preset.solver, "shift": preset.shift}
+    for whole_run in (preset.sigmas, grid(40, 8.0)):
+        whole = regrid(preset, whole_run, **own)
+        for cut in (1, 13, 20, 27):
+            first = regrid(preset, whole_run[:cut], **own, whole_run=whole_run)
+            second = regrid(preset, whole_run[cut:], **own, whole_run=whole_run)
+            found = steps_of(first) + [cut + step for step in steps_of(second)]
+            assert found == sorted({*steps_of(whole), cut})
+            assert f"takes steps {cut} to {len(whole_run) - 1} of" in second.notes[-1]
+            if whole_run == preset.sigmas:  # recognised by the levels
+                alone = regrid(preset, whole_run[:cut], **own, end=whole_run[cut])
+                assert alone.sites == first.sites
+                assert regrid(preset, whole_run[cut:], **own).sites == second.sites
+
+
+@pytest.mark.parametrize("speed", [True, False])
+@pytest.mark.parametrize(("steps", "shift"), [(40, 5.0), (30, 8.0), (64, 5.0)])
+def test_a_part_keeps_levels_and_speed_of_the_run_where_only_its_levels_are_known(
+    steps, shift, speed
+):
+    preset, levels = load_preset("wan2.1-t2v-14B", "balanced"), grid(steps, shift)
+    whole = steps_of(regrid(preset, levels, **WAN, keep_speed=speed))
+    for cut in (steps // 3, steps // 2, 2 * steps // 3):
+        parts = (
+            ([s for s in whole if s < cut], {"sigmas": levels[:cut], "end": levels[cut]}),
+            ([s - cut for s in whole if s >= cut], {"sigmas": levels[cut:]}),
+        )
+        for expected, part in parts:
+            found = steps_of(regrid(preset, **part, **WAN, keep_speed=speed))
+            assert found[0] == 0 and abs(len(found) - len(expected)) <= 2
+            for k in range(len(part["sigmas"])):  # and as many of them before every step
+                before = sum(s < k for s in found) - sum(s < k for s in expected)
+                assert abs(before) <= 2, (found, expected)
+
+
+def test_a_plan_that_computes_everything_does_so_on_every_grid_and_part():
+    full = plan(tuple(range(20)))
+    for levels in (grid(40), grid(14), grid(40, 3.0)[16:], grid(20)[8:], grid(50, 8.0)[:20]):
+        for speed in (True, False):
+            one = regrid(full, levels, **WAN, keep_speed=speed)
+            assert steps_of(one) == list(range(len(levels)))
+
+
+def test_a_run_counts_as_one_of_few_steps_by_all_of_its_steps():
+    balanced = load_preset("wan2.1-t2v-14B", "balanced")
+    assert speedup_flops(regrid(balanced, grid(24)[14:], **WAN)) > 1.2
+    assert speedup_flops(regrid(balanced, grid(11)[5:], **WAN)) == 1
+    for whole_run, sped_up in ((grid(24), True), (grid(11), False)):
+        one = regrid(balanced, whole_run[5:], **WAN, whole_run=whole_run)
+        assert (speedup_flops(one) > 1) is sped_up
+
+
+def test_levels_that_are_no_part_of_the_whole_run_are_refused_in_one_line():
+    own = plan()
+    for levels in (grid(20, 3.0)[4:], (*grid(20)[:5], 0.1), (*grid(20)[5:], 0.01)):
+        with pytest.raises(PlanError, match=r"levels from .* are no part of the whole run's 20"):
+            regrid(own, levels, **WAN, whole_run=grid(20))
+
+
+def test_a_part_of_a_fitted_plan_runs_as_plain_jumps():
+    document = plan().model_dump(mode="json", exclude={"expected"}, exclude_none=True)
+    document["sites"][0]["solver_weights"] = {str(step): [0.1, 0.2, 0.3] for step in DENSE_ENDS}
+    one = CachePlan.from_dict(document)
+    for more in ({}, {"whole_run": grid(20)}):
+        part = regrid(one, grid(20)[9:], **WAN, **more)
+        assert not part.solver_weights and any("are plain jumps here" in n for n in part.notes)
+        assert steps_of(part) == [0, 4, 8, 9, 10]
