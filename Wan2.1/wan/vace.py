@@ -167,8 +167,8 @@ class WanVace(WanT2V):
 
         Channels 0-15 are the latent of the frames that stay, 16-31 of those that are to be made,
         both with grey (0) where the other has pixels, by the mask rounded to 0 and 1; 32-95 the
-        mask itself, as officially not rounded (`mask_channels`). Every picture is a latent frame
-        in front of these, with 0 in channels 16-95.
+        mask itself, as officially not rounded (`mask_channels`). Every picture is a latent frame in
+        front of these, with 0 in channels 16-95.
         """
         self.make_room(offload_model)
         made = (mask.to(self.device) > 0.5).float()

@@ -120,7 +120,7 @@ def test_compare_starts_from_the_pictures_of_each_line(
     assert len(rows_of_comparison()) == 6
 
 
-def test_compare_makes_all_clips_of_a_vace_model_from_the_same_sources(
+def test_compare_makes_vace_clips_from_the_same_sources_and_batch_from_text(
     given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     folder = write_checkpoint(given / "vace", model_type="vace")
@@ -146,6 +146,12 @@ def test_compare_makes_all_clips_of_a_vace_model_from_the_same_sources(
     paint(given / "b.png", 7)
     assert main([*command, f"--tree-options={sources}"]) == 2
     assert "sources_sha256" in capsys.readouterr().err
+
+    from_text = batch_line(given, job("vace", folder))
+    assert main([*from_text, "--out", "clips"]) == 0
+    assert len(list(Path("clips").rglob("*.mp4"))) == 1
+    assert main(batch_line(given, job("vace", folder, src_video="v.mkv"))) == 2
+    assert "src_video" in capsys.readouterr().err
 
 
 def batch_line(given: Path, *jobs: dict) -> list[str]:
