@@ -92,7 +92,7 @@ def test_presets_without_options_list_and_write_nothing(capsys, tmp_path, monkey
 def test_presets_are_written_again_identically(capsys, tmp_path):
     tmp_path /= "made"
     assert main(["presets", "--out", str(tmp_path)]) == 0
-    assert len(list(tmp_path.iterdir())) == 3 * 5 + 2 * 3 + 2 * 8
+    assert len(list(tmp_path.iterdir())) == 4 * 5 + 2 * 3 + 2 * 8
     for model, planned in MODELS.items():
         for preset in presets_of(planned):
             written = (tmp_path / f"{model}.{preset}.json").read_text()
