@@ -85,7 +85,7 @@ def bool_text(text: str) -> bool:
 
 
 def default_of(field: str) -> str:
-    """'default 81, 1 for t2i-14B, 33 for t2v-mini': what the tasks take for an absent option."""
+    """'default 81, 1 for t2i-14B, ...': what the tasks take for an absent option."""
     return defaults_text((task, getattr(config, field)) for task, config in WAN_CONFIGS.items())
 
 
@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--task", default="t2v-14B", choices=[*WAN_CONFIGS])
     add("--size", choices=[*SIZE_CONFIGS], help=f"width*height; {default_of('default_size')}")
     add("--frame_num", type=int, help=f"4n+1; {default_of('frame_num')}")
-    add("--ckpt_dir", help="checkpoint folder; t2v-mini has one bundled")
+    add("--ckpt_dir", help="checkpoint folder; t2v-mini and i2v-mini have one bundled")
     add(
         "--offload_model",
         type=bool_text,

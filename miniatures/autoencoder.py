@@ -137,7 +137,7 @@ def refine(
     Without a trained autoencoder in `run` it goes on from the one in `checkpoint`.
     """
     rank, world = optim.start_processes(run.device)
-    start = trained(kind, run.folder) if (run.folder / "vae.pt").exists() else kind.read(checkpoint)
+    start = start_of(kind, run.folder, checkpoint)
     vae, clock = start.to(run.device).requires_grad_(False), run.clock()
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
@@ -156,6 +156,11 @@ def refine(
 def file_of(run: Path) -> Path | None:
     """The autoencoder's file in `run`, with the refined decoder where there is one."""
     return next((p for p in (run / "decoder.pt", run / "vae.pt") if p.exists()), None)
+
+
+def start_of(kind: Autoencoder, run: Path, checkpoint: Path) -> nn.Module:
+    """The autoencoder of `run`, or the one in `checkpoint` where it holds none."""
+    return kind.read(checkpoint) if file_of(run) is None else trained(kind, run)
 
 
 def trained(kind: Autoencoder, run: Path) -> nn.Module:

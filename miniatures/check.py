@@ -1,6 +1,7 @@
 """Measures whether the miniature draws its prompts, and prints a contact sheet.
 
     python -m miniatures.check --tree wan --out runs/check-wan
+    python -m miniatures.check --tree wan --task i2v-mini --seeds 2 --vae_clips 0
     python -m miniatures.check --tree hunyuan
     python -m miniatures.check --tree wan --drawn     drawn clips: the measures' own ceiling
 
@@ -11,7 +12,7 @@ clips in one batch because the tree's own loop takes one at a time.
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -44,6 +45,7 @@ class Verdict:
     motion_right: bool
     background_right: bool
     background_share: float
+    first_frame_db: float | None = None  # PSNR of the first frame against the given picture
 
 
 def judge(prompt: str, seed: int, frames: np.ndarray) -> Verdict:
@@ -61,6 +63,12 @@ def judge(prompt: str, seed: int, frames: np.ndarray) -> Verdict:
         background_right=background_colour(still) == scene.colour,
         background_share=background_share(video, masks),
     )
+
+
+def psnr(shown: np.ndarray, given: np.ndarray) -> float:
+    """PSNR in dB of two pictures in uint8."""
+    error = np.square(shown.astype(np.float64) - given).mean()
+    return float(10 * np.log10(255**2 / error))
 
 
 def background_of(video: np.ndarray) -> np.ndarray:
@@ -174,7 +182,11 @@ def contact_sheet(rows: list[tuple[str, np.ndarray]], columns: int = 6) -> np.nd
 
 def summary(verdicts: list[Verdict]) -> dict[str, float]:
     shares = [v.background_share for v in verdicts]
-    return {
+    scores = [v.first_frame_db for v in verdicts if v.first_frame_db is not None]
+    first = {}
+    if scores:
+        first = {"first frame dB": float(np.mean(scores)), "worst first frame dB": min(scores)}
+    return first | {
         "clips": len(verdicts),
         "colour right": float(np.mean([v.colour_right for v in verdicts])),
         "motion right": float(np.mean([v.motion_right for v in verdicts])),
@@ -188,6 +200,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--tree", choices=samplers.SAMPLERS, required=True)
+    add("--task", choices=("t2v-mini", "i2v-mini"), help="of Wan; default t2v-mini")
     add("--ckpt_dir", type=Path, help="checkpoint folder, default the bundled one")
     add("--out", type=Path, help="default runs/check-TREE")
     add("--drawn", action="store_true", help="judge drawn clips in place of sampled ones")
@@ -202,7 +215,9 @@ def arguments() -> argparse.Namespace:
     add("--vae_clips", type=int, default=24, help="held-out clips for the reconstruction")
     add("--threads", type=int, default=thread_count(2))
     args = parser.parse_args()
-    args.out = args.out or Path("runs") / f"check-{args.tree}"
+    if args.task and args.tree != "wan":
+        parser.error(f"--task {args.task}: HunyuanVideo has one miniature, leave it out")
+    args.out = args.out or Path("runs") / f"check-{args.task or args.tree}"
     return args
 
 
@@ -210,10 +225,15 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    sampler = samplers.SAMPLERS[args.tree](args.ckpt_dir)
+    task = {"task": args.task} if args.task else {}
+    sampler = samplers.SAMPLERS[args.tree](args.ckpt_dir, **task)
     verdicts, rows = [], []
     for prompt, seed, frames in drawn(args) if args.drawn else generated(sampler, args):
-        verdicts.append(judge(prompt, seed, frames))
+        verdict = judge(prompt, seed, frames)
+        if args.task == "i2v-mini" and not args.drawn:
+            score = psnr(frames[0], clips.first_frame(prompt))
+            verdict = replace(verdict, first_frame_db=score)
+        verdicts.append(verdict)
         rows.append((f"{prompt}  (seed {seed})", frames))
     for verdict in verdicts:
         logger.info(verdict)

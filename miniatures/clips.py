@@ -1,11 +1,19 @@
-"""Synthetic clips and their prompts: coloured shapes that move over a textured background."""
+"""Synthetic clips and their prompts: coloured shapes that move over a textured background.
 
+    python -m miniatures.clips "red circle moving right over blue stripes" first.png
+
+writes the first frame of such a clip.
+"""
+
+import argparse
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.92, 0.10, 0.12),
@@ -165,6 +173,12 @@ def clips(seed: int, start: int, stop: int, held_out: bool = False) -> Iterator[
     return map(partial(clip, seed, held_out=held_out), range(start, stop))
 
 
+def first_frame(prompt: str, seed: int = 0) -> np.ndarray:
+    """The first frame (H, W, 3) uint8 of a clip of this prompt."""
+    rng = np.random.default_rng([seed, zlib.crc32(prompt.encode())])
+    return draw(parse(prompt), rng).frames[0]
+
+
 def draw(scene: Scene, rng: np.random.Generator, frames: int = FRAMES, size: int = SIZE) -> Clip:
     """Draws one clip of the scene; what the prompt leaves open is taken from `rng`."""
     video = _background(scene, rng, frames, size)  # (T, H, W, 3)
@@ -313,3 +327,17 @@ def _smooth(t: np.ndarray) -> np.ndarray:
 
 
 TEXTURES = {"stripes": _stripes, "checks": _checks, "gradient": _gradient, "noise": _noise}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Writes the first frame of a prompt's clip.")
+    parser.add_argument("prompt")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    Image.fromarray(first_frame(args.prompt, args.seed)).save(args.file)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ SHIFT = 3.0  # noise levels of the training lean towards those of the sampler
 UNIFORM_SHARE = 0.2  # of the noise levels, so that none is rare
 FIRST_FRAME = 0.15  # extra loss on the first latent frame, which holds one frame of the clip
 
-Velocities = Callable[[Tensor, Tensor, Tensor, list[str]], tuple[Tensor, Tensor]]
+Velocities = Callable[..., tuple[Tensor, Tensor]]  # of x0, noise, sigma, prompts, **condition
 
 
 class Latents:
@@ -43,6 +43,10 @@ class Latents:
     def at(self, indices: np.ndarray) -> Tensor:
         raw = torch.from_numpy(np.stack([self.values[i] for i in indices])).float()
         return ((raw - self.mean) / self.std).to(self.device)
+
+    def condition(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """What the model gets of these clips beside their text."""
+        return {}
 
 
 def statistics(run: Path) -> tuple[list[float], list[float]]:
@@ -87,10 +91,10 @@ def noisy_latents(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return x0 + sigma.view(-1, 1, 1, 1, 1) * (noise - x0)
 
 
-def loss(predicted: Tensor, velocity: Tensor) -> Tensor:
+def loss(predicted: Tensor, velocity: Tensor, first_frame: float = FIRST_FRAME) -> Tensor:
     """Mean square error, with extra weight on the first latent frame."""
     first = F.mse_loss(predicted[:, :, 0], velocity[:, :, 0])
-    return F.mse_loss(predicted, velocity) + FIRST_FRAME * first
+    return F.mse_loss(predicted, velocity) + first_frame * first
 
 
 def drop(prompt: str, chance: float, negative: str) -> str:
@@ -127,14 +131,17 @@ class Batches:
     def __init__(self, data: Latents, batch: int, rank: int, world: int) -> None:
         self.data, self.batch, self.rank, self.each = data, batch, rank, batch // world
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """x0, noise (b, 16, f, h, w), sigma (b,), prompts."""
+    def draw(
+        self, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, list[str], dict[str, Tensor]]:
+        """x0, noise (b, 16, f, h, w), sigma (b,), prompts, condition."""
         indices = rng.integers(len(self.data), size=self.each)
         x0 = self.data.at(indices)
         generator = torch.Generator(x0.device).manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         sigma = noise_levels(self.each, rng, self.rank * self.each, self.batch).to(x0.device)
-        return x0, noise, sigma, [self.data.prompts[i] for i in indices]
+        prompts = [self.data.prompts[i] for i in indices]
+        return x0, noise, sigma, prompts, self.data.condition(indices)
 
 
 @torch.no_grad()
@@ -144,11 +151,13 @@ def held_out_loss(velocities: Velocities, latents: Latents, count: int = 48) -> 
     generator = torch.Generator().manual_seed(12345)
     total = 0.0
     for first in range(0, count, 16):
-        x0 = latents.at(np.arange(first, first + 16))
+        indices = np.arange(first, first + 16)
+        x0 = latents.at(indices)
         sigma = noise_levels(16, rng, 0, 16).to(x0.device)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         prompts = latents.prompts[first : first + 16]
-        total += F.mse_loss(*velocities(x0, noise, sigma, prompts)).item()
+        both = velocities(x0, noise, sigma, prompts, **latents.condition(indices))
+        total += F.mse_loss(*both).item()
     return total / (count // 16)
 
 
@@ -156,32 +165,36 @@ def train(
     run: optim.Run,
     model: nn.Module,
     matrices: list[nn.Parameter],
-    velocities: Callable[..., tuple[Tensor, Tensor]],
+    velocities: Velocities,
     *,
     batch: int,
     lr: float,
     decay: float,
     negative: str,
+    data: tuple[Latents, Latents] | None = None,
+    first_frame: float = FIRST_FRAME,
+    name: str = "dit",
 ) -> None:
-    """Trains a transformer into `dit.pt` of the run.
+    """Trains a transformer into `dit.pt`, or `name`, of the run.
 
-    velocities(model, x0, noise, sigma, prompts): predicted and true; decay: of the average.
+    velocities(model, x0, noise, sigma, prompts, **condition): predicted and true; decay: of the
+    average; data: for training and held out, default the run's.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    clock, (data, check) = run.clock(), splits(run)
+    clock, (data, check) = run.clock(), data or splits(run)
     average, opts = optim.Average(model, decay), optimizers(model, matrices, lr)
     batches = Batches(data, batch, rank, world)
     logger.info(f"{sum(p.numel() for p in model.parameters())} parameters, {len(data)} clips")
 
     def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
-        x0, noise, sigma, texts = batches.draw(rng)
+        x0, noise, sigma, texts, condition = batches.draw(rng)
         kept = [drop(prompt, rng.random(), negative) for prompt in texts]
-        return loss(*velocities(model, x0, noise, sigma, kept))
+        return loss(*velocities(model, x0, noise, sigma, kept, **condition), first_frame)
 
     def report() -> float:
         return held_out_loss(partial(velocities, average.model), check)
 
-    path = run.folder / "dit.pt"
+    path = run.folder / f"{name}.pt"
     optim.fit(
         model, average, opts, batch_loss, path, run.seed, clock, warmup=50, flat=0.35, report=report
     )

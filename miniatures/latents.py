@@ -1,4 +1,7 @@
-"""Encodes the training clips once: latents, prompts and the statistics that normalise latents."""
+"""Encodes the training clips once: latents, prompts and the statistics that normalise latents.
+
+With pictures also the latents that an image-to-video model gets: of the first frame, then grey.
+"""
 
 import json
 from pathlib import Path
@@ -10,20 +13,27 @@ from torch import nn
 from tqdm import tqdm
 
 from miniatures import clips, optim
-from miniatures.autoencoder import Autoencoder, to_tensor, trained
+from miniatures.autoencoder import Autoencoder, start_of, to_tensor
 
 SHAPE = (16, 9, 16, 16)
 HELD_OUT = 48
+PICTURES = "_pictures"  # behind the name of a split: its first frames' latents
 TOGETHER = 2  # one thread has no fast convolution for a single clip
 
 
 @torch.no_grad()
-def encode(kind: Autoencoder, run: optim.Run, count: int) -> None:
-    """Writes train.npy, held_out.npy, their prompts and statistics.json."""
+def encode(
+    kind: Autoencoder, run: optim.Run, count: int, checkpoint: Path, pictures: bool = False
+) -> None:
+    """Writes train.npy, held_out.npy, their prompts and statistics.json.
+
+    Without a trained autoencoder in `run` the one in `checkpoint` encodes.
+    """
     rank, world = optim.start_processes(run.device)
-    model = trained(kind, run.folder).to(run.device)
+    model = start_of(kind, run.folder, checkpoint).eval().requires_grad_(False).to(run.device)
     for name, total in (("train", count), ("held_out", HELD_OUT)):
-        _encode_split(kind, run, name, model, range(total)[rank::world], total)
+        for suffix in ("", PICTURES)[: 1 + pictures]:
+            _encode_split(kind, run, name + suffix, model, range(total)[rank::world], total)
     if world > 1:
         dist.barrier()
     if rank == 0:
@@ -38,7 +48,7 @@ def _encode_split(
     indices: range,
     count: int,
 ) -> None:
-    path, held_out = run.folder / f"{name}.npy", name == "held_out"
+    path, held_out = run.folder / f"{name}.npy", name.startswith("held_out")
     if indices.start == 0:
         if not path.exists() or len(np.load(path, mmap_mode="r")) != count:
             np.lib.format.open_memmap(path, "w+", np.float16, (count, *SHAPE)).flush()
@@ -51,8 +61,11 @@ def _encode_split(
     groups = [missing[i : i + TOGETHER] for i in range(0, len(missing), TOGETHER)]
     for group in tqdm(groups, desc=name, disable=indices.start > 0 or None, mininterval=10):
         drawn = [to_tensor(clips.clip(run.seed, i, held_out).frames) for i in group]
+        videos = torch.stack(drawn).to(run.device)
+        if name.endswith(PICTURES):
+            videos[:, :, 1:] = 0
         with optim.mixed_precision(run.device):
-            mean, _ = kind.encode(model, torch.stack(drawn).to(run.device))
+            mean, _ = kind.encode(model, videos)
         latents[group] = mean.float().cpu().numpy()
     latents.flush()
 

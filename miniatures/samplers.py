@@ -2,10 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,15 +33,16 @@ class Sampler(Protocol):
 
 
 class WanSampler:
-    """The Wan miniature with UniPC."""
+    """A Wan miniature with UniPC; one that begins with a picture gets `clips.first_frame`."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, task: str = "t2v-mini") -> None:
         import wan.model
         from wan.configs import WAN_CONFIGS
-        from wan.text2video import WanT2V
+        from wan.image2video import PIPELINES
 
-        self.config = WAN_CONFIGS["t2v-mini"]
-        self.pipeline = WanT2V(self.config, folder or self.config.ckpt_dir)
+        self.config = WAN_CONFIGS[task]
+        kind = PIPELINES[self.config.model_type]
+        self.pipeline = kind(self.config, folder or self.config.ckpt_dir)
         if self.pipeline.device.type == "cpu":
             wan.model.attention = flow.plain_attention  # SDPA is slow on a CPU; same values
 
@@ -60,14 +62,25 @@ class WanSampler:
         context += pipeline.encode([config.sample_neg_prompt]) * len(jobs)
         scheduler = build_scheduler("unipc", steps, shift, pipeline.device)
         latent = torch.stack(noise).to(pipeline.device)
-        seq_len = config.tokens(shape)
+        shared = {"seq_len": config.tokens(shape), **self._condition(jobs)}
         for t in tqdm(scheduler.timesteps, mininterval=10, disable=None):
             with bf16_autocast(pipeline.device, pipeline.torch_dtype):
-                both = pipeline.model([*latent, *latent], t.repeat(2 * len(jobs)), context, seq_len)
+                timesteps = t.repeat(2 * len(jobs))
+                both = pipeline.model([*latent, *latent], timesteps, context, **shared)
             cond, uncond = torch.stack(both).chunk(2)
             velocity = uncond + guidance * (cond - uncond)
             latent = scheduler.step(velocity, t, latent, return_dict=False)[0]
         return [to_frames(pipeline.decode(one)) for one in latent]
+
+    def _condition(self, jobs: list[Job]) -> dict[str, Any]:
+        """What the model gets beside the text, for both guidance branches."""
+        if not self.config.pictures:
+            return {}
+        pictures = [Image.fromarray(clips.first_frame(prompt)) for prompt, _ in jobs]
+        size = (clips.SIZE, clips.SIZE)
+        found = [self.pipeline.encode_pictures([p], size, clips.FRAMES) for p in pictures]
+        features = torch.cat([one["clip_fea"] for one in found])
+        return {"clip_fea": features.repeat(2, 1, 1), "y": [one["y"][0] for one in found] * 2}
 
     def reconstruct(self, video: Tensor) -> Tensor:
         vae = self.pipeline.vae

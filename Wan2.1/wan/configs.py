@@ -258,6 +258,24 @@ WAN_CONFIGS = {
             sample_neg_prompt="",
             ckpt_dir=TREE / "ckpts" / "Wan2.1-T2V-mini",
         ),
+        # the same, with a picture; VAE and text encoder are t2v-mini's, where they lie
+        WanConfig(
+            "i2v-mini",
+            "wan2.1-i2v-mini",
+            ("128*128",),
+            "128*128",
+            "red circle moving right over blue stripes",
+            frame_num=33,
+            sample_guide_scale=2.0,
+            sample_neg_prompt="",
+            ckpt_dir=TREE / "ckpts" / "Wan2.1-I2V-mini",
+            model_type="i2v",
+            pictures=("image",),
+            vae_checkpoint="../Wan2.1-T2V-mini/Wan2.1_VAE.pth",
+            t5_checkpoint="../Wan2.1-T2V-mini/models_t5_umt5-xxl-enc-bf16.pth",
+            t5_tokenizer="../Wan2.1-T2V-mini/google/umt5-xxl",
+            clip_checkpoint=CLIP_CHECKPOINT,
+        ),
     )
 }
 

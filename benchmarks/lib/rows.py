@@ -13,6 +13,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import torch
+from PIL import Image
 
 from benchmarks.lib import ROOT
 from profiling_core.metrics import compare
@@ -134,11 +135,12 @@ def spread(values: Sequence[float], sign: str = "+-") -> str:
 
 
 def save_figure(figure: Any, stem: Path, dpi: int = 140) -> list[Path]:
-    """The figure as .png and .svg; both paths."""
+    """The figure as .png, of 256 colours, and .svg; both paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(f".{kind}") for kind in ("png", "svg")]
     for path in paths:
         figure.savefig(path, dpi=dpi)
+    Image.open(paths[0]).convert("RGB").quantize(256).save(paths[0], optimize=True)
     return paths
 
 

@@ -62,7 +62,7 @@ def train(
         return predict(model, noisy, sigma, prompts, scale), target
 
     def batch_loss(rng: np.random.Generator, progress: float) -> Tensor:
-        x0, noise, sigma, prompts = batches.draw(rng)
+        x0, noise, sigma, prompts, _ = batches.draw(rng)
         scale = torch.from_numpy(rng.uniform(*STRENGTHS, len(prompts))).float().to(x0.device)
         # weighed by the strength, whose predictions vary more
         shown, target = error(student, x0, noise, sigma, prompts, scale)

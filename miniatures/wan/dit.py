@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -49,6 +50,14 @@ class Prompts:
         return self.rows[prompt]
 
 
+def read(checkpoint: Path) -> WanModel:
+    """The transformer of a checkpoint folder, fp32."""
+    model = WanModel(**CONFIG)
+    weights = load_file(checkpoint / FILE)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return model
+
+
 def train(
     run: optim.Run,
     batch: int,
@@ -59,11 +68,12 @@ def train(
     """Trains the transformer into `dit.pt`, from the weights of `checkpoint` if given."""
     optim.start_processes(run.device)
     torch.manual_seed(run.seed)
-    model = WanModel(**CONFIG)
-    if checkpoint is not None:
-        model.load_state_dict(
-            {name: tensor.float() for name, tensor in load_file(checkpoint / FILE).items()}
-        )
+    model = WanModel(**CONFIG) if checkpoint is None else read(checkpoint)
+    fit(run, model, batch=batch, compiled=compiled, lr=lr, decay=0.999)
+
+
+def fit(run: optim.Run, model: WanModel, *, compiled: bool, **settings: Any) -> None:
+    """Trains a model; settings: the rest of `flow.train`'s."""
     model.to(run.device)
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     prompts = Prompts(run.seed, run.device)
@@ -74,20 +84,24 @@ def train(
             block.compile()
 
     def velocities(
-        net: WanModel, x0: Tensor, noise: Tensor, sigma: Tensor, texts: list[str]
+        net: WanModel,
+        x0: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        texts: list[str],
+        **condition: Tensor,
     ) -> tuple[Tensor, Tensor]:
         noisy, context = flow.noisy_latents(x0, noise, sigma), [prompts[text] for text in texts]
         with optim.mixed_precision(x0.device):
-            predicted = torch.stack(net(list(noisy), 1000 * sigma, context, TOKENS))
-        return predicted.float(), noise - x0
+            clips = net(list(noisy), 1000 * sigma, context, TOKENS, **condition)
+        return torch.stack(clips).float(), noise - x0
 
-    settings = {"batch": batch, "lr": lr, "decay": 0.999, "negative": NEGATIVE_PROMPT}
-    flow.train(run, model, matrices, velocities, **settings)
+    flow.train(run, model, matrices, velocities, negative=NEGATIVE_PROMPT, **settings)
 
 
-def load(run: Path, averaged: bool = True) -> tuple[nn.Module, int]:
+def load(path: Path, config: dict[str, Any], averaged: bool = True) -> tuple[nn.Module, int]:
     """Model of a training under way and its step."""
-    state = torch.load(run / "dit.pt", weights_only=True, map_location="cpu")
-    model = WanModel(**CONFIG)
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    model = WanModel(**config)
     model.load_state_dict(state["average" if averaged else "model"])
     return model.eval(), state["step"]

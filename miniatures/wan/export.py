@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
@@ -11,7 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from miniatures.autoencoder import file_of, trained
-from miniatures.wan import dit, text, vae
+from miniatures.wan import dit, i2v, text, vae
+
+I2V_FOLDER = "Wan2.1-I2V-mini"
 
 # diffusers' names of the VAE's parts -> official ones; {n} stands for a number
 RESIDUAL = {
@@ -29,7 +32,9 @@ def write(run: Path, out: Path, seed: int) -> None:
         write_vae(run, out)
     write_text_encoder(out, seed)
     if (run / "dit.pt").exists():
-        write_transformer(run, out)
+        write_transformer(run / "dit.pt", dit.CONFIG, out)
+    if (run / "i2v.pt").exists():
+        write_image_to_video(run, out.parent / I2V_FOLDER, seed)
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         logger.info(f"{path.stat().st_size:>10} {path.relative_to(out)}")
 
@@ -86,13 +91,20 @@ def write_text_encoder(out: Path, seed: int) -> None:
     text.save_tokenizer(out / "google" / "umt5-xxl")
 
 
-def write_transformer(run: Path, out: Path) -> None:
-    """`config.json` and the weights in bf16."""
-    model, step = dit.load(run)
+def write_image_to_video(run: Path, out: Path, seed: int) -> None:
+    """A folder beside t2v-mini's, whose VAE and text encoder it shares."""
+    out.mkdir(parents=True, exist_ok=True)
+    i2v.write_clip(out, seed)
+    write_transformer(run / "i2v.pt", i2v.CONFIG, out)
+
+
+def write_transformer(trained_file: Path, config: dict[str, Any], out: Path) -> None:
+    """`config.json` and the averaged weights in bf16."""
+    model, step = dit.load(trained_file, config)
     logger.info(f"transformer of step {step}")
     state: dict[str, Tensor] = {k: v.bfloat16() for k, v in model.state_dict().items()}
     save_file(state, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    write_json(out / "config.json", {"_class_name": "WanModel"} | dit.CONFIG)
+    write_json(out / "config.json", {"_class_name": "WanModel"} | config)
 
 
 def write_json(path: Path, document: dict) -> None:

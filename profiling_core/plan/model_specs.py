@@ -158,6 +158,7 @@ MODELS = {
         _wan("wan2.1-vace-14B", *WAN_14B, WAN_720P, WAN_VACE, like="wan2.1-t2v-14B"),
         _wan("wan2.1-vace-1.3B", 30, 1536, WAN_480P, WAN_VACE, like="wan2.1-t2v-1.3B"),
         _wan("wan2.1-t2v-mini", 12, 160, MINI),
+        _wan("wan2.1-i2v-mini", 10, 160, MINI),
         _hunyuan("hunyuan-video-t2v-720p", 20, 40, 3072, HUNYUAN_720P),
         _hunyuan("hunyuan-video-t2v-mini", 4, 10, 128, HUNYUAN_MINI),
     )

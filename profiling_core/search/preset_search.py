@@ -33,7 +33,9 @@ from profiling_core.search.step_search import StepSearch
 PROFILES = {  # of the models that were profiled, in a clone of the repository
     "wan2.1-t2v-mini": "Wan2.1/ckpts/Wan2.1-T2V-mini/profile.safetensors",
     "hunyuan-video-t2v-mini": "HunyuanVideo/ckpts/HYVideo-mini/profile.safetensors",
+    "wan2.1-i2v-mini": "Wan2.1/ckpts/Wan2.1-I2V-mini/profile.safetensors",
 }
+WORLDS = ("wan2.1-t2v-mini", "hunyuan-video-t2v-mini")  # of them that a RobustSearch counts
 LABEL = (
     "fitted to public step lists of full-size models (LeMiCa's, the Golden Path study's), "
     "not measured on the real model: profile your model for a better one"
@@ -97,7 +99,7 @@ class RobustSearch:
         self.laws = {
             name: LawSearch(law, Levels(levels), family.solver) for name, law in worlds().items()
         }
-        self.miniatures = {name: self._step_search(name, grid) for name in PROFILES}
+        self.miniatures = {name: self._step_search(name, grid) for name in WORLDS}
         self.own, self.best = cache(self._own), cache(self._best)
 
     def plan(self, planned: PlannedModel, preset: str) -> CachePlan:

@@ -1,5 +1,8 @@
 """What trains the miniatures computes what their trees compute."""
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +12,11 @@ from hyvideo.model import HYVideoDiffusionTransformer
 from hyvideo.rope import rope_tables
 from miniatures import flow, samplers
 from miniatures.hunyuan import dit, vae
+from miniatures.wan import dit as wan_dit
+from miniatures.wan import i2v
 from miniatures.wan import vae as wan_vae
+from wan.clip import ImageEncoder
+from wan.configs import WAN_CONFIGS
 
 SIZES = dit.CONFIG.transformer | {"mm_double_blocks_depth": 1, "mm_single_blocks_depth": 2}
 
@@ -61,3 +68,25 @@ def test_a_refinement_goes_on_from_the_bundled_autoencoder(tree: str) -> None:
     mean, _ = kind.encode(bundled, video[None])
     shown = kind.decode(bundled, mean)[0].clamp(-1, 1)
     assert (sampler.reconstruct(video).clamp(-1, 1) - shown).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_i2v_mini_starts_as_t2v_mini_without_two_blocks() -> None:
+    t2v = wan_dit.WanModel(**wan_dit.CONFIG)
+    model = i2v.widened(t2v, 0)
+    randn = partial(torch.randn, generator=torch.Generator().manual_seed(1))
+    call = ([randn(16, 1, 4, 4)], torch.tensor([500.0]), [randn(7, t2v.text_dim)], 4)
+    picture = {"clip_fea": randn(1, *model.image_shape), "y": [randn(20, 1, 4, 4)]}
+    assert (len(t2v.blocks), len(model.blocks)) == (10, 10)
+    assert torch.equal(model(*call, **picture)[0], t2v(*call)[0])
+
+
+def test_i2v_minis_image_encoder_is_a_function_of_the_seed(tmp_path: Path) -> None:
+    """The bundled file again, to the number, and the tree's loader takes it."""
+    config = WAN_CONFIGS["i2v-mini"]
+    bundled = torch.load(config.ckpt_dir / config.clip_checkpoint, weights_only=True)
+    made = i2v.clip_weights(0)
+    assert made.keys() == bundled.keys()
+    assert all(torch.equal(made[name], bundled[name]) for name in made)
+    encoder = ImageEncoder(i2v.write_clip(tmp_path, 0), torch.float32)
+    assert encoder.shape == (i2v.CONFIG["image_tokens"], i2v.CONFIG["image_dim"])

@@ -1,24 +1,31 @@
 """The bundled miniatures, end to end: the clips of `make demo`, and what the plans promise."""
 
+import re
 from math import prod
+from pathlib import Path
 from types import SimpleNamespace
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 
+import generate
 from hyvideo.config import CONFIGS as HUNYUAN_CONFIGS
 from hyvideo.model import text_lens
 from hyvideo.pipeline import HunyuanVideo
+from miniatures.check import psnr
+from profiling_core.errors import InputError
 from profiling_core.metrics import compare, latent_error
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.presets import load_preset
+from wan.checkpoint import check_folder
 from wan.configs import WAN_CONFIGS, parse_size
 from wan.text2video import WanT2V
 
 PLANS = (None, "paper", "balanced")
 TOKENS = 576
-HUNYUAN = HUNYUAN_CONFIGS["HYVideo-mini"]
+HUNYUAN, I2V = HUNYUAN_CONFIGS["HYVideo-mini"], WAN_CONFIGS["i2v-mini"]
 BLUE_STAR = "blue star moving left over red checks"
 
 
@@ -124,3 +131,42 @@ def test_a_batch_of_two_prompts_gives_each_its_own_clip():
     apart = torch.cat([pipeline.denoise(c, noise, infer_steps=2, progress=False) for c in single])
     together = pipeline.denoise(both, noise.expand(2, *shape), infer_steps=2, progress=False)
     assert latent_error(together, apart) < 1e-2
+
+
+def test_i2v_mini_begins_with_its_picture_and_a_plan_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, picture = tmp_path / "clip.mp4", I2V.ckpt_dir.parents[1] / "examples" / "first.png"
+    options = {"base_seed": 42, "sample_steps": 20, "delta_cache": "fast", "save_file": file}
+    given = [f"--{name}={value}" for name, value in options.items()]
+    assert generate.main(["--task=i2v-mini", f"--image={picture}", *given]) == 0
+    ran = re.search(r"(\d+) of 400 block runs", capsys.readouterr().out)
+    assert ran is not None and int(ran[1]) < 300
+    frames, first = iio.imread(file), iio.imread(picture)
+    assert frames.shape == (33, 128, 128, 3)
+    assert psnr(frames[0], first) > 22  # of a run in full 24 or more; the file is lossy
+
+
+def test_i2v_mini_takes_encoders_and_vae_from_t2v_mini_and_is_small() -> None:
+    """The tracked tree stays below 60 MB."""
+    files = {path.name for path in I2V.ckpt_dir.iterdir()}
+    weights = ("diffusion_pytorch_model.safetensors", I2V.clip_checkpoint)
+    sizes = str(Path(I2V.clip_checkpoint).with_suffix(".json"))
+    assert files == {*weights, sizes, "config.json", "README.md", "profile.safetensors"}
+    assert sum(path.stat().st_size for path in I2V.ckpt_dir.iterdir()) < 11.6e6
+    shared = (I2V.vae_checkpoint, I2V.t5_checkpoint, I2V.t5_tokenizer)
+    t2v = WAN_CONFIGS["t2v-mini"].ckpt_dir
+    assert all((I2V.ckpt_dir / name).resolve().is_relative_to(t2v) for name in shared)
+
+
+def test_a_wrong_folder_for_a_miniature_is_named(tmp_path: Path) -> None:
+    t2v = WAN_CONFIGS["t2v-mini"]
+    with pytest.raises(InputError, match="model_type 't2v', task i2v-mini needs 'i2v'"):
+        check_folder(t2v.ckpt_dir, I2V)
+    with pytest.raises(InputError, match="model_type 'i2v', task t2v-mini needs 't2v'"):
+        check_folder(I2V.ckpt_dir, t2v)
+    alone = tmp_path / "Wan2.1-I2V-mini"  # without t2v-mini beside it
+    alone.mkdir()
+    (alone / "config.json").write_bytes((I2V.ckpt_dir / "config.json").read_bytes())
+    with pytest.raises(InputError, match=r"T2V-mini/models_t5.* is missing: leave --ckpt_dir"):
+        check_folder(alone, I2V)

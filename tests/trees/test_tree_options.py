@@ -76,7 +76,7 @@ OFFICIAL = {
 }
 CHOICES = {
     "wan": {
-        "--task": {*TASKS, "t2v-mini"},
+        "--task": {*TASKS, "t2v-mini", "i2v-mini"},
         "--size": SIZES,
         "--sample_solver": {"unipc", "dpm++"},
         "--prompt_extend_method": {"dashscope", "local_qwen"},
@@ -100,8 +100,9 @@ OURS = {
 }
 HELP = {
     "wan": (
-        "4n+1; default 81, 1 for t2i-14B, 33 for t2v-mini",
-        "default 1280*720, 832*480 for t2v-1.3B, 832*480 for vace-1.3B, 128*128 for t2v-mini",
+        "4n+1; default 81, 1 for t2i-14B, 33 for t2v-mini, 33 for i2v-mini",
+        "default 1280*720, 832*480 for t2v-1.3B, 832*480 for vace-1.3B, 128*128 for t2v-mini, "
+        "128*128 for i2v-mini",
     ),
     "hunyuan": (
         "height width; default 720 1280, 128 128 for HYVideo-mini",

@@ -29,6 +29,7 @@ def resolved(*argv: str) -> argparse.Namespace:
         ("t2v-1.3B", "832*480", 81, "色调艳丽"),
         ("t2i-14B", "1280*720", 1, "色调艳丽"),
         ("t2v-mini", "128*128", 33, ""),
+        ("i2v-mini", "128*128", 33, ""),
     ],
 )
 def test_task_defaults(task: str, size: str, frames: int, negative: str) -> None:
