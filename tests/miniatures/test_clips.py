@@ -1,10 +1,14 @@
 """Clips are pure functions of seed and index, and show their prompts."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from miniatures import clips
 from miniatures.clips import Actor, Scene
+from tree_paths import ROOT
 
 
 def one_shape(motion: str, background: str = "checks") -> Scene:
@@ -125,3 +129,16 @@ def test_only_the_shape_changes_over_a_static_background() -> None:
     clip = clips.draw(one_shape("moving right"), np.random.default_rng(0))
     far = np.abs(np.arange(128) - clip.centres[0][0, 1]) > 40  # rows that the shape never meets
     assert np.array_equal(clip.frames[0][far], clip.frames[-1][far])
+
+
+def test_the_example_picture_is_the_first_frame_of_the_demos_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "first.png"
+    prompt = "red circle moving right over blue stripes"
+    monkeypatch.setattr("sys.argv", ["clips", prompt, str(made)])
+    clips.main()
+    shipped = ROOT / "Wan2.1" / "examples" / "first.png"
+    pictures = [np.asarray(Image.open(path)).astype(int) for path in (made, shipped)]
+    assert pictures[0].shape == (clips.SIZE, clips.SIZE, 3)
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1

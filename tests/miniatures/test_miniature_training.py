@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import hyvideo.layers
+import wan.model
 from hunyuan_toys import randomise
 from hyvideo.model import HYVideoDiffusionTransformer
 from hyvideo.rope import rope_tables
-from miniatures import flow, samplers
+from miniatures import check, clips, flow, samplers
+from miniatures.autoencoder import to_frames
 from miniatures.hunyuan import dit, vae
 from miniatures.wan import dit as wan_dit
 from miniatures.wan import i2v
@@ -90,3 +93,15 @@ def test_i2v_minis_image_encoder_is_a_function_of_the_seed(tmp_path: Path) -> No
     assert all(torch.equal(made[name], bundled[name]) for name in made)
     encoder = ImageEncoder(i2v.write_clip(tmp_path, 0), torch.float32)
     assert encoder.shape == (i2v.CONFIG["image_tokens"], i2v.CONFIG["image_dim"])
+
+
+def test_the_check_samples_from_a_picture_as_the_tree_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wan.model, "attention", wan.model.attention)  # a sampler replaces it
+    sampler, prompt = samplers.WanSampler(task="i2v-mini"), "red circle moving up over blue noise"
+    pipeline, area = sampler.pipeline, clips.SIZE**2
+    monkeypatch.setattr(pipeline, "decode", lambda latent: latent[:3] / 4)
+    _, batched = sampler.sample([("white star moving up over red checks", 1), (prompt, 3)], 2, 5, 2)
+    options = {"seed": 3, "sampling_steps": 2, "shift": 5, "guide_scale": 2, "progress": False}
+    picture = Image.fromarray(clips.first_frame(prompt))
+    alone = pipeline.generate(prompt, picture, area, clips.FRAMES, **options)
+    assert check.psnr(batched, to_frames(alone)) > 35  # bf16 rounds
