@@ -233,9 +233,9 @@ def read_pictures(args: argparse.Namespace, config: WanConfig) -> list[Image]:
 
 def paths_of(args: argparse.Namespace, name: str) -> list[Path]:
     """The files that an option names."""
-    given = getattr(args, name)
-    names = given.split(",") if given and name == "src_ref_images" else [given] if given else []
-    return [Path(one) for one in names]
+    given = getattr(args, name) or ""
+    names = given.split(",") if name == "src_ref_images" else [given]
+    return [Path(one) for one in names if one]
 
 
 def check_sources(args: argparse.Namespace, config: WanConfig) -> Sources | None:
@@ -318,7 +318,8 @@ def run(
     area = {"max_area": MAX_AREA_CONFIGS[args.size]}
     where = area if pictures else {"size": SIZE_CONFIGS[args.size]}
     size = config.size_for(args.size, pictures[0].size if pictures else None)
-    frames, inputs = args.frame_num, tuple(pictures)
+    frames: int = args.frame_num
+    inputs: tuple[Any, ...] = tuple(pictures)
     if sources is not None:
         size, frames = sources.size, sources.encoded_frames
         inputs = load_sources(sources)

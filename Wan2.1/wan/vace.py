@@ -15,6 +15,7 @@ from profiling_core.recording.recorder import Recorder
 from .image2video import WanFLF2V, WanI2V, sampling_of, to_tensor
 from .sources import Sources, Video, read_sources, sampled
 from .text2video import WanT2V
+from .vace_model import VaceWanModel
 
 Lists = tuple[list[Tensor], list[Tensor], list[list[Tensor] | None]]
 
@@ -82,6 +83,8 @@ def mask_channels(mask: Tensor, latent_frames: int) -> Tensor:
 
 class WanVace(WanT2V):
     """A loaded VACE model: arguments as `WanT2V`'s."""
+
+    model: VaceWanModel
 
     def _parts(self) -> list[tuple[str, Any, str, Any]]:
         channels = self.config.context_channels
