@@ -197,7 +197,9 @@ class SteppedLevels:
         self._taken, self._draws = 0, not may_add_noise
 
     def place_of(self, timestep: torch.Tensor) -> int:
-        """The step of a model call; 0 where its timestep is none of the scheduler's."""
+        """The step of a model call; 0 where its timestep is rounded or none of the scheduler's."""
+        if timestep.dtype.itemsize < 4:
+            return 0
         visited = float(timestep.max())
         return self._timesteps.index(visited) if visited in self._timesteps else 0
 

@@ -270,7 +270,7 @@ def test_two_experts_run_by_a_plan_that_is_parted_at_their_boundary(
     [
         (options("paper", task="s2v-14B"), "--task s2v-14B: audio, poses or faces"),
         (options(None, "new.profile", task="animate-14B"), "--task animate-14B: audio"),
-        (options(None, "new.profile", task="i2v-A14B"), "i2v-A14B changes between two models"),
+        (options(None, "new.profile", task="i2v-A14B"), "i2v-A14B guides each of its two models"),
         (options(None, "new.profile", task="ti2v-5B", image="a.png"), "sets the picture's frame"),
         (
             options(None, "new.profile", i2v_mode=True, i2v_condition_type="token_replace"),
