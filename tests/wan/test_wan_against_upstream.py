@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.lib.upstream import CHECKOUTS, official, upstream_module, upstream_twin
+from benchmarks.lib.upstream import (
+    CHECKOUTS,
+    official,
+    upstream_module,
+    upstream_twin,
+    wan_sizes,
+)
 from wan.model import WanModel
 from wan.scheduler import build_scheduler
 from wan.t5 import TextEncoder
+from wan.vace_model import VaceWanModel
 from wan.vae import VideoVAE
 from wan_toys import TINY_DIT, randomise
 
@@ -46,6 +53,22 @@ def test_transformer(autocast: bool, batch: int, timestep: int, seq_len: int) ->
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         mine, official = (torch.stack(m(x, t, text, seq_len)) for m in (ours, theirs))
     assert torch.equal(mine, official) and mine.std() > 0.1
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_vace_transformer(autocast: bool, scale: float) -> None:
+    base, module = official("wan"), upstream_module("wan", "modules.vace_model")
+    module.amp = base.amp
+    ours = randomise(VaceWanModel(vace_layers=(0, 2), **SIZES), seed=3, std=0.06)
+    theirs = module.VaceWanModel(vace_layers=(0, 2), vace_in_dim=96, **wan_sizes(ours)).eval()
+    theirs.load_state_dict(ours.state_dict())
+    given = {"vace_context": [torch.randn(96, 3, 16, 16)], "vace_context_scale": scale}
+    given |= {"context": [torch.randn(9, TINY_DIT["text_dim"])], "seq_len": 192}
+    x, t = [torch.randn(16, 3, 16, 16)], torch.tensor([500])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        (mine,), (other,) = (m(x, t, **given) for m in (ours, theirs))
+    assert torch.equal(mine, other) and mine.std() > 0.1
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(50, 5.0), (50, 8.0), (40, 3.0), (10, 5.0), (1, 5.0)])
