@@ -38,7 +38,7 @@ class WanSampler:
     def __init__(self, folder: Path | None = None, task: str = "t2v-mini") -> None:
         import wan.model
         from wan.configs import WAN_CONFIGS
-        from wan.image2video import PIPELINES
+        from wan.vace import PIPELINES
 
         self.config = WAN_CONFIGS[task]
         kind = PIPELINES[self.config.model_type]
