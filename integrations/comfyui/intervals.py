@@ -112,6 +112,14 @@ class BlockDeltas:
             for key in [key for key in interval.anchors if last_use[key[1]] < step]:
                 del interval.anchors[key]
 
+    def check_asked(self) -> None:
+        """PlanError where the model's walk did not ask for replacements: it would run in full."""
+        if not self._ran:
+            raise PlanError(
+                "the model does not ask for replacements of its blocks: another node has changed "
+                "its forward; take quality, balanced or fast, or that node out"
+            )
+
     @contextmanager
     def evaluation(self, window: Any) -> Iterator[None]:
         """An evaluation of the conditionings in a context window, or of the whole clip (None)."""

@@ -196,6 +196,8 @@ class Run:
         if self.deltas is not None:
             self.deltas.begin(step)
         flow = self.flow(x, sigma, compute)
+        if self.deltas is not None:
+            self.deltas.check_asked()
         computed, self.flow.clean = self.flow.clean, None
         self._bytes = max(self._bytes, self.cache.stats.peak_bytes + self._delta_bytes())
         if computed is not None:

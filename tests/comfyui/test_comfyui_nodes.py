@@ -201,6 +201,12 @@ def test_a_conditioning_for_two_areas_has_no_delta_of_blocks(deltas: Any) -> Non
     assert "for several areas of the picture" in refused(call, deltas, "c", "c")
 
 
+def test_a_model_that_asks_for_no_replacements_is_no_silent_full_run(deltas: Any) -> None:
+    assert "another node has changed its forward" in refused(deltas.check_asked)
+    call(deltas, "a")
+    deltas.check_asked()
+
+
 def test_conditionings_on_several_gpus_have_no_delta_of_blocks(deltas: Any) -> None:
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.append(refused(call, deltas, "a")))
