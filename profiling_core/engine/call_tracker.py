@@ -69,7 +69,7 @@ class CallTracker:
 
     def position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, str]:
         """Step and branch of this call of the model."""
-        t = self._find_timestep(args, kwargs)
+        t = self.timestep_of(args, kwargs)
         if t is not self._last:
             self._next_step(t)
         elif len(self._used) == len(self.branches):
@@ -149,7 +149,8 @@ class CallTracker:
             self._direction = direction
         return direction != self._direction
 
-    def _find_timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    def timestep_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        """The timestep tensor of this call of the model; ValueError where there is none."""
         if isinstance(self._timestep, int):
             t = args[self._timestep] if len(args) > self._timestep else None
         elif self._timestep is not None:

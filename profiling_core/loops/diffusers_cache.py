@@ -92,7 +92,7 @@ class PipelineCache:
 
     def _call(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         self._loop.found = self._found()  # a user may have compiled, wrapped or replaced the models
-        with self._loop.running(self.pipe.scheduler):
+        with self._loop.running(self.pipe.scheduler, owner=self.pipe):
             return call(*args, **kwargs)
 
     def _found(self) -> LoopModels:

@@ -65,8 +65,11 @@ def loop_models(pipe: Any) -> LoopModels:
             f"{type(pipe).__name__} has {len(models)} transformers of different shape: attach a "
             "DeltaCache to each of them instead"
         )
-    shares = None if len(models) == 1 else lambda scheduler: _shares(pipe, scheduler)
-    return LoopModels(tuple(models), named_lists(unwrapped(models[0])), shares)
+    lists = named_lists(unwrapped(models[0]))
+    if len(models) == 1:
+        return LoopModels(tuple(models), lists)
+    ratio = pipe.config.boundary_ratio
+    return LoopModels(tuple(models), lists, lambda scheduler: _shares(pipe, scheduler), ratio)
 
 
 def fingerprint_of(model: nn.Module) -> ModelFingerprint:

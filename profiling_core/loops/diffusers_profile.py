@@ -6,7 +6,8 @@
 The recorded prediction is the one that the solver gets: the guided one, however the pipeline makes
 it (two calls, one doubled batch, no guidance). The recorded latent is the solver's, without what
 the model sees beside it (an image's latents). Blocks and attention are those of the first call of
-every step. A plan that is searched on it serves all guidance branches.
+every step. A plan that is searched on it serves all guidance branches. Two transformers that take
+turns (Wan2.2) make one profile, and its plans compute the second one's first step.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def _recorder(
     path: str | Path | None,
     settings: Settings,
     grid: Grid,
+    boundary: float | None,
 ) -> Recorder:
     return GuidedRecorder(
         path,
@@ -112,5 +114,6 @@ def _recorder(
         **grid.sampling,
         branches=("cond",),
         lists=lists,
+        boundary=boundary,
         grid=grid,
     )

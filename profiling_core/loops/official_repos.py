@@ -118,7 +118,7 @@ def _check_options(args: argparse.Namespace) -> None:
 def _against_recording(task: str, args: argparse.Namespace) -> str | None:
     """What this loop does beside stepping all of its latents with one model."""
     if task.endswith("A14B"):
-        return f"--task {task} changes between two models"
+        return f"--task {task} guides each of its two models by a scale of its own"
     picture = task == "ti2v-5B" and args.image is not None
     if picture or (getattr(args, "i2v_mode", False) and args.i2v_condition_type == "token_replace"):
         return "after every step this loop sets the picture's frame anew"
@@ -177,7 +177,7 @@ def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
     ranks = loop.ranks(owner)
     writes = ranks > 1 or not dist.is_initialized() or dist.get_rank() == 0
 
-    def recorder_of(grid: Grid) -> Recorder:
+    def recorder_of(grid: Grid, boundary: float | None) -> Recorder:
         if grid.rising:
             raise ProfileError(
                 "the noise levels of this run rise from 0 to 1, which samples noise: record with "
@@ -189,6 +189,7 @@ def _profile(owner: Any, path: str, loop: Loop) -> LoopProfile:
             model=loop.fingerprint(owner),
             **grid.sampling,
             branches=loop.branches,
+            boundary=boundary,
             **more,
         )
         if ranks > 1:

@@ -33,14 +33,14 @@ _SIZES = ("num_frames", "height", "width")  # of the latent, where a model takes
 
 
 class LoopProfile:
-    """One run of a loop with one model. recorder_of: the recorder for the grid of the run."""
+    """One run of a loop, whose models take turns where there are two.
 
-    def __init__(self, recorder_of: Callable[[Grid], Recorder], found: LoopModels) -> None:
-        if len(found.models) > 1:
-            raise ProfileError(
-                f"the loop changes between {len(found.models)} models: a profile is of one; record "
-                "the runs of each model on its own levels"
-            )
+    recorder_of: the recorder for the grid of the run and the noise level at which they change.
+    """
+
+    def __init__(
+        self, recorder_of: Callable[[Grid, float | None], Recorder], found: LoopModels
+    ) -> None:
         self._recorder_of, self._found = recorder_of, found
         self._recorder: Recorder | None = None
         self._final: Tensor | None = None
@@ -55,11 +55,13 @@ class LoopProfile:
                 attached.close()
                 facts = given | ({} if shift is None else {"shift": shift})
                 grid = grid_of(scheduler, facts)
-                self._recorder = self._recorder_of(grid)
+                models, boundary = self._found.used(scheduler, grid)
+                self._recorder = self._recorder_of(grid, boundary)
                 # the search knows the solvers, and takes their steps to be without noise
                 steps.start(scheduler, may_add_noise=grid.solver not in SOLVERS)
-                attached.callback(_positions(self._recorder, self._found.models[0]).remove)
-                attached.enter_context(self._recorder.attached(self._found.models[0]))
+                for handle in _positions(self._recorder, models):
+                    attached.callback(handle.remove)
+                attached.enter_context(self._recorder.attached(*models))
 
             for target in targets:
                 seams.enter_context(when_set(target, see))
@@ -89,9 +91,9 @@ class GuidedRecorder(Recorder):
         super().__init__(*args, **kwargs)
         self._factor, self._scales = grid.factor, grid.scales
 
-    def attach(self, model: nn.Module) -> GuidedRecorder:
-        super().attach(model)
-        config = getattr(unwrapped(model), "config", None)
+    def attach(self, *models: nn.Module) -> GuidedRecorder:
+        super().attach(*models)
+        config = getattr(unwrapped(models[0]), "config", None)
         self._channels = getattr(config, "in_channels", None)
         self._ignored = False
         return self
@@ -145,8 +147,8 @@ class GuidedRecorder(Recorder):
         return tensor.transpose(1, 2) if self._frames_first else tensor
 
 
-def _positions(recorder: Recorder, model: nn.Module) -> RemovableHandle:
-    """A hook that gives the recorder step and branch, put on before its own."""
+def _positions(recorder: Recorder, models: list[nn.Module]) -> list[RemovableHandle]:
+    """Hooks that give the recorder step and branch, put on before its own."""
     every = CachePlan.build(
         name="full",
         **{name: recorder.sampling[name] for name in ("model", *GRID)},
@@ -159,4 +161,4 @@ def _positions(recorder: Recorder, model: nn.Module) -> RemovableHandle:
         step, branch = tracker.position(args, kwargs)
         recorder.begin(step, cast(Branch, branch))
 
-    return model.register_forward_pre_hook(begin, with_kwargs=True)
+    return [model.register_forward_pre_hook(begin, with_kwargs=True) for model in models]

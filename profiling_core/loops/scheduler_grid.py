@@ -46,8 +46,9 @@ _SOLVERS = {
 _WEIGHED = dict(solver_order=2, solver_type="bh2", predict_x0=True, disable_corrector=[])
 See = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # prediction, latent, the next
 _PART = (
-    "plans are for loops that visit every level from the first; call it with strength=1 and "
-    "denoise_strength=1, or without the cache"
+    "a profile, a plan that jumps, and a model that gets other timesteps than its scheduler need a "
+    "loop that begins at the first level: take strength=1, a plan that holds or forecasts "
+    "('linear'), or leave the cache out"
 )
 _SHIFTS = ("flow_shift", "shift")  # of a scheduler's config
 
@@ -179,10 +180,10 @@ def _last_change(scheduler: Any) -> torch.Tensor | float:
 class SteppedLevels:
     """Follows the solver's steps of a loop; PlanError where a plan would not fit them.
 
-    The loop has to begin at the first of the scheduler's timesteps, and its first step, repeated,
-    has to give the same latent: where noise is added at every step, an old prediction holds old
-    noise. A later step is repeated where all before drew random numbers, as SA-Solver's do, which
-    adds them at some levels alone; elsewhere nothing more is read from the device.
+    The loop has to begin where `start` says, and its first step, repeated, has to give the same
+    latent: where noise is added at every step, an old prediction holds old noise. A later step is
+    repeated where all before drew random numbers, as SA-Solver's do, which adds them at some levels
+    alone; elsewhere nothing more is read from the device.
     """
 
     def __init__(self, see: See | None = None) -> None:
@@ -190,10 +191,17 @@ class SteppedLevels:
         self._timesteps: list[float] = []
         self._taken, self._draws = 0, True
 
-    def start(self, scheduler: Any, *, may_add_noise: bool = False) -> None:
-        """A new run of a scheduler whose timesteps are set."""
-        self._timesteps = scheduler.timesteps.tolist()
+    def start(self, scheduler: Any, first: int = 0, *, may_add_noise: bool = False) -> None:
+        """A new run of a scheduler whose timesteps are set, that begins at step `first`."""
+        self._timesteps = scheduler.timesteps.tolist()[first:]
         self._taken, self._draws = 0, not may_add_noise
+
+    def place_of(self, timestep: torch.Tensor) -> int:
+        """The step of a model call; 0 where its timestep is rounded or none of the scheduler's."""
+        if timestep.dtype.itemsize < 4:
+            return 0
+        visited = float(timestep.max())
+        return self._timesteps.index(visited) if visited in self._timesteps else 0
 
     @contextmanager
     def of(self, target: Any) -> Iterator[None]:

@@ -87,8 +87,8 @@ def regrid(
     changed = f"{planned.steps} {plan.solver} steps, shift {plan.shift:g}"
     wanted = f"{len(sigmas)} {solver} steps, shift {shift:g}"
     notes = [f"plan {plan.name!r} was made for {changed}; on {wanted} {kept}"]
-    whole = plan.steps == planned.steps
-    if whole and plan.prediction is not None and not plan.interval_sites and not few:
+    whole_plan = plan.steps == planned.steps
+    if whole_plan and plan.prediction is not None and not plan.interval_sites and not few:
         notes.append(_search_note(plan, len(sigmas), solver, shift))
     if outside and not one_to_one and not few and not everything:
         notes.append(

@@ -42,7 +42,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, field_serializer
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    model_serializer,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -91,6 +97,21 @@ class Subject(Checked):
     grid: tuple[Positive, Positive, Positive]  # tokens along frames, rows and columns
     attention_steps: tuple[Annotated[int, Field(ge=0)], ...]
     map_steps: tuple[Annotated[int, Field(ge=0)], ...]
+    boundary: Sigma | None = None  # the noise level below which another model takes over
+
+    @property
+    def change(self) -> int | None:
+        """The second model's first step; None where one model takes all steps."""
+        if self.boundary is None:
+            return None
+        first = sum(sigma >= self.boundary for sigma in self.sigmas)
+        return first if 0 < first < self.steps else None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the boundary of one model: plans name profiles by the hash of this text."""
+        document = plain(self)
+        return {k: v for k, v in document.items() if k != "boundary" or v is not None}
 
     @field_serializer("model")
     def _as_in_format_1(self, model: ModelFingerprint) -> dict[str, Any]:
@@ -204,7 +225,8 @@ class Profile:
         """ProfileError when runs of `other` cannot be added to this profile."""
         if self.subject is None:
             return
-        for name in ("model", "steps", "solver", "shift", "branches", "latent", "grid"):
+        same = ("model", "steps", "solver", "shift", "branches", "latent", "grid", "boundary")
+        for name in same:
             self._check_same(name, getattr(self.subject, name), getattr(other, name))
         if not np.allclose(self.subject.sigmas, other.sigmas, rtol=0, atol=1e-5):
             at = int(np.argmax(np.abs(np.subtract(self.subject.sigmas, other.sigmas))))

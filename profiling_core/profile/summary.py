@@ -150,11 +150,12 @@ def settings_lines(settings: Settings) -> list[str]:
 def _subject_lines(profile: Profile) -> list[str]:
     subject, runs = profile.recorded, len(profile.runs)
     lists = ", ".join(f"{n} {name}" for name, n in subject.model.block_lists.items())
+    change = f"; another model from step {subject.change} on" if subject.change else ""
     latent, grid = (" x ".join(map(str, size)) for size in (subject.latent, subject.grid))
     return [
         f"profile of {subject.model.name}: {runs} run{'s' * (runs > 1)} of {subject.steps} steps",
         f"  {subject.solver}, shift {subject.shift:g}, sigma {subject.sigmas[0]:.4f} to "
-        f"{subject.sigmas[-1]:.4f}, branches {', '.join(subject.branches)}",
+        f"{subject.sigmas[-1]:.4f}, branches {', '.join(subject.branches)}{change}",
         f"  {lists} of width {subject.model.width}; latent {latent}, tokens {grid}",
     ]
 

@@ -98,11 +98,13 @@ class BlockTap:
         self.sketches: list[Tensor] = []
         self.timers: list[Timer] = []
 
-    def open(self) -> None:
-        for number, block in enumerate(self.blocks):
-            before = block.register_forward_pre_hook(self._enter(number), with_kwargs=True)
-            after = block.register_forward_hook(self._leave(number))
-            self._handles += [before, after]
+    def open(self, *others: list[nn.Module]) -> None:
+        """others: the same blocks of models that take over from the first in the same run."""
+        for blocks in (self.blocks, *others):
+            for number, block in enumerate(blocks):
+                before = block.register_forward_pre_hook(self._enter(number), with_kwargs=True)
+                after = block.register_forward_hook(self._leave(number))
+                self._handles += [before, after]
 
     def close(self) -> None:
         while self._handles:

@@ -77,6 +77,7 @@ class Recorder(FullRun):
         shift: float,
         branches: tuple[Branch, ...],
         lists: dict[str, str] | None = None,
+        boundary: float | None = None,
     ) -> None:
         super().__init__(steps, sum(model.block_lists.values()))
         self.path = None if path is None else Path(path)
@@ -96,6 +97,7 @@ class Recorder(FullRun):
             "branches": tuple(branches),
             "attention_steps": attention,
             "map_steps": _spread(attention, MOST_MAPS),
+            "boundary": boundary,
         }
         self._check_known(self.sampling)
         for step in self.settings.sensitivity:
@@ -115,20 +117,21 @@ class Recorder(FullRun):
 
     # -- attach and detach
 
-    def attach(self, model: nn.Module) -> Recorder:
-        """Put the hooks on `model`; ProfileError when it is not the fingerprint's."""
+    def attach(self, *models: nn.Module) -> Recorder:
+        """Put the hooks on a model, or on several that take over from each other in a run.
+
+        ProfileError when one is not the fingerprint's.
+        """
         self.write()
-        inner = unwrapped(model)
-        found = {name: block_list(inner, name, self._lists) for name in self.model.block_lists}
-        self._check_model(found, hidden_width(inner))
-        self._blocks = [block for blocks in found.values() for block in blocks or ()]
-        self._patch = _patch_size(inner)
+        self._blocks, *self._later = [self._blocks_of(unwrapped(model)) for model in models]
+        self._patch = _patch_size(unwrapped(models[0]))
         self._clear()
         self.stats = self.new_stats()
-        before = model.register_forward_pre_hook(self._before_call, with_kwargs=True)
-        after = model.register_forward_hook(self._after_call, with_kwargs=True)
-        self._hooks.callback(before.remove)
-        self._hooks.callback(after.remove)
+        for model in models:
+            before = model.register_forward_pre_hook(self._before_call, with_kwargs=True)
+            after = model.register_forward_hook(self._after_call, with_kwargs=True)
+            self._hooks.callback(before.remove)
+            self._hooks.callback(after.remove)
         return self
 
     def detach(self) -> None:
@@ -137,9 +140,9 @@ class Recorder(FullRun):
         self._hooks.close()
 
     @contextmanager
-    def attached(self, model: nn.Module) -> Iterator[Recorder]:
+    def attached(self, *models: nn.Module) -> Iterator[Recorder]:
         """`attach` for a with block; detached at its end, exceptions included."""
-        self.attach(model)
+        self.attach(*models)
         try:
             yield self
         finally:
@@ -236,7 +239,7 @@ class Recorder(FullRun):
         count, shard = max(1, self.settings.delta_tokens), self._part.rows(tokens)
         self._tap = BlockTap(self._blocks, tokens, count, shard)
         self._tap.left = self._block_left
-        self._tap.open()
+        self._tap.open(*self._later)
         self._hooks.callback(self._tap.close)
         self._recording = Recording(subject, device, self._part)
 
@@ -355,16 +358,21 @@ class Recorder(FullRun):
         if self._known and self._known.subject:
             self._known.check_subject(self._known.subject.model_copy(update=sampling))
 
-    def _check_model(self, found: dict[str, nn.ModuleList | None], width: int | None) -> None:
+    def _blocks_of(self, inner: nn.Module) -> list[nn.Module]:
+        """The blocks of all lists; ProfileError for another model than the fingerprint's."""
+        found: list[nn.Module] = []
         for name, expected in self.model.block_lists.items():
-            blocks = found[name]
+            blocks = block_list(inner, name, self._lists)
             count = "none" if blocks is None else len(blocks)
             if count != expected:
                 raise ProfileError(f"{self.model.name} has {expected} {name}, this model {count}")
+            found += blocks or ()
+        width = hidden_width(inner)
         if width is not None and width != self.model.width:
             raise ProfileError(
                 f"{self.model.name} has hidden width {self.model.width}, this model {width}"
             )
+        return found
 
 
 def recorder_of(

@@ -143,8 +143,22 @@ def grid_like(
 
 
 def interpolation(subject: Subject, sigmas: tuple[float, ...]) -> np.ndarray:
-    """M of (1), (len(sigmas), S): rows sum to 1 and have at most AROUND entries."""
+    """M of (1), (len(sigmas), S): rows sum to 1 and have at most AROUND entries.
+
+    Where two models take turns, every level is between levels of its own model.
+    """
     there, here = (_unshifted(np.array(s), subject.shift) for s in (sigmas, subject.sigmas))
+    if subject.boundary is None or subject.change is None:
+        return _between(there, here)
+    matrix, own = np.zeros((len(there), len(here))), subject.change
+    cut = sum(sigma >= subject.boundary for sigma in sigmas)
+    for rows, columns in ((slice(cut), slice(own)), (slice(cut, None), slice(own, None))):
+        matrix[rows, columns] = _between(there[rows], here[columns])
+    return matrix
+
+
+def _between(there: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """Lagrange's weights of the recorded places `here` at the places `there`."""
     count = min(AROUND, len(here))
     first = np.searchsorted(-here, -there) - count // 2
     first = np.clip(first, 0, len(here) - count)

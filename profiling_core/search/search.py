@@ -135,10 +135,12 @@ class PlanSearch:
         self, point: Point, budget: Budget, name: str | None = None, **settings: float
     ) -> CachePlan:
         """The plan of any point; settings: more facts for its provenance."""
+        subject = self.profile.recorded
         facts = {
             **{limit: value for limit, value in asdict(budget).items() if value is not None},
             "runs": self.trajectories.runs,
             "sensitivity": self.sensitivity.source,
+            **({} if subject.boundary is None else {"boundary": subject.boundary}),
             **settings,
         }
         return self._plan(point, name or f"{point.speedup:.2f}x", facts)
@@ -148,7 +150,7 @@ class PlanSearch:
 
         A point is left out where a faster one has no larger error.
         """
-        counts = [count_of(self.steps, speedup) for speedup in speedups if speedup <= self.steps]
+        counts = [count_of(self.steps, speedup) for speedup in speedups if speedup <= self._most]
         return undominated(
             [
                 self.point_of(skip, count)
@@ -174,7 +176,13 @@ class PlanSearch:
             )
         weighted = plan.solver_weights and plan.solver == self.trajectories.solver
         skip = "fitted" if weighted else site.skip  # on another solver its steps are plain jumps
-        return self._search(skip).evaluate(site.compute_steps["cond"])
+        computed = {*site.compute_steps["cond"], self.trajectories.change or 0}
+        return self._search(skip).evaluate(sorted(computed))
+
+    @property
+    def _most(self) -> float:
+        """The largest speed-up: every model computes its first step."""
+        return self.steps if self.trajectories.change is None else self.steps / 2
 
     def _chosen(self, budget: Budget) -> Point:
         """The best point at the budget's speed-up, or the fastest below its error."""
@@ -184,9 +192,10 @@ class PlanSearch:
             place = bisect_left(counts, True, key=lambda n: self.exactly(n, skips).error <= most)
             return self.exactly(place + 1, skips)
         speedup = budget.speedup or SPEEDUP
-        if speedup > self.steps:
+        if speedup > self._most:
+            two = " by two models, which compute their first step," * (self._most < self.steps)
             raise PlanError(
-                f"--speedup {speedup:g}: {self.steps} steps allow {self.steps}x at most"
+                f"--speedup {speedup:g}: {self.steps} steps{two} allow {self._most:g}x at most"
             )
         return self.exactly(count_of(self.steps, speedup), skips)
 

@@ -36,6 +36,10 @@ the clean latents m of the recorded run, in the notation of flow_solvers:
 
 Where the model sees another latent than the one that goes on (corrected, and UniPC's jump), e
 disturbs its prediction. A share of e stands for that: the table holds d + SEEN e.
+
+Where another model takes over at a step, it computes that step: segments over it have the error
+OVER. It reuses nothing of the first one: i before it counts as j, and no stretch before it is
+corrected. A solver that jumps goes on from both.
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ from profiling_core.search.flow_solvers import Levels
 from profiling_core.search.trajectories import Trajectories
 
 SEEN = 0.5  # a choice between none and all
+OVER = 1e3  # of a segment that no plan may have: far above the final latent's norm
 
 
 @dataclass(frozen=True)
@@ -80,14 +85,27 @@ class Segments:
         row_of = np.full((steps, steps, steps + 1), -1)
         found, ends = [], []
         for i, j in _pairs(steps):
-            found.append(self.errors(i, j).astype(np.float32))
+            found.append(self._of_two_models(i, j).astype(np.float32))
             ends.append(np.arange(j + 1, steps + 1))
             row_of[i, j, j + 1 :] = count + np.arange(steps - j)
             count += steps - j
         return Table(row_of, np.concatenate(ends), np.concatenate(found))
 
+    def _of_two_models(self, i: int, j: int) -> np.ndarray:
+        """`errors`, with the change to another model where there is one."""
+        change = self.trajectories.change
+        if change is None:
+            return self.errors(i, j)
+        forecasts = self.skip in ("hold", "linear", "corrected")
+        found = self.errors(j if forecasts and i < change <= j else i, j)
+        if j < change:
+            if self.skip == "corrected":
+                found[change - j - 1] = self._forecasts(i, j)[change - j - 1]
+            found[change - j :] += OVER
+        return found
+
     def errors(self, i: int, j: int) -> np.ndarray:
-        """What the table holds of (i, j, n) for all n after j: (S - j, R, D)."""
+        """What the table holds of (i, j, n) for all n after j: (S - j, R, D), for one model."""
         if self.skip == "jump":
             return self._jumps(i, j)
         return self._corrected(i, j) if self.skip == "corrected" else self._forecasts(i, j)

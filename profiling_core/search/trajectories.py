@@ -30,6 +30,7 @@ class Trajectories:
     levels: Levels
     predictions: np.ndarray  # as the solver gets them, guided: (S, R, D)
     latents: np.ndarray  # before every step and the final one, (S + 1, R, D)
+    change: int | None = None  # the first step of another model
 
     @property
     def steps(self) -> int:
@@ -54,7 +55,8 @@ def trajectories_of(profile: Profile) -> Trajectories:
     width = max(run.shape[1] for run in rows)
     whole = np.stack([np.pad(run, ((0, 0), (0, width - run.shape[1]))) for run in rows], axis=1)
     whole /= np.linalg.norm(whole[-1], axis=-1)[None, :, None]
-    found = Trajectories(subject.solver, Levels(subject.sigmas), whole[:steps], whole[steps:])
+    levels = Levels(subject.sigmas)
+    found = Trajectories(subject.solver, levels, whole[:steps], whole[steps:], subject.change)
     _check_solver(found)
     return found
 

@@ -311,18 +311,59 @@ def from_video(strength: float) -> Any:
 
 @pytest.mark.parametrize("kind", [of_video, from_video])
 @pytest.mark.parametrize("strength", [0.4, 0.8])
-@pytest.mark.parametrize("preset", ["quality", "fast"])
-def test_a_loop_that_begins_in_the_middle_is_refused_by_the_levels_it_visits(
-    kind, strength, preset
+def test_a_loop_that_begins_in_the_middle_runs_the_steps_of_the_plan_from_there(
+    kind, strength
 ) -> None:
-    tiny = kind(strength)
-    with cache_pipeline(tiny.pipe, preset), pytest.raises(PlanError, match="every level from the"):
-        tiny.latents(num_inference_steps=24)
-    assert torch.isfinite(tiny.latents(num_inference_steps=24)).all()
-    whole = kind(1.0)
-    with cache_pipeline(whole.pipe, preset) as cache:
-        whole.latents(num_inference_steps=24)
-    assert cache.stats.block_runs < cache.stats.block_runs_full
+    tiny, calls = kind(strength), []
+    tiny.pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    full = tiny.latents(num_inference_steps=24)
+    visited, per_step = int(24 * strength), len(calls) // int(24 * strength)
+    whole = made_plan(kind(1.0), prediction("hold", tuple(range(24))), steps=24)
+    for skip, exact in (("hold", True), ("jump", True), ("jump", False), ("linear", False)):
+        steps = tuple(range(24)) if exact else (0, 1, 2, 3, 5, 8, 11, 12, 15, 18, 21, 23)
+        plan = whole.replace(sites=prediction(skip, steps))
+        calls.clear()
+        with cache_pipeline(tiny.pipe, plan) as cache:
+            found = tiny.latents(num_inference_steps=24)
+        first = 24 - visited
+        assert len(calls) == per_step * len({first, *(step for step in steps if step > first)})
+        assert cache.plan.steps == visited and f"takes steps {first} to 23" in cache.plan.notes[-1]
+        assert torch.equal(found, full) is exact
+    assert torch.equal(tiny.latents(num_inference_steps=24), full)
+
+
+def by_hand(tiny: Tiny, computed: tuple[int, ...], first: int, skip: str) -> torch.Tensor:
+    """Wan's loop from step `first` of 24, from the pipeline's own latent, held or jumped."""
+    given: list[dict[str, Any]] = []
+    model, scheduler = tiny.pipe.transformer, tiny.pipe.scheduler
+    seen = model.register_forward_pre_hook(lambda _, args, kw: given.append(kw), with_kwargs=True)
+    tiny.latents(num_inference_steps=24)
+    seen.remove()
+    scheduler.set_timesteps(24)
+    visited = list(range(first, 24)) if skip == "hold" else list(computed)
+    scheduler.sigmas = torch.cat([scheduler.sigmas[visited], scheduler.sigmas[-1:]])
+    scheduler.timesteps = scheduler.timesteps[visited]
+    x = given[0]["hidden_states"]
+    for step, t in zip(visited, scheduler.timesteps, strict=True):
+        if step in computed:
+            call = {"timestep": t.expand(1), "return_dict": False}
+            cond, uncond = (
+                model(x, **call, encoder_hidden_states=one["encoder_hidden_states"])[0]
+                for one in given[:2]
+            )
+        x = scheduler.step(uncond + 4.0 * (cond - uncond), t, x, return_dict=False)[0]
+    return x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("skip", ["hold", "jump"])
+def test_a_clip_from_a_video_equals_a_naive_loop(skip: str) -> None:
+    tiny, first = from_video(0.6), 10
+    computed = (10, 11, 13, 16, 17, 20, 22, 23)
+    whole = made_plan(from_video(1.0), prediction("hold", tuple(range(24))), steps=24)
+    with cache_pipeline(tiny.pipe, whole.replace(sites=prediction(skip, (0, 5, *computed[1:])))):
+        found = tiny.latents(num_inference_steps=24)
+    torch.testing.assert_close(found, by_hand(tiny, computed, first, skip))
 
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}

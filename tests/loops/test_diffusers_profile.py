@@ -7,16 +7,20 @@ import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler
 
-from profiling_core import cache_pipeline, profile_pipeline
+from naive_walk import naive
+from profiling_core import CachePlan, cache_pipeline, profile_pipeline
+from profiling_core.commands.main import main
 from profiling_core.commands.report import write_report
-from profiling_core.errors import ProfileError
+from profiling_core.errors import PlanError, ProfileError
+from profiling_core.loops.cached_loop import LoopModels
 from profiling_core.profile.profile import Profile, Settings
+from profiling_core.profile.summary import summary_lines
 from profiling_core.search.search import Budget, PlanSearch
 from profiling_core.search.trajectories import integrate, trajectories_of
 from tiny_pipelines import STEPS, build
 
 FLOWS = ("wan", "wan_i2v", "hunyuan", "hunyuan_cfg", "hunyuan_i2v", "ltx", "mochi", "hunyuan15")
-SEARCHED = (*FLOWS, "cogvideox")
+SEARCHED = (*FLOWS, "cogvideox", "wan22")
 pytestmark = pytest.mark.filterwarnings("ignore:CPU Autocast", "ignore:In CPU autocast")
 
 
@@ -41,7 +45,7 @@ def test_the_recorded_run_follows_its_solver_and_a_searched_plan_runs(name: str)
     assert torch.equal(tiny.latents(), full)
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx", "mochi", "cogvideox"])
+@pytest.mark.parametrize("name", ["wan", "ltx", "mochi", "cogvideox", "wan22"])
 def test_predicted_and_measured_errors_are_of_one_size(name: str) -> None:
     """With a model whose prediction hardly depends on the latent they are nearly the same."""
     tiny = build(name)
@@ -105,5 +109,45 @@ def test_what_cannot_be_recorded_is_said() -> None:
         profile_pipeline(tiny.pipe, [], STEPS)
     with pytest.raises(ProfileError, match="runs are not repeated"):
         recorded(tiny, settings=Settings(sensitivity=(3,)))
-    with pytest.raises(ProfileError, match="changes between 2 models"):
-        recorded(build("wan22"))
+    three = LoopModels((tiny.pipe.transformer,) * 3, shares=lambda scheduler: (4, 3, 3))
+    with pytest.raises(ProfileError, match="takes turns between 3 models: a profile is of two"):
+        three.used(tiny.pipe.scheduler, None)
+
+
+@pytest.mark.parametrize("skip", ["hold", "linear", "jump", "fitted"])
+def test_two_transformers_make_one_profile_whose_plans_compute_the_change(
+    tmp_path: Path, skip: str
+) -> None:
+    tiny, path, out = build("wan22"), tmp_path / "wan22.profile", tmp_path / "plan.json"
+    profile = recorded(tiny, runs=4, path=path)
+    timesteps = tiny.pipe.scheduler.timesteps
+    change = int((timesteps >= 700).sum())
+    assert 0 < change < STEPS and profile.recorded.change == change
+    assert profile.recorded.boundary == 0.7 and Profile.load(path).sha256() == profile.sha256()
+    assert f"another model from step {change} on" in "\n".join(summary_lines(profile))
+    command = ["plan", "--profile", str(path), "-o", str(out), "--modes", skip, "--quiet"]
+    assert main([*command, "--speedup", str(STEPS / 4)]) == 0
+    plan = CachePlan.load(out)
+    computed = plan.prediction.compute_steps["cond"]
+    assert change in computed and len(computed) == 4 and 0 < plan.expected.predicted_error < 1
+    assert PlanSearch(profile).predicted(plan) == pytest.approx(plan.expected.predicted_error)
+    models = (tiny.pipe.transformer, tiny.pipe.transformer_2)
+    with cache_pipeline(tiny.pipe, plan) as cache:
+        found = tiny.latents()
+    assert cache.plan.sites == plan.sites  # nothing had to be computed beside it
+    if skip in ("jump", "fitted"):
+        assert cache.stats.model_calls == 2 * len(computed)
+        assert bool(cache.plan.solver_weights) is (skip == "fitted")
+        return
+    with naive(plan, models[0], {}, 2), naive(plan, models[1], {}, 2, change):
+        assert torch.equal(tiny.latents(), found)
+
+
+def test_a_speed_up_that_two_models_do_not_allow_is_refused() -> None:
+    search = PlanSearch(recorded(build("wan22")))
+    with pytest.raises(PlanError, match="by two models, which compute their first step, allow 5x"):
+        search.plan(Budget(speedup=6.0))
+    fast = search.plan(Budget(speedup=5.0), "fast").prediction.compute_steps["cond"]
+    assert fast == (0, search.trajectories.change)
+    assert max(point.speedup for point in search.frontier()) <= 5 and search.frontier()
+    assert all(search.trajectories.change in point.steps for point in search.frontier())

@@ -14,6 +14,7 @@ from profiling_core.loops.recorded_loop import LoopProfile
 from profiling_core.loops.scheduler_grid import grid_of, when_set
 from profiling_core.plan import CachePlan
 from profiling_core.plan.model_specs import known_model
+from profiling_core.plan.restrict import part_of
 from profiling_core.profile.profile import Profile
 from profiling_core.search.search import Budget, PlanSearch
 from toy_upstreams import STEPS, FlowToyScheduler, HunyuanToy, TwoExpertsToy, WanToy
@@ -222,6 +223,26 @@ def test_a_profile_that_cannot_be_written_leaves_the_clip(
         check_used(args)
 
 
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_loop_that_begins_in_the_middle_runs_the_steps_of_the_plan_from_there(
+    plan: Path, first: int
+) -> None:
+    cached, walked = WanToy(), WanToy()
+    wan_run(cached, options(str(plan)))
+    part = part_of(CachePlan.load(plan), range(first, STEPS))
+    with naive(part, walked.model, {"blocks": "blocks"}, 2):
+        expected = walked.generate("a lamp", first=first)
+    assert torch.equal(cached.generate("a lamp", first=first), expected)
+    assert not torch.equal(expected, walked.generate("a lamp", first=first))
+    steps = {"cond": [0, 1, 4, 5, 6], "uncond": [0, 1, 4, 5, 6]}
+    jump = [{"kind": "prediction", "skip": "jump", "compute_steps": steps}]
+    CachePlan.load(plan).replace(sites=jump).save(plan)
+    with pytest.raises(
+        PlanError, match=r"a plan that jumps, .* need a loop that begins at the fir"
+    ):
+        cached.generate("a lamp", first=first)
+
+
 @pytest.mark.parametrize("boundary", [0.95, 0.8, 0.5])
 def test_two_experts_run_by_a_plan_that_is_parted_at_their_boundary(
     plan: Path, boundary: float
@@ -249,7 +270,7 @@ def test_two_experts_run_by_a_plan_that_is_parted_at_their_boundary(
     [
         (options("paper", task="s2v-14B"), "--task s2v-14B: audio, poses or faces"),
         (options(None, "new.profile", task="animate-14B"), "--task animate-14B: audio"),
-        (options(None, "new.profile", task="i2v-A14B"), "i2v-A14B changes between two models"),
+        (options(None, "new.profile", task="i2v-A14B"), "i2v-A14B guides each of its two models"),
         (options(None, "new.profile", task="ti2v-5B", image="a.png"), "sets the picture's frame"),
         (
             options(None, "new.profile", i2v_mode=True, i2v_condition_type="token_replace"),

@@ -1,6 +1,7 @@
 """Noise levels read from other people's schedulers."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from diffusers import (
 )
 
 from profiling_core.errors import PlanError
-from profiling_core.loops.scheduler_grid import grid_of, visit_only, when_set
+from profiling_core.loops.scheduler_grid import SteppedLevels, grid_of, visit_only, when_set
 from profiling_core.plan.solvers import SOLVERS
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -125,3 +126,10 @@ def test_watching_a_class_or_an_object_leaves_no_trace() -> None:
             scheduler.set_timesteps(4)
         assert vars(target).get("set_timesteps") is before.get("set_timesteps")
     assert seen == [scheduler] * 3
+
+
+def test_a_rounded_timestep_does_not_say_where_a_loop_begins() -> None:
+    steps = SteppedLevels()
+    steps.start(SimpleNamespace(timesteps=torch.tensor([997.0, 996.0, 500.0])))
+    assert [steps.place_of(torch.tensor([t])) for t in (997.0, 996.0, 500.0, 3.0)] == [0, 1, 2, 0]
+    assert steps.place_of(torch.tensor([997.0], dtype=torch.bfloat16)) == 0  # 996 there

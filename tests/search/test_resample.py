@@ -205,3 +205,18 @@ def test_what_cannot_be_had_is_one_line(recorded, tmp_path, capsys, more, messag
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "a.json").exists()
+
+
+def test_levels_of_two_models_are_resampled_from_levels_of_their_own_model(wan):
+    boundary = sum(wan.recorded.sigmas[4:6]) / 2
+    subject = wan.recorded.model_copy(update={"boundary": boundary})
+    both = Profile(wan.settings, subject, wan.runs, wan.arrays)
+    for steps in (STEPS, 9, 20):
+        grid = grid_like(subject, steps)
+        rows = interpolation(subject, grid.sigmas)
+        first = sum(sigma >= boundary for sigma in grid.sigmas)
+        assert not rows[:first, 5:].any() and not rows[first:, :5].any()
+        np.testing.assert_allclose(rows.sum(axis=1), 1.0)
+        search = PlanSearch(on_grid(both, steps))
+        assert search.trajectories.change == first
+        assert first in search.plan(Budget(speedup=2.0)).prediction.compute_steps["cond"]

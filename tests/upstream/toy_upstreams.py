@@ -37,12 +37,13 @@ class WanToy:
         guide_scale: float = 3.0,
         seed: int = 3,
         fails_at: int | None = None,
+        first: int = 0,
     ) -> torch.Tensor:
         scheduler = FlowToyScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
         scheduler.set_timesteps(sampling_steps, shift=shift)
         latent = torch.randn(SIZE, generator=torch.Generator().manual_seed(seed))
         texts = [torch.full((3, 32), value) for value in (0.3, -0.2)]
-        for number, t in enumerate(scheduler.timesteps):
+        for number, t in enumerate(scheduler.timesteps[first:]):
             if number == fails_at:
                 raise RuntimeError("the loop failed")
             timestep = torch.stack([t])
