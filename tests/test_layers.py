@@ -46,6 +46,7 @@ ALLOWED = {  # room: what it may import; heavy: torch, diffusers, transformers
     "miniatures": TREE + " parallel heavy",
     "patches": "",
     "examples": PACKAGE + " commands heavy",
+    "integrations": "errors plan engine loops heavy",
     "benchmarks": PACKAGE + " examples miniatures heavy " + TREE,
 }
 GROUPS = {  # files of a folder that are a room of their own
@@ -58,7 +59,8 @@ GROUPS = {  # files of a folder that are a room of their own
     },
 }
 HEAVY = ("torch", "diffusers", "transformers")
-FOLDERS = ("profiling_core", "benchmarks", "miniatures", "examples")  # as they are imported
+# as they are imported
+FOLDERS = ("profiling_core", "benchmarks", "miniatures", "examples", "integrations")
 PATHS = ("Wan2.1", "HunyuanVideo", "patches")  # on the path: their files are imported by bare name
 
 

@@ -35,7 +35,13 @@ from wan.configs import WAN_CONFIGS
 
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "patches/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "benchmarks/*.md",
+        "patches/*.md",
+        "integrations/*/*.md",
+    )
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"
 )
@@ -49,6 +55,7 @@ NEEDS = {  # the first pattern that a command holds says what it needs
     "a cluster": r"^ray ",
     "a browser": r"^profiling-dit app",
     "a checkout of an official repository": r"patches/patch\.py|run_tiny|cd \.\./Wan2\.1$",
+    "ComfyUI": r"/custom_nodes/|COMFYUI=",
     "files of a run before it": r"examples/vbench\.py layout|batch out/vbench|out/14b|--request",
     "minutes to hours": r"benchmarks\.(compare|search|lib|speed)|"
     r"search\.prediction|miniatures\.(train|check)|tests/parallel/|pytest tests/plan|"
@@ -253,7 +260,9 @@ def check(command: str) -> None:
     elif program == "pip":
         check_install(rest)
     else:
-        assert program in ("cd", "git", "ray", "source", "huggingface-cli"), f"unchecked {command}"
+        assert program in ("cd", "git", "ln", "ray", "source", "huggingface-cli"), (
+            f"unchecked {command}"
+        )
 
 
 def check_install(words: list[str]) -> None:

@@ -16,7 +16,15 @@ from profiling_core.engine.block_lists import hidden_width, unwrapped
 from profiling_core.errors import PlanError
 from profiling_core.loops.cached_loop import LoopModels
 from profiling_core.plan import CachePlan
-from profiling_core.plan.model_specs import HUNYUAN, MINI, MODELS, WAN, PlannedModel, known_model
+from profiling_core.plan.model_specs import (
+    HUNYUAN,
+    MINI,
+    MODELS,
+    WAN,
+    Family,
+    PlannedModel,
+    known_model,
+)
 from profiling_core.plan.presets import ORDER, PRESETS, available, build_preset, load_preset
 from profiling_core.plan.regrid import SPEEDUPS
 from profiling_core.plan.schema import ModelFingerprint
@@ -30,6 +38,13 @@ _FAMILIES = {
         "hunyuan-video",
         HUNYUAN,
         {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"},
+    ),
+    # of ComfyUI and of the official repositories
+    "WanModel": ("wan2.1", WAN, {"blocks": "blocks"}),
+    "HunyuanVideo": (
+        "hunyuan-video",
+        HUNYUAN,
+        {"double_blocks": "double_blocks", "single_blocks": "single_blocks"},
     ),
 }
 _OTHER_LISTS = ("vace_blocks",)  # run beside the walk: hints of VACE
@@ -50,7 +65,7 @@ def loop_models(pipe: Any) -> LoopModels:
             f"{type(pipe).__name__} has {len(models)} transformers of different shape: attach a "
             "DeltaCache to each of them instead"
         )
-    lists = _named_lists(unwrapped(models[0]))
+    lists = named_lists(unwrapped(models[0]))
     if len(models) == 1:
         return LoopModels(tuple(models), lists)
     ratio = pipe.config.boundary_ratio
@@ -63,9 +78,9 @@ def fingerprint_of(model: nn.Module) -> ModelFingerprint:
     kind, width = type(inner).__name__, hidden_width(inner)
     if width is None:
         raise PlanError(f"{kind} has no known hidden width: neither dim, hidden_size nor heads")
-    lists = {name: len(getattr(inner, path)) for name, path in _named_lists(inner).items()}
-    family = _FAMILIES[kind][0] if kind in _FAMILIES else kind
-    return known_model(family, lists, width)
+    lists = {name: len(getattr(inner, path)) for name, path in named_lists(inner).items()}
+    known = _known(inner)
+    return known_model(known[0] if known else kind, lists, width)
 
 
 def checked_name(plan: CachePlan | str | Path, model: ModelFingerprint) -> CachePlan | str:
@@ -144,10 +159,16 @@ def _own_lists(model: nn.Module) -> list[str]:
     ]
 
 
-def _named_lists(inner: nn.Module) -> dict[str, str]:
+def named_lists(inner: nn.Module) -> dict[str, str]:
     """The block lists: the plan's names and the model's attributes."""
-    kind = type(inner).__name__
-    return _FAMILIES[kind][2] if kind in _FAMILIES else {name: name for name in _own_lists(inner)}
+    known = _known(inner)
+    return known[2] if known else {name: name for name in _own_lists(inner)}
+
+
+def _known(inner: nn.Module) -> tuple[str, Family, dict[str, str]] | None:
+    """What _FAMILIES holds for a model's class, or for the nearest one that it derives from."""
+    kinds = (kind.__name__ for kind in type(inner).__mro__)
+    return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), None)
 
 
 def expert_shares(scheduler: Any, boundary: float | None) -> list[int]:

@@ -104,6 +104,33 @@ def regrid(
     return there.model_copy(update={"notes": (*plan.notes, *notes, *_cost_note(plan, there))})
 
 
+def at_speed(plan: CachePlan, speedup: float) -> CachePlan:
+    """The plan with its compute steps spread to 1 / speedup of its steps, as dense as before.
+
+    Only where the whole prediction is computed or not; PlanError elsewhere, and below 1.
+    """
+    if not speedup >= 1:
+        raise PlanError(f"speed-up {speedup:g}: give 1 or more, a plan only leaves steps out")
+    if plan.prediction is None or plan.interval_sites:
+        raise PlanError(
+            f"plan {plan.name!r} reuses blocks, its speed is fixed: take quality, balanced or fast "
+            "for a speed-up of your own"
+        )
+    _refuse_weights(plan)
+    plan, steps = plain_jumps(plan), list(range(plan.steps))
+
+    def there(computed: tuple[int, ...]) -> set[int]:
+        return {0, *_spread(computed, (*plan.sigmas, 0.0), plan.sigmas, steps, 1 / speedup)}
+
+    settings = plan.provenance.settings | {"speedup": speedup}
+    note = f"plan {plan.name!r} is spread to {speedup:g}x, not searched for this speed"
+    return plan.replace(
+        sites=[_with_steps(plan.sites[0], there)],
+        provenance=plan.provenance.model_copy(update={"settings": settings}),
+        notes=(*plan.notes, note),
+    )
+
+
 def on_grid(plan: CachePlan, sigmas: Sequence[float], *, solver: str) -> bool:
     """Are these the plan's own noise levels, and a solver that its corrections are made for?"""
     site = plan.prediction
@@ -227,14 +254,16 @@ def _spread(
     planned: tuple[float, ...],
     sigmas: tuple[float, ...],
     within: list[int],
+    share: float | None = None,
 ) -> list[int]:
-    """The planned share of the steps, chosen from `within`; planned: levels, with the one after.
+    """The planned share of the steps, or `share`, chosen from `within`.
 
-    Counted along the plan, compute step i is number i; the new ones are the numbers i K / K', K of
-    the plan and K' of the new steps, at the noise level where the count gets there.
+    planned: levels, with the one after. Counted along the plan, compute step i is number i; the new
+    ones are the numbers i K / K', K of the plan and K' of the new steps, at the noise level where
+    the count gets there.
     """
     steps = len(planned) - 1
-    share = len(computed) / steps
+    share = len(computed) / steps if share is None else share
     count = min(max(1, round(share * len(sigmas))), len(within))
     numbers = [i * len(computed) / count for i in range(count)]
     places = np.interp(numbers, range(len(computed) + 1), [*computed, steps])

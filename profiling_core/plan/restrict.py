@@ -99,8 +99,9 @@ def plan_of_both(plan: CachePlan) -> CachePlan:
         first, *others = (site["compute_steps"][branch] for branch in plan.branches)
         if any(other != first for other in others):
             raise PlanError(
-                f"plan {plan.name!r} treats cond and uncond differently (compute_steps): with its "
-                "branches on different processes it would idle, leave --cfg_size out"
+                f"plan {plan.name!r} treats cond and uncond differently (compute_steps): ComfyUI "
+                "has one prediction of both, and with --cfg_size one process would idle; take a "
+                "plan that skips both alike, or leave --cfg_size out"
             )
         site["compute_steps"] = {plan.branches[0]: first}
     return plan.replace(sites=sites, predicted_error=plan.predicted_error)
