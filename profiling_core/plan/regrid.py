@@ -116,7 +116,6 @@ def at_speed(plan: CachePlan, speedup: float) -> CachePlan:
             f"plan {plan.name!r} reuses blocks, its speed is fixed: take quality, balanced or fast "
             "for a speed-up of your own"
         )
-    _refuse_weights(plan)
     plan, steps = plain_jumps(plan), list(range(plan.steps))
 
     def there(computed: tuple[int, ...]) -> set[int]:
