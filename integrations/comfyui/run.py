@@ -200,11 +200,8 @@ class Run:
             self.deltas.check_asked()
         computed, self.flow.clean = self.flow.clean, None
         self._bytes = max(self._bytes, self.cache.stats.peak_bytes + self._delta_bytes())
-        if computed is not None:
-            if computed[0] is flow:
-                return computed[1]
-            if step + 1 == len(self._levels):  # corrected for a step to 0; a part ends above
-                flow = computed[0] + (flow - computed[0]) * sigma / (sigma - self.sigmas[-1].to(x))
+        if computed is not None and computed[0] is flow:
+            return computed[1]
         return x - sigma * flow
 
     def evaluate(self, window: Any, compute: Callable[[], Any]) -> Any:

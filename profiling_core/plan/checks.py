@@ -16,6 +16,8 @@ def check_grid(plan: PlanDocument) -> None:
     for step, (before, after) in enumerate(pairwise(plan.sigmas)):
         if not after < before:
             raise ValueError(f"sigmas must fall, but sigmas[{step + 1}] = {after} after {before}")
+    if plan.end is not None and not plan.end < plan.sigmas[-1]:
+        raise ValueError(f"end {plan.end} does not lie below the last of sigmas {plan.sigmas[-1]}")
 
 
 def check_sites(plan: PlanDocument) -> None:

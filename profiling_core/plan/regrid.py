@@ -96,6 +96,7 @@ def regrid(
     there = plan.replace(
         steps=len(sigmas),
         sigmas=sigmas,
+        end=end or None,
         solver=solver,
         shift=float(shift),
         sites=sites,

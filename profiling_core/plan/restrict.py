@@ -19,7 +19,7 @@ def on_visited_steps(plan: CachePlan) -> CachePlan:
     if not plan.jumps:
         return plan
     sites = [_restricted(plan, site, plan.solver_steps) for site in plan.interval_sites]
-    return _on(plan, plan.solver_steps, sites)
+    return _on(plan, plan.solver_steps, sites, plan.end)
 
 
 def plain_jumps(plan: CachePlan) -> CachePlan:
@@ -79,7 +79,8 @@ def on_steps(plan: CachePlan, steps: Sequence[int]) -> CachePlan:
     """
     if list(steps) == list(range(plan.steps)):
         return plan
-    return _on(plan, steps, [_restricted(plan, site, steps) for site in plan.sites])
+    end = (*plan.sigmas, plan.end)[steps[-1] + 1]
+    return _on(plan, steps, [_restricted(plan, site, steps) for site in plan.sites], end)
 
 
 def for_both_branches(plan: CachePlan) -> CachePlan:
@@ -121,6 +122,8 @@ def _restricted(plan: CachePlan, site: Site, steps: Sequence[int]) -> dict[str, 
     return document | {"compute_steps": computed}
 
 
-def _on(plan: CachePlan, steps: Sequence[int], sites: Sequence[dict[str, Any]]) -> CachePlan:
+def _on(
+    plan: CachePlan, steps: Sequence[int], sites: Sequence[dict[str, Any]], end: float | None
+) -> CachePlan:
     sigmas = [plan.sigmas[step] for step in steps]
-    return plan.replace(steps=len(steps), sigmas=sigmas, sites=sites)
+    return plan.replace(steps=len(steps), sigmas=sigmas, sites=sites, end=end)

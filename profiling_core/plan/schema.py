@@ -135,6 +135,7 @@ class PlanDocument(Checked):
     model: ModelFingerprint
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)]
     sigmas: tuple[Sigma, ...]
+    end: Sigma | None = None  # level that the last step leads to; None: the clean latent
     solver: str
     shift: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     storage: Storage = "stream"

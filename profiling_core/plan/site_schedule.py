@@ -83,7 +83,7 @@ def corrections(plan: PlanDocument, branch: Branch) -> dict[int, Forecast]:
     site = plan.prediction
     if site is None or site.skip != "corrected":
         return {}
-    levels, computed = (*plan.sigmas, 0.0), site.compute_steps[branch]
+    levels, computed = (*plan.sigmas, plan.end or 0.0), site.compute_steps[branch]
     drawn, found = forecasts(plan, site, branch), {}
     for j, n in pairwise(computed):
         if n == j + 1:

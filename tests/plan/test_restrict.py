@@ -1,5 +1,9 @@
 """Plans on some of their steps and for other branches."""
 
+import pytest
+
+from profiling_core.errors import PlanError
+from profiling_core.plan.regrid import regrid
 from profiling_core.plan.restrict import for_both_branches, on_steps, on_visited_steps
 from profiling_core.plan.site_schedule import corrections, forecasts, line
 from toys import both, intervals, prediction, toy_plan
@@ -26,6 +30,17 @@ def test_a_part_computes_its_first_step_and_forecasts_from_its_own_anchors() -> 
     found = forecasts(part, part.prediction, "cond")
     assert found[2] == line(part, 2, [0, 1]) and set(found) == {2, 3, 5, 6}
     assert on_steps(plan, range(12)) is plan
+
+
+def test_the_last_step_of_a_part_is_corrected_as_in_the_whole_run() -> None:
+    plan = toy_plan([prediction(both(*COMPUTED), "corrected")])
+    part = on_steps(plan, range(10))  # its step 9 corrects two others and leads to level 10
+    assert part.end == plan.sigmas[10] and on_steps(plan, range(5, 12)).end is None
+    assert 9 in corrections(part, "cond") and corrections(part, "cond") == corrections(plan, "cond")
+    other = [sigma * 0.999 for sigma in part.sigmas]
+    assert regrid(plan, other, solver="euler", shift=1.0, end=0.2).end == 0.2
+    with pytest.raises(PlanError, match=r"end 0\.9 does not lie below the last of sigmas"):
+        part.replace(end=0.9)
 
 
 def test_one_branch_becomes_two_with_the_same_steps() -> None:
