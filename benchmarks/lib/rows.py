@@ -13,7 +13,6 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from PIL import Image
 
 from benchmarks.lib import ROOT
 from profiling_core.metrics import compare
@@ -140,6 +139,8 @@ def save_figure(figure: Any, stem: Path, dpi: int = 140) -> list[Path]:
     paths = [stem.with_suffix(f".{kind}") for kind in ("png", "svg")]
     for path in paths:
         figure.savefig(path, dpi=dpi)
+    from PIL import Image  # a GPU machine of rows alone need not have it
+
     Image.open(paths[0]).convert("RGB").quantize(256).save(paths[0], optimize=True)
     return paths
 

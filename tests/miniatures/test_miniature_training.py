@@ -24,6 +24,13 @@ from wan.configs import WAN_CONFIGS
 SIZES = dit.CONFIG.transformer | {"mm_double_blocks_depth": 1, "mm_single_blocks_depth": 2}
 
 
+@pytest.fixture(autouse=True)
+def _attention_of_the_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler replaces it on a CPU; other tests have the trees' own."""
+    for module in (hyvideo.layers, wan.model):
+        monkeypatch.setattr(module, "attention", module.attention)
+
+
 @torch.no_grad()
 def test_hidden_padding_and_plain_attention_equal_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut text and SDPA against padded text and plain operations, two text lengths in a batch."""
@@ -96,7 +103,6 @@ def test_i2v_minis_image_encoder_is_a_function_of_the_seed(tmp_path: Path) -> No
 
 
 def test_the_check_samples_from_a_picture_as_the_tree_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wan.model, "attention", wan.model.attention)  # a sampler replaces it
     sampler, prompt = samplers.WanSampler(task="i2v-mini"), "red circle moving up over blue noise"
     pipeline, area = sampler.pipeline, clips.SIZE**2
     monkeypatch.setattr(pipeline, "decode", lambda latent: latent[:3] / 4)
