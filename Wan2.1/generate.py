@@ -226,7 +226,7 @@ def check_values(args: argparse.Namespace, config: WanConfig) -> None:
 def read_pictures(args: argparse.Namespace, config: WanConfig) -> list[Image]:
     """The pictures that the task starts from."""
     for name in config.pictures:
-        if getattr(args, name) is None:
+        if not getattr(args, name):
             raise InputError(f"--{name} is missing: task {args.task} needs a picture, name one")
     return [read_picture(Path(getattr(args, name)), f"--{name}") for name in config.pictures]
 

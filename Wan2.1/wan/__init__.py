@@ -21,6 +21,7 @@ t5.py                                 wan/modules/t5.py, wan/modules/tokenizers.
 clip.py                               wan/modules/clip.py, wan/modules/xlm_roberta.py
 vae.py                                wan/modules/vae.py
 sigmas.py, scheduler.py               wan/utils/fm_solvers.py, wan/utils/fm_solvers_unipc.py
+prompt_extend.py                      wan/utils/prompt_extend.py
 sources.py                            wan/utils/vace_processor.py
 video.py                              cache_video and cache_image of wan/utils/utils.py
 profiling_core/parallel/              wan/distributed/

@@ -89,8 +89,9 @@ class WanConfig:
         """Where weights are."""
         if self.repository is None:
             return "leave --ckpt_dir out, the weights are bundled"
+        mini = "i2v-mini" if self.model_type == "i2v" else "t2v-mini"
         return (
-            f"download {self.repository} from Hugging Face; --task t2v-mini runs at once, its "
+            f"download {self.repository} from Hugging Face; --task {mini} runs at once, its "
             "weights are bundled"
         )
 

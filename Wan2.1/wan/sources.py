@@ -5,6 +5,7 @@ ffmpeg gives the frames of a file upright, with 8 bits and at a constant rate.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -22,6 +23,9 @@ from .pictures import read_picture
 CELL = 16  # pixels along a side of a token
 LONGEST = 21  # latent frames of a clip of the full area: 81 frames
 LEAST = 5  # frames of a video: two latent frames
+
+# it warns of a video that is turned upright as its file asks
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def displacements(table: np.ndarray, named: Mapping[str, Lists]) -> Figures:
 def minimax(table: np.ndarray, counts: Collection[int]) -> dict[int, list[int]]:
     """The lexicographic minimax path from step 0 to the last one, for every number of steps.
 
-    Of two paths the better one has the smaller largest stretch; of equal ones, the smaller second
+    The better one of two paths has the smaller largest stretch; of equal ones, the smaller second
     largest, and so on. A stretch counts 32 to the power of its rank: whole numbers without limit,
     so that no number of smaller stretches (there are under 32) outweighs one larger.
     """

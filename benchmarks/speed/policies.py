@@ -1,6 +1,6 @@
 """What plans and policies cost: single calls, and the loops that are put together from them.
 
-Of every plan and policy of the comparison single calls are timed (computed, keeping, reused, the
+Single calls of every plan and policy of the comparison are timed (computed, keeping, reused, the
 decision alone). A loop's seconds are their medians by the schedule's counts: the model's calls
 alone, without guidance and the solver's step. A shipped plan has one schedule, a policy one for
 each of BUDGETS. The rules of the peers are asked at every step and pay for their decision

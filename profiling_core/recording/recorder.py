@@ -322,7 +322,7 @@ class Recorder(FullRun):
     def finish_later(self, latent: Tensor, **facts: Any) -> None:
         """`finish` at the next `write`, so that the clip can be saved first.
 
-        Of several processes the first one has something to write then.
+        Where there are several processes, the first one alone has something to write then.
         """
         if self._part.whole:
             self._unwritten = partial(self.finish, latent, **facts)

@@ -99,7 +99,7 @@ class Recording:
     def counted_linears(self, tap: BlockTap, blocks: list[nn.Module]) -> Iterator[None]:
         """Count the FLOPs of linear layers inside blocks.
 
-        Of several processes each counts its shard, the first one what all hold as well; text that
+        Every one of several processes counts its shard, the first what all hold as well; text that
         is not shorter than a shard is taken for one.
         """
 

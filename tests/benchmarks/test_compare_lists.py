@@ -143,7 +143,7 @@ def test_published_figure_stands_beside_the_miniatures_at_the_same_speedup(monke
 
 
 def test_classes_are_ranked_on_the_prompts_that_all_lists_have():
-    """Of the second prompt one list has no row, so the first counts alone."""
+    """One list has no row of the second prompt, so the first counts alone."""
     names = ("meancache-21", "seacache-21", "uniform-21", "random-1-21")
     rows = [made_up("hunyuan", n, None, "a", 40.0 - k) for k, n in enumerate(names)]
     rows += [made_up("hunyuan", n, None, "b", 9.0 * k) for k, n in enumerate(names[:3])]

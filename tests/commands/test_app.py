@@ -143,6 +143,9 @@ def test_a_run_gives_the_planned_clip_then_the_full_one_and_its_psnr(tree: str, 
     assert runs.run(Asked(job(tree, plan="fast"), with_full=True)) == Ended()
     labels = {event.label for event in runs._pipe.events if isinstance(event, At)}
     assert labels == {"", "fast"} and runs._pipe.events[-1].path == full.path
+    # the plan is shown as it runs: 12 steps, not its file's 50
+    planned, *_, fast, _ = (e for e in runs._pipe.events if not isinstance(e, At))
+    assert planned.ideal == fast.made.block_runs_full / fast.made.block_runs == 3
 
 
 def test_a_cancelled_run_stops_at_its_step_and_the_model_stays(runs: Runs, tmp_path: Path) -> None:

@@ -325,7 +325,9 @@ def test_pictures_that_are_missing_or_another_tasks_are_named(
     i2v, flf2v, t2v = (
         ["--ckpt_dir", "x", "--task", f"{kind}-14B"] for kind in ("i2v", "flf2v", "t2v")
     )
-    assert "--image is missing: task i2v-14B needs a picture" in error_of(*i2v)
+    for nothing in ((), ("--image", "")):
+        assert "--image is missing: task i2v-14B needs a picture" in error_of(*i2v, *nothing)
+    assert "--task i2v-mini runs at once" in error_of(*i2v, "--image", "a.png")
     assert "--last_frame is missing" in error_of(*flf2v, "--first_frame", "a.png")
     says = "--image a.png: task t2v-14B does not start from it, leave it out or take --task i2v-14B"
     assert says in error_of(*t2v, "--image", "a.png")

@@ -1,5 +1,6 @@
 """VACE: its files, the context, and the pipeline against diffusers'."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UniPCMultistepScheduler, WanVACEPipeline
+from imageio_ffmpeg import get_ffmpeg_exe
 from loguru import logger
 from PIL import Image
 from torch import Tensor
@@ -221,6 +223,18 @@ def test_a_video_is_scaled_and_cut_and_its_mask_goes_from_0_to_1(tmp_path: Path)
     alike = read_sources(video, None, [], (80, 48), 81)
     (found,), (marks,), _ = load_sources(alike)
     assert torch.equal(found[:, 2], to_tensor(frames[3])) and marks.min() == 1
+
+
+def test_a_video_is_read_upright_without_a_word(tmp_path: Path, caplog) -> None:
+    lying = write_video(tmp_path / "lying.mkv", [one.rotate(-90, expand=True) for one in VIDEO])
+    turned = tmp_path / "turned.mov"  # as a telephone writes it
+    ask = ["-display_rotation", "90", "-i", str(lying), "-c", "copy", str(turned)]
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", *ask], check=True)
+    sources = read_sources(turned, None, [], (WIDTH, HEIGHT), 81)
+    assert (sources.size, sources.frame_num) == ((WIDTH, HEIGHT), FRAMES)
+    (found,), _, _ = load_sources(sources)
+    assert torch.equal(found[:, 3], to_tensor(VIDEO[3]))
+    assert not caplog.records
 
 
 def test_a_picture_of_another_size_stands_whole_on_white() -> None:

@@ -23,7 +23,7 @@ from profiling_core.commands.batch.jobs import Job
 from profiling_core.errors import InputError, UserError
 from profiling_core.plan.schema import first_mistake
 
-EXAMPLE = "red circle moving right over blue stripes"  # both miniatures know these words
+EXAMPLE = "red circle moving right over blue stripes"  # the miniatures know these words
 FULL = "full"
 LOOK = 1.0  # seconds between two looks at the line of runs
 MOST_UPLOAD = "64mb"

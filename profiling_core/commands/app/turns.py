@@ -17,7 +17,7 @@ class Turn:
 
 
 class Turns:
-    """The line; pages are told apart by a name, and each stands in it once."""
+    """The line; every page has a name, and stands in it once."""
 
     def __init__(self) -> None:
         self._line: list[Turn] = []

@@ -22,6 +22,7 @@ from profiling_core.files import first_line
 from profiling_core.metrics import psnr
 from profiling_core.plan.cost import speedup_flops
 from profiling_core.runtime.terminal import Tenths
+from profiling_core.trees.registry import tree_class
 
 log = logging.getLogger("profiling_core.commands")
 
@@ -190,8 +191,10 @@ class Runs:
         clip = checker.clip(asked.job)
         full = checker.clip(asked.job.model_copy(update={"plan": None}))
         if clip.plan is not None:
-            picture = svgs(plan_figure(clip.plan, "fig-plan"))
-            self._pipe.send(Planned(picture, speedup_flops(clip.plan)))
+            model = tree_class(clip.job.tree)(clip.job.request, clip.job.prompt)
+            plan = model.check_plan(clip.plan)  # on this run's noise levels
+            picture = svgs(plan_figure(plan, "fig-plan"))
+            self._pipe.send(Planned(picture, speedup_flops(plan)))
             finished, video = self._make(clip)
             self._pipe.send(finished)
         if clip.plan is None or asked.with_full:
