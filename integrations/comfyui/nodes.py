@@ -137,6 +137,8 @@ class Sigmas:
         plan_file: str = "",
         speedup: float = 0.0,
     ) -> tuple[torch.Tensor, str]:
+        if len(sigmas) < 2:  # no step, as of a part that begins at the end
+            return sigmas, "no steps"
         chosen = plan_for_solver(asked(plan, plan_file), MODELS[model_name].fingerprint, "unipc")
         if not chosen.jumps:
             raise PlanError(
@@ -144,7 +146,9 @@ class Sigmas:
                 "take the node ProfilingDiT Plan, or one of " + ", ".join(SPEEDUPS)
             )
         chosen, levels = at_speed(chosen, speedup) if speedup else chosen, levels_of(sigmas)
-        there = regrid(chosen, levels, solver=chosen.solver, shift=chosen.shift)
+        there = regrid(
+            chosen, levels, solver=chosen.solver, shift=chosen.shift, end=float(sigmas[-1])
+        )
         shortened = sigmas[[*there.solver_steps, len(levels)]]
         mark_shortened(levels, shortened)
         return shortened, "\n".join([*there.notes, *summary_lines(there)])
