@@ -175,6 +175,23 @@ def test_a_model_that_is_called_outside_a_run_is_an_error() -> None:
     assert "outside of a sampler's run" in line
 
 
+def test_what_is_added_between_the_blocks_is_no_part_of_a_delta(world: Any, planner: Any) -> None:
+    model, euler = world.model("wan"), world.sampler("euler")
+    sigmas = world.sigmas(model, STEPS)
+    patched, blocks, whole = (
+        planner(model, sigmas, SOME, "hold", intervals=each) for each in ([[1, 1]], [[1, 1]], None)
+    )
+    patches = {"double_block": [lambda args: args]}
+    patched.model_options["transformer_options"]["patches"] = patches
+    line = refused(world.sample, patched, euler, sigmas)
+    assert "another node adds to the stream between the blocks (patch 'double_block')" in line
+    inner = model.model.diffusion_model
+    inner.__class__ = type("VaceWanModel", (type(inner),), {})
+    line = refused(world.sample, blocks, euler, sigmas)
+    assert "VaceWanModel adds to the stream between its blocks" in line
+    assert world.sample(whole, euler, sigmas).isfinite().all()
+
+
 @pytest.fixture
 def deltas(world: Any, planner: Any) -> Any:
     """At step 0 of a plan of blocks, in the model's own evaluation."""
