@@ -17,6 +17,7 @@ from profiling_core.loops.diffusers_models import checked_name, fingerprint_of, 
 from profiling_core.plan import CachePlan
 from profiling_core.plan.describe import summary_lines
 from profiling_core.plan.model_specs import MODELS
+from profiling_core.plan.plan import small_file
 from profiling_core.plan.presets import ORDER
 from profiling_core.plan.regrid import SPEEDUPS, at_speed, regrid
 
@@ -55,12 +56,13 @@ def asked(plan: str, plan_file: str) -> CachePlan | str:
 
 
 def file_hash(plan_file: str) -> str | float:
-    """Tells ComfyUI when a plan file has changed; nan, which equals nothing, for a missing one."""
+    """Tells ComfyUI when a plan file has changed; nan, equal to nothing, for no such file."""
     if not plan_file.strip():
         return ""
     try:
-        return hashlib.sha256(Path(plan_file.strip()).read_bytes()).hexdigest()
-    except OSError:
+        found = small_file(Path(plan_file.strip()), "plan file")
+        return hashlib.sha256(found).hexdigest()
+    except PlanError:
         return math.nan
 
 
@@ -137,6 +139,8 @@ class Sigmas:
         plan_file: str = "",
         speedup: float = 0.0,
     ) -> tuple[torch.Tensor, str]:
+        if len(sigmas) < 2:  # no step, as of a part that begins at the end
+            return sigmas, "no steps"
         chosen = plan_for_solver(asked(plan, plan_file), MODELS[model_name].fingerprint, "unipc")
         if not chosen.jumps:
             raise PlanError(
@@ -144,7 +148,9 @@ class Sigmas:
                 "take the node ProfilingDiT Plan, or one of " + ", ".join(SPEEDUPS)
             )
         chosen, levels = at_speed(chosen, speedup) if speedup else chosen, levels_of(sigmas)
-        there = regrid(chosen, levels, solver=chosen.solver, shift=chosen.shift)
+        there = regrid(
+            chosen, levels, solver=chosen.solver, shift=chosen.shift, end=float(sigmas[-1])
+        )
         shortened = sigmas[[*there.solver_steps, len(levels)]]
         mark_shortened(levels, shortened)
         return shortened, "\n".join([*there.notes, *summary_lines(there)])

@@ -138,9 +138,10 @@ def _shipped() -> list[CachePlan]:
 
 
 def _grid_line(plan: CachePlan) -> str:
+    part = "" if plan.end is None else f", ends at {plan.end:.4f}"
     return (
         f"made for {plan.steps} {plan.solver} steps, shift {plan.shift:g}, sigma "
-        f"{plan.sigmas[0]:.4f} to {plan.sigmas[-1]:.4f}, branches {', '.join(plan.branches)}"
+        f"{plan.sigmas[0]:.4f} to {plan.sigmas[-1]:.4f}{part}, branches {', '.join(plan.branches)}"
     )
 
 

@@ -177,6 +177,10 @@ def _of_magcache(
     if isinstance(document["mag_ratios"], list):
         document = document | {"mag_ratios": {"both": document["mag_ratios"]}}
     file = checked(MagCacheFile, document)
+    if file.num_inference_steps not in (None, steps):
+        raise PlanError(
+            f"num_inference_steps is {file.num_inference_steps}, but the run has {steps} steps"
+        )
     both = file.mag_ratios.get("both")
     if both is None:
         ratios = dict(file.mag_ratios)

@@ -38,14 +38,14 @@ def regrid(
     shift: float,
     keep_speed: bool | None = None,
     whole_run: Sequence[float] | None = None,
-    end: float = 0.0,
+    end: float | None = None,
 ) -> CachePlan:
     """The plan on the noise levels `sigmas` of a solver; keep_speed None: as its provenance asks.
 
-    sigmas: the levels of a loop's steps; end: the level that it ends at; whole_run: the levels of
-    all steps of a run that the loop takes a part of. Without whole_run a part is recognised by its
-    levels, below the plan's first or above its last: the plan's steps in its range are put on it.
-    PlanError for sigmas that are no part of whole_run.
+    sigmas: the levels of a loop's steps; whole_run: the levels of all steps of a run that the loop
+    takes a part of; end: the level that it ends at, None for 0 or the whole run's next one. Without
+    whole_run a part is recognised by its levels, below the plan's first or above its last: the
+    plan's steps in its range are put on it. PlanError for sigmas that are no part of whole_run.
 
     Steps are matched by sigma, never by index: a plan that computes at sigma 0.83 computes at the
     level nearest to 0.83, whatever its number. Two planned levels that fall on one new step are
@@ -58,17 +58,19 @@ def regrid(
     sigmas = tuple(float(sigma) for sigma in sigmas)
     if whole_run is not None:
         whole = regrid(plan, whole_run, solver=solver, shift=shift, keep_speed=keep_speed)
-        return part_of(whole, _places(sigmas, whole.sigmas))
+        part = part_of(whole, _places(sigmas, whole.sigmas))
+        return part if end is None else _ending_at(part, end)
+    end = end or 0.0
     if keep_speed is None:
         keep_speed = "speedup" in plan.provenance.settings
     if on_grid(plan, sigmas, solver=solver):
-        return plan
+        return _ending_at(plan, end)
     planned, everything = plan, _computes_everything(plan)
     inside = _inside(plan.sigmas, (*sigmas, end))
     plan = part_of(plain_jumps(plan), inside)
     if on_grid(plan, sigmas, solver=solver):  # a part of its own grid
-        return plan
-    below = (*planned.sigmas, 0.0)[inside[-1] + 1]
+        return _ending_at(plan, end)
+    below = (*planned.sigmas, planned.end or 0.0)[inside[-1] + 1]
     nearest = [_nearest(sigma, sigmas) for sigma in plan.sigmas]
     one_to_one = nearest == list(range(len(sigmas)))
     outside = _outside(planned.sigmas, sigmas)
@@ -139,6 +141,11 @@ def on_grid(plan: CachePlan, sigmas: Sequence[float], *, solver: str) -> bool:
         return False
     pairs = zip(sigmas, plan.sigmas, strict=True)
     return all(isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in pairs)
+
+
+def _ending_at(plan: CachePlan, end: float) -> CachePlan:
+    """The plan in a loop whose last step leads to `end`."""
+    return plan if _same(end, plan.end or 0.0) else plan.replace(end=end or None)
 
 
 def _computes_everything(plan: CachePlan) -> bool:

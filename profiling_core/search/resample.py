@@ -33,6 +33,7 @@ from profiling_core.search.flow_solvers import Levels
 from profiling_core.search.trajectories import guidance_scales
 
 AROUND = 4  # recorded levels that a prediction is interpolated from
+LAST = 1e-3  # where diffusers' multistep solvers end their line, the last level of training
 CLOSE = 1e-4  # of the levels of a shifted line: rounding
 
 
@@ -127,16 +128,19 @@ def grid_like(
         raise ProfileError(f"{steps} steps: expected 2 to {MOST_STEPS}")
     if not 0 < shift < float("inf"):
         raise ProfileError(f"shift {shift:g}: expected a positive number, for example 5.0")
-    first = _first_level(subject, solver)
+    first, end = _first_level(subject, solver), 0.0
     own = _shifted_line(_first_level(subject, subject.solver), subject.steps, subject.shift)
-    if not np.allclose(own, subject.sigmas, rtol=CLOSE, atol=CLOSE / subject.steps):
+    if not _close(own, subject) and solver == subject.solver:  # of diffusers?
+        first, end = float(_unshifted(np.array(subject.sigmas[0]), subject.shift)), LAST
+        own = _shifted_line(first, subject.steps, subject.shift, end)
+    if not _close(own, subject):
         raise ProfileError(
             f"the profile's {subject.steps} noise levels are no line shifted by {subject.shift:g}: "
             "record a profile on the other grid"
         )
     if (steps, shift, solver) == (subject.steps, subject.shift, subject.solver):
         return SigmaGrid(solver, shift, subject.sigmas)
-    sigmas = _shifted_line(first, steps, shift).astype(np.float32)
+    sigmas = _shifted_line(first, steps, shift, end).astype(np.float32)
     if not (np.diff(sigmas) < 0).all():
         raise ProfileError(f"shift {shift:g} leaves no distance between {steps} noise levels")
     return SigmaGrid(solver, shift, tuple(float(sigma) for sigma in sigmas))
@@ -182,8 +186,12 @@ def _first_level(subject: Subject, solver: str) -> float:
     raise ProfileError(f"solver {solver!r} is none of {subject.model.family}'s: expected {names}")
 
 
-def _shifted_line(first: float, steps: int, shift: float) -> np.ndarray:
-    line = np.linspace(first, 0.0, steps + 1)[:-1]
+def _close(levels: np.ndarray, subject: Subject) -> bool:
+    return np.allclose(levels, subject.sigmas, rtol=CLOSE, atol=CLOSE / subject.steps)
+
+
+def _shifted_line(first: float, steps: int, shift: float, end: float = 0.0) -> np.ndarray:
+    line = np.linspace(first, end, steps + 1)[:-1]
     return shift * line / (1 + (shift - 1) * line)
 
 

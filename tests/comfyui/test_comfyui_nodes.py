@@ -44,7 +44,8 @@ def test_a_plan_of_another_model_is_refused_by_the_node(world: Any, planner: Any
 def test_a_plan_file_that_is_missing_is_named(world: Any) -> None:
     line = refused(Plan().apply, world.model("wan"), plan_file="/nowhere/plan.json")
     assert line == "plan file /nowhere/plan.json: No such file or directory"
-    assert Plan.IS_CHANGED(plan_file="/nowhere") != Plan.IS_CHANGED(plan_file="/nowhere")
+    for file in ("/nowhere", "/dev/zero"):  # which has no end
+        assert Plan.IS_CHANGED(plan_file=file) != Plan.IS_CHANGED(plan_file=file)
 
 
 def test_a_plan_file_that_changed_is_read_again(planner: Any, world: Any) -> None:
@@ -173,6 +174,23 @@ def test_a_model_that_is_called_outside_a_run_is_an_error() -> None:
     assert "outside of a sampler's run" in refused(predict_noise, None, None, None, options)
     line = refused(calc_cond_batch, None, None, None, None, None, options)
     assert "outside of a sampler's run" in line
+
+
+def test_what_is_added_between_the_blocks_is_no_part_of_a_delta(world: Any, planner: Any) -> None:
+    model, euler = world.model("wan"), world.sampler("euler")
+    sigmas = world.sigmas(model, STEPS)
+    patched, blocks, whole = (
+        planner(model, sigmas, SOME, "hold", intervals=each) for each in ([[1, 1]], [[1, 1]], None)
+    )
+    patches = {"double_block": [lambda args: args]}
+    patched.model_options["transformer_options"]["patches"] = patches
+    line = refused(world.sample, patched, euler, sigmas)
+    assert "another node adds to the stream between the blocks (patch 'double_block')" in line
+    inner = model.model.diffusion_model
+    inner.__class__ = type("VaceWanModel", (type(inner),), {})
+    line = refused(world.sample, blocks, euler, sigmas)
+    assert "VaceWanModel adds to the stream between its blocks" in line
+    assert world.sample(whole, euler, sigmas).isfinite().all()
 
 
 @pytest.fixture

@@ -81,6 +81,9 @@ def test_a_jump_is_a_run_of_the_shortened_levels(world: Any, kind: str, planner:
     shortened, text = Sigmas().shorten(sigmas, "wan2.1-t2v-14B", plan_file=str(planner.file))
     by_hand = sigmas[[*SOME, STEPS]]
     assert torch.equal(shortened, by_hand) and "stepped over by the solver" in text
+    half, _ = Sigmas().shorten(sigmas[:8], "wan2.1-t2v-14B", plan_file=str(planner.file))
+    assert torch.equal(half, sigmas[[0, 1, 2, 4, 7]])  # step 7 is only where the half ends
+    assert Sigmas().shorten(sigmas[-1:], "wan2.1-t2v-14B") == (sigmas[-1:], "no steps")
     for name in set(world.samplers) & {"dpmpp_2m", "uni_pc"}:
         bare = world.sample(model, world.sampler(name), by_hand)
         assert torch.equal(world.sample(planned, world.sampler(name), sigmas), bare)

@@ -33,9 +33,10 @@ def test_show_draws_the_release_plan(capsys):
 
 def test_show_takes_sizes_and_a_file(capsys, tmp_path):
     path = tmp_path / "mine.json"
-    load_preset("wan2.1-t2v-1.3B", "paper").save(path)
+    load_preset("wan2.1-t2v-1.3B", "paper").replace(end=0.05).save(path)
     assert main(["show", str(path), "--tokens", "1024", "--dtype", "bfloat16"]) == 0
-    assert "30 MiB at 1024 tokens" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "30 MiB at 1024 tokens" in out and "ends at 0.0500, branches cond" in out
 
 
 def test_show_knows_the_usual_sizes_of_every_model(capsys, tmp_path):

@@ -5,7 +5,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 import tiny_pipelines
 from diffusers_plans import RELEASE_LIKE, intervals, made_plan, prediction
@@ -73,6 +77,19 @@ def test_plans_of_the_prediction_equal_a_naive_forecast_bit_for_bit(name: str, s
     assert torch.equal(found, naively(tiny, name, plan))
     calls = 2 if name in TWO_CALLS else 1
     assert cache.stats.reused_calls == calls * (STEPS - len(RELEASE_LIKE) - (name == "wan22"))
+
+
+def test_the_last_step_of_the_first_of_two_models_is_corrected_as_in_one_run() -> None:
+    tiny = build("wan22")
+    tiny.pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    full, models = tiny.latents(), loop_models(tiny.pipe)
+    change = models.steps_of(tiny.pipe.scheduler)[0]
+    assert 3 < change < STEPS - 2
+    plan = made_plan(tiny, prediction("corrected", (0, 1, change - 1, change, STEPS - 1)))
+    with cache_pipeline(tiny.pipe, plan):
+        found = tiny.latents()
+    assert not torch.equal(found, full)
+    torch.testing.assert_close(found, naively(tiny, "wan22", plan))
 
 
 class OnlyVisited:

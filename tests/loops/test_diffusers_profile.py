@@ -141,6 +141,11 @@ def test_two_transformers_make_one_profile_whose_plans_compute_the_change(
         return
     with naive(plan, models[0], {}, 2), naive(plan, models[1], {}, 2, change):
         assert torch.equal(tiny.latents(), found)
+    other = ["--speedup", "2", "--for-steps", "16", "--overwrite"]
+    assert main([*command, *other]) == 0
+    with cache_pipeline(tiny.pipe, out) as cache:
+        tiny.latents(num_inference_steps=16)
+    assert cache.plan.sites == CachePlan.load(out).sites and not cache.plan.notes
 
 
 def test_a_speed_up_that_two_models_do_not_allow_is_refused() -> None:

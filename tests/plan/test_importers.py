@@ -171,6 +171,7 @@ def test_the_authors_ratios_of_cond_and_uncond_take_turns():
         ({"caching_records": [1, 0]}, r"caching_records\[0\]: .* boolean, found '1'"),
         ({"caching_records": [True] * 6, "caching_records_2": [True]}, "a list has 1 entries"),
         (RATIOS | {"mag_ratios": [1.0] * 5}, "mag_ratios has 5 entries, but the run has 6"),
+        (RATIOS | {"num_inference_steps": 50}, "num_inference_steps is 50, but the run has 6"),
         (RATIOS | {"mag_ratios": [1.0, -0.5]}, r"mag_ratios.both\[1\]: .* greater than 0"),
         (RATIOS | {"mag_ratios": {"cond": [1.0] * 6}}, "mag_ratios of cond: expected cond, uncond"),
         (RATIOS | {"threshold": -1}, "threshold: .* greater than or equal to 0, found '-1'"),

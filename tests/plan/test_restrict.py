@@ -38,7 +38,17 @@ def test_the_last_step_of_a_part_is_corrected_as_in_the_whole_run() -> None:
     assert part.end == plan.sigmas[10] and on_steps(plan, range(5, 12)).end is None
     assert 9 in corrections(part, "cond") and corrections(part, "cond") == corrections(plan, "cond")
     other = [sigma * 0.999 for sigma in part.sigmas]
-    assert regrid(plan, other, solver="euler", shift=1.0, end=0.2).end == 0.2
+    euler = {"solver": "euler", "shift": 1.0}
+    assert regrid(plan, other, **euler, end=0.2).end == 0.2
+    for whole_run, found in ((plan.sigmas, part.end), (None, None)):
+        assert regrid(plan, part.sigmas, **euler, whole_run=whole_run).end == found
+        # a sampler may end a part of the run at another level, or denoise it fully
+        for end in (0.2, 0.0):
+            assert regrid(plan, part.sigmas, **euler, whole_run=whole_run, end=end).end == (
+                end or None
+            )
+    assert regrid(part, part.sigmas, **euler).end is None
+    assert regrid(part, part.sigmas, **euler, end=part.end) is part
     with pytest.raises(PlanError, match=r"end 0\.9 does not lie below the last of sigmas"):
         part.replace(end=0.9)
 
