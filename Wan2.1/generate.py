@@ -142,9 +142,10 @@ def check_supported(args: argparse.Namespace) -> None:
     for name, kind in FILES.items():
         taken = (*config.pictures, *config.sources)
         if getattr(args, name) is not None and name not in taken:
+            mini = args.task.endswith("-mini") and f"{kind}-mini" in WAN_CONFIGS
             raise InputError(
                 f"--{name} {getattr(args, name)}: task {args.task} does not start from it, leave "
-                f"it out or take --task {kind}-14B"
+                f"it out or take --task {kind}-{'mini' if mini else '14B'}"
             )
     check_processes(args)
     if not args.use_prompt_extend:

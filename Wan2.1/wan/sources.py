@@ -136,7 +136,8 @@ def sampled(frames: int, count: int) -> list[int]:
 
 def _shape(video: Video) -> str:
     width, height = video.size
-    return f"{video.option} {video.path} has {video.frames} frames of {width}x{height}"
+    frames = "frame" if video.frames == 1 else "frames"
+    return f"{video.option} {video.path} has {video.frames} {frames} of {width}x{height}"
 
 
 def _opened(path: Path, option: str) -> tuple[tuple[int, int], Iterator[bytes]]:

@@ -331,6 +331,7 @@ def test_pictures_that_are_missing_or_another_tasks_are_named(
     assert "--last_frame is missing" in error_of(*flf2v, "--first_frame", "a.png")
     says = "--image a.png: task t2v-14B does not start from it, leave it out or take --task i2v-14B"
     assert says in error_of(*t2v, "--image", "a.png")
+    assert "take --task i2v-mini" in error_of("--task", "t2v-mini", "--image", "a.png")
     assert "take --task flf2v-14B" in error_of(*i2v, "--image", "a.png", "--last_frame", "a.png")
     few = error_of(*flf2v, "--first_frame", "a.png", "--last_frame", "a.png", "--frame_num", "1")
     assert "frame_num 1: task flf2v-14B ends with a frame of its own, take 5 or more" in few

@@ -249,7 +249,7 @@ BAD = {  # what stands in the folder, options, what the line says
     "folder": ("", "--src_video .", "--src_video . is no file: name a video"),
     "text": ("text", "--src_video text.mp4", "--src_video text.mp4 cannot be read as a video"),
     "short": ("4", "--src_video 4.mkv", "4.mkv has 4 frames of 48x32: take a video of 5 frames"),
-    "picture": ("png", "--src_video a.png", "a.png has 1 frames of 48x32: take a video of 5"),
+    "picture": ("png", "--src_video a.png", "a.png has 1 frame of 48x32: take a video of 5"),
     "narrow": ("narrow", "--src_video narrow.mkv", "take one of 16x16 or more"),
     "longer mask": (
         "9 8",
