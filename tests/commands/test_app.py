@@ -297,6 +297,13 @@ def test_the_server_gives_the_clips_alone_and_only_to_its_own_name(page, tmp_pat
     files = {page.out / "clip.mp4": 200, tmp_path / "files" / "plan.json": 403}
     files |= dict.fromkeys((Path("/etc/passwd"), Path(__file__), Path("README.md")), 403)
     files[page.out / ".." / "files" / "plan.json"] = 403
+    elsewhere = (
+        "file=http://example.org/",
+        "file/https://example.org/",
+        "proxy=http://example.org/",
+    )
+    for route in elsewhere:
+        assert client.get(f"/gradio_api/{route}").text == "this page fetches nothing"
     found = {path: client.get(f"/gradio_api/file={path}").status_code for path in files}
     assert found == files
 

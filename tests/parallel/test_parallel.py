@@ -23,6 +23,7 @@ CASES = {
         "wan:cfg=2",
         "wan:ulysses=2,fsdp=1",
         "pictures:ulysses=2,fsdp=1",
+        "pictures:ring=2",
         "pictures:cfg=2",
         "sources:ulysses=2,fsdp=1",
         "sources:ring=2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from pydantic import ValidationError
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from profiling_core.commands.app.places import confined
@@ -40,6 +42,7 @@ TOGETHER = """<script>setInterval(() => {
       && Math.abs(first.currentTime - second.currentTime) > 0.08)
     second.currentTime = first.currentTime;
 }, 300);</script>"""
+FETCHES = re.compile(r"/(proxy=|file[=/]+https?:)")  # routes of gradio
 
 
 class Page:
@@ -259,7 +262,7 @@ class Page:
 
 
 class _Policy:
-    """Puts POLICY on every answer."""
+    """Puts POLICY on every answer, and refuses gradio's routes that fetch from elsewhere."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -271,7 +274,9 @@ class _Policy:
                 message["headers"] = [*message["headers"], policy]
             await send(message)
 
-        await self.app(scope, receive, with_policy)
+        fetches = FETCHES.search(scope.get("path", "")) is not None
+        answer = PlainTextResponse("this page fetches nothing", 403) if fetches else self.app
+        await answer(scope, receive, with_policy)
 
 
 def _running(line: Any, result: Any = None) -> tuple[Any, ...]:
