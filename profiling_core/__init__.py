@@ -42,7 +42,7 @@ MODULES = {
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is asked for: plans need no torch, the version nothing."""
     if name == "__version__":
-        from profiling_core.version import installed_version
+        from profiling_core.files import installed_version
 
         return installed_version()
     if name in MODULES:

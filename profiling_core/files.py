@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from profiling_core.errors import InputError
@@ -161,3 +162,14 @@ def _runs(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+def installed_version() -> str:
+    """The version that files of ours name as their maker.
+
+    A checkout on the path alone has none.
+    """
+    try:
+        return metadata.version("profiling-dit")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"

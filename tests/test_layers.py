@@ -15,29 +15,28 @@ import pytest
 from tree_paths import ROOT
 
 PACKAGE = (
-    "errors files metrics lpips version plan profile search engine recording loops parallel "
+    "errors files metrics lpips plan profile search engine recording loops parallel "
     "runtime runtime-files trees profiling_core"
 )
 TREE = "tree tree-checks tree-parts tree-model"
 ALLOWED = {  # room: what it may import; heavy: torch, diffusers, transformers
     "errors": "",
-    "version": "",
     "files": "errors",
     "metrics": "",
     "lpips": "errors files heavy",
     "plan": "errors files",
     "profile": "errors files plan",
-    "search": "errors version plan profile",
+    "search": "errors files plan profile",
     "parallel": "errors heavy",
     "engine": "errors plan heavy",
-    "recording": "errors files version plan profile engine heavy",
+    "recording": "errors files plan profile engine heavy",
     "runtime-files": "errors files heavy",
     "runtime": "errors files plan profile parallel runtime-files heavy",
     "loops": "errors plan profile engine recording runtime heavy",
     "trees": TREE + " errors plan profile engine recording parallel runtime heavy",
     "commands": PACKAGE + " heavy",
     "__main__": "commands",
-    "profiling_core": "version plan search engine loops",  # its __init__
+    "profiling_core": "files plan search engine loops",  # its __init__
     "upstream": "loops",  # the name that patched checkouts import
     "tree": TREE + " errors files plan engine recording parallel runtime runtime-files heavy",
     "tree-checks": "tree-parts tree-model errors plan parallel runtime heavy",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from profiling_core.files import installed_version
 from profiling_core.profile.profile import (
     FLOAT16,
     FLOAT64,
@@ -22,7 +23,6 @@ from profiling_core.profile.profile import (
 from profiling_core.recording.attention_share import foreground_share, high_attention
 from profiling_core.recording.foreground import foreground_mask
 from profiling_core.recording.run_data import Recording, products
-from profiling_core.version import installed_version
 
 Arrays = dict[str, np.ndarray]
 

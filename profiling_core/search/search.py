@@ -25,6 +25,7 @@ from math import floor, prod
 import numpy as np
 
 from profiling_core.errors import PlanError
+from profiling_core.files import installed_version
 from profiling_core.plan import CachePlan
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.describe import format_bytes
@@ -41,7 +42,6 @@ from profiling_core.search.step_search import (
     StepSearch,
 )
 from profiling_core.search.trajectories import Trajectories, trajectories_of
-from profiling_core.version import installed_version
 
 SPEEDUP = 2.0
 # fitted jumps are taken below this speed-up alone: docs/research/prediction.md

@@ -16,7 +16,6 @@ from torch import nn
 from made_plans import plans
 from naive_walk import naive
 from profiling_core.engine.delta_cache import DeltaCache
-from profiling_core.errors import PlanError
 from profiling_core.plan.cost import bytes_held
 from profiling_core.plan.site_schedule import forecasts
 from toys import (
@@ -440,13 +439,3 @@ def test_step_past_the_planned_count_computes(model):
         late = model(x, t, 0.0)
         cache.detach()
         assert torch.equal(late[0], model(x, t, 0.0)[0])
-
-
-def test_jump_plan_names_the_steps_of_the_solver_and_refuses_others(model):
-    plan = toy_plan([prediction(both(0, 1, 4, 8), "jump")])
-    assert plan.solver_steps == (0, 1, 4, 8)
-    cache = DeltaCache(plan).attach(model)
-    with pytest.raises(ValueError, match="jumps over step 2: give the solver only"):
-        cache.begin(2, "cond")
-    with pytest.raises(PlanError, match="lets the solver jump, but this loop's solver visits all"):
-        cache.follow()

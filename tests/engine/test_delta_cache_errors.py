@@ -301,3 +301,13 @@ def test_summary_names_cost_and_bytes_before_the_run():
     text = "\n".join(summary_lines(plan, tokens=5, stream_itemsize=4, latent_numel=40))
     assert "blocks 0 2-4 (4 blocks): computed at 5 of 12 steps" in text
     assert f"holds at most {4 * 5 * 8 * 4} B" in text
+
+
+def test_jump_plan_names_the_steps_of_the_solver_and_refuses_others(model):
+    plan = toy_plan([prediction(both(0, 1, 4, 8), "jump")])
+    assert plan.solver_steps == (0, 1, 4, 8)
+    cache = DeltaCache(plan).attach(model)
+    with pytest.raises(ValueError, match="jumps over step 2: give the solver only"):
+        cache.begin(2, "cond")
+    with pytest.raises(PlanError, match="lets the solver jump, but this loop's solver visits all"):
+        cache.follow()

@@ -13,10 +13,10 @@ import torch
 
 from profiling_core.commands.check.report import Found
 from profiling_core.commands.compare.runs import device_name
+from profiling_core.files import installed_version
 from profiling_core.plan.describe import format_bytes
 from profiling_core.runtime.memory import available_bytes
 from profiling_core.trees.tree_model import PACKAGE, TreeModel
-from profiling_core.version import installed_version
 
 PACKAGES = ("diffusers", "transformers", "accelerate", "safetensors", "numpy")
 OPTIONAL = ("flash-attn", "flash-attn-3", "xfuser", "yunchang")

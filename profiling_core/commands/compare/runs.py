@@ -25,10 +25,10 @@ from profiling_core.commands.compare.methods import Method
 from profiling_core.commands.compare.prompts import Pair
 from profiling_core.commands.compare.rows import FULL, Row
 from profiling_core.errors import CompareError
+from profiling_core.files import installed_version
 from profiling_core.lpips import Lpips
 from profiling_core.metrics import compare, latent_error
 from profiling_core.trees.tree_model import TreeModel
-from profiling_core.version import installed_version
 
 WARM_UP_STEPS = 2
 CPU_FACTS = Path("/proc/cpuinfo")
