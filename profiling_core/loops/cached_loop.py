@@ -129,7 +129,7 @@ class LoopCache:
         self._steps, self._solver = SteppedLevels(), ExitStack()
         self._set: SetGrid | None = None
         self._lines: list[str] = []  # to log when the first model call comes
-        self._called = False
+        self.called = False
         self.plan: CachePlan | None = None
         self.stats = RunStats()
 
@@ -153,7 +153,7 @@ class LoopCache:
             self._start(self._set)
 
         self.plan, self.stats = None, RunStats()
-        self._set, self._called = None, False
+        self._set, self.called = None, False
         with ExitStack() as seams:
             if hasattr(owner, "get_timesteps"):
                 seams.enter_context(around_calls(owner, "get_timesteps", self._without_first))
@@ -168,9 +168,9 @@ class LoopCache:
 
     def begins_late(self, timestep: Any) -> bool:
         """At the first model call: does the loop begin in the middle, and is it attached so now?"""
-        if self._called or self._set is None or self.plan is None:
+        if self._set is None or self.plan is None:
             return False
-        self._called = True
+        self.called = True
         first = 0 if self.plan.jumps else self._steps.place_of(timestep)
         if first:
             self._start(self._set, first)
@@ -269,7 +269,11 @@ class LoggedCache(DeltaCache):
 
     def call(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         model, tracker = self._model, self._tracker
-        if tracker is not None and self._loop.begins_late(tracker.timestep_of(args, kwargs)):
+        if (
+            tracker is not None
+            and not self._loop.called
+            and self._loop.begins_late(tracker.timestep_of(args, kwargs))
+        ):
             return vars(model)[CACHE].call(run, args, kwargs)
         return super().call(run, args, kwargs)
 

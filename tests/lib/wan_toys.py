@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
@@ -221,3 +222,17 @@ def write_language_model(folder: Path, seed: int = 4) -> Path:
     model.generation_config.do_sample = True
     model.save_pretrained(folder)
     return folder
+
+
+def seen_moves(pipeline: Any, patch: pytest.MonkeyPatch, *others: str) -> list[str]:
+    """Fills as parts of a pipeline are moved; the device is "cpu:0", the host "cpu".
+
+    Stand-ins for the moves of transformer, text encoder and `others`, which stay where they are.
+    """
+    seen: list[str] = []
+    patch.setattr(pipeline, "_leaves", lambda offload: offload)
+    patch.setattr(pipeline, "device", torch.device("cpu", 0))
+    for name in ("model", "text_encoder", *others):
+        part, said = getattr(pipeline, name), f"{name} {{}}".format
+        patch.setattr(part, "to", lambda device, said=said: seen.append(said(device)))
+    return seen

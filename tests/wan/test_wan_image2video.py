@@ -25,7 +25,7 @@ from wan.configs import CLIP_CHECKPOINT, MAX_AREA_CONFIGS, WAN_CONFIGS, size_lik
 from wan.image2video import WanFLF2V, WanI2V, frame_mask, to_tensor
 from wan.pictures import fitted, read_picture
 from wan.sigmas import sigma_grid, sigmas_fp32
-from wan_toys import tiny_clip, tiny_vae, write_checkpoint
+from wan_toys import seen_moves, tiny_clip, tiny_vae, write_checkpoint
 
 TEXT_MOVES = ["model cpu", "text_encoder cpu:0", "text_encoder cpu"]
 AREA, FRAMES, STEPS, SHIFT = 48 * 32, 9, 4, 3.0
@@ -140,14 +140,8 @@ def test_the_cache_answers_as_its_plan_says(pipeline: WanI2V) -> None:
 def test_parts_leave_the_gpu_while_pictures_are_encoded(
     pipeline: WanI2V, monkeypatch: pytest.MonkeyPatch, t5_cpu: bool
 ) -> None:
-    """Stand-ins for the moves; the device is "cpu:0", the host "cpu"."""
-    seen: list[str] = []
-    monkeypatch.setattr(pipeline, "_leaves", lambda offload: offload)
-    monkeypatch.setattr(pipeline, "device", torch.device("cpu", 0))
+    seen = seen_moves(pipeline, monkeypatch, "image_encoder")
     monkeypatch.setattr(pipeline, "t5_cpu", t5_cpu)
-    for name in ("model", "text_encoder", "image_encoder"):
-        part, said = getattr(pipeline, name), f"{name} {{}}".format
-        monkeypatch.setattr(part, "to", lambda device, said=said: seen.append(said(device)))
     encode = pipeline.vae.encode
     monkeypatch.setattr(pipeline.vae, "encode", lambda x: seen.append("encoding") or encode(x))
     sample(pipeline, offload_model=True)

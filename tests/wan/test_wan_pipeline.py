@@ -15,7 +15,7 @@ from wan.configs import WAN_CONFIGS
 from wan.image2video import WanFLF2V, WanI2V
 from wan.sigmas import sigmas_fp32
 from wan.text2video import WanT2V
-from wan_toys import TINY_DIT
+from wan_toys import TINY_DIT, seen_moves
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +95,7 @@ def test_text_length_comes_from_the_checkpoint(pipeline: WanT2V) -> None:
 def test_parts_leave_the_gpu_while_others_work(
     tree: TreeCase, pipeline: WanT2V, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stand-ins for the moves; the device is "cpu:0", the host "cpu"."""
-    expected, seen = tree.sample(pipeline), []
-    monkeypatch.setattr(pipeline, "_leaves", lambda offload: offload)
-    monkeypatch.setattr(pipeline, "device", torch.device("cpu", 0))
-    for name in ("model", "text_encoder"):
-        part, said = getattr(pipeline, name), f"{name} {{}}".format
-        monkeypatch.setattr(part, "to", lambda device, said=said: seen.append(said(device)))
+    expected, seen = tree.sample(pipeline), seen_moves(pipeline, monkeypatch)
     decode = pipeline.vae.decode
     monkeypatch.setattr(pipeline.vae, "decode", lambda z: seen.append("decoding") or decode(z))
     pipeline.model.register_forward_pre_hook(lambda model, args: seen.append("denoising"))

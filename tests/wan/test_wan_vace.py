@@ -28,7 +28,7 @@ from wan.image2video import to_tensor
 from wan.sigmas import sigma_grid, sigmas_fp32
 from wan.sources import Video, clip_of, read_sources, sampled
 from wan.vace import WanVace, load_sources, on_canvas
-from wan_toys import tiny_vae, write_checkpoint
+from wan_toys import seen_moves, tiny_vae, write_checkpoint
 
 FRAMES, STEPS, SHIFT = 9, 4, 16.0
 HEIGHT, WIDTH = 32, 48
@@ -159,13 +159,7 @@ def test_a_plan_does_what_a_naive_walk_does_and_hints_run_at_every_model_call(
 def test_parts_leave_the_gpu_while_sources_are_encoded(
     pipeline: WanVace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stand-ins for the moves; the device is "cpu:0", the host "cpu"."""
-    seen: list[str] = []
-    monkeypatch.setattr(pipeline, "_leaves", lambda offload: offload)
-    monkeypatch.setattr(pipeline, "device", torch.device("cpu", 0))
-    for name in ("model", "text_encoder"):
-        part, said = getattr(pipeline, name), f"{name} {{}}".format
-        monkeypatch.setattr(part, "to", lambda device, said=said: seen.append(said(device)))
+    seen = seen_moves(pipeline, monkeypatch)
     encode = pipeline.vae.encode
     monkeypatch.setattr(pipeline.vae, "encode", lambda x: seen.append("encoding") or encode(x))
     sample(pipeline, *inputs(True, False, True), offload_model=True)

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from profiling_core.commands.app.worker import At, Event, Finished, Planned
 from profiling_core.commands.batch.clips import FULL
-from profiling_core.commands.report.markup import Markup, joined, table, tag
+from profiling_core.commands.report.markup import Markup, table, tag
 from profiling_core.plan.describe import format_bytes
 
 PARTS = {
@@ -92,7 +92,6 @@ class Shown:
 
 
 def _figure(one: Finished) -> Markup:
-    name = "full run" if one.label == FULL else f"plan {one.label}"
     address = f"gradio_api/file={quote(str(one.path.absolute()))}"
     video = tag(
         "video",
@@ -103,17 +102,20 @@ def _figure(one: Finished) -> Markup:
         muted=True,
         playsinline=True,
     )
-    caption = tag("b", name), f" · {one.made.seconds:.1f} s in all"
+    caption = tag("b", _name(one.label)), f" · {one.made.seconds:.1f} s in all"
     link = tag("a", one.path.name, href=address, download=one.path.name)
     return tag("figure", video, tag("figcaption", *caption, link))
 
 
 def _where(at: At) -> str:
-    run = "full run" if at.label == FULL else f"plan {at.label}"
     part = PARTS.get(at.part, f"step {at.done} of {at.total}")
-    return f"{run}: {part}" if at.label else part
+    return f"{_name(at.label)}: {part}" if at.label else part
+
+
+def _name(label: str) -> str:
+    return "full run" if label == FULL else f"plan {label}"
 
 
 def help_text() -> Markup:
     """Before the first run."""
-    return joined([message("Press Generate. The clip and what it took appear here.")])
+    return message("Press Generate. The clip and what it took appear here.")
