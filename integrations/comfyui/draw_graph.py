@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-WIDE, HIGH, OURS = 0.82, 0.72, "ProfilingDiT"
+WIDE, HIGH, OURS = 0.86, 0.72, "ProfilingDiT"
 
 
 def draw(workflow: Path, picture: Path) -> None:
@@ -42,9 +42,9 @@ def draw(workflow: Path, picture: Path) -> None:
         corner = (x, y - HIGH / 2)
         axes.add_patch(Rectangle(corner, WIDE, HIGH, facecolor=colour, edgecolor="0.5", zorder=2))
         values = [f"{k}: {v}" for k, v in node["inputs"].items() if not isinstance(v, list)]
-        shown = [value[:22] for value in values if not value.endswith(": ")][:3]
+        shown = [value[:26] for value in values if not value.endswith(": ")][:3]
         text = "\n".join([node["class_type"], *shown])
-        axes.text(x + 0.03, y, text, fontsize=7, va="center", zorder=3)
+        axes.text(x + 0.03, y, text, fontsize=6.5, va="center", zorder=3)
     figure.savefig(picture, dpi=110)
 
 
